@@ -1,0 +1,248 @@
+//! The data plane, one hop on. Coordinator and worker serve `TaskService` and
+//! `FileService` with this one type; each brings its own [`Route`], which is what that
+//! hop adds (the coordinator: who may, and where; the worker: how much).
+//!
+//! A broken upload must never look finished: when the stream from the client fails,
+//! the call to the next hop is dropped, which resets it, rather than closed.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures::{Stream, StreamExt};
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
+
+use crate::{
+    error::{Error, Reason, reason_of},
+    ids::SessionId,
+    transport::MESSAGE_LIMIT,
+    v1::{
+        self, file_service_client::FileServiceClient, file_service_server::FileService,
+        task_service_client::TaskServiceClient, task_service_server::TaskService,
+    },
+};
+
+/// Where a call goes next.
+pub struct Hop {
+    /// To the next server.
+    pub channel: Channel,
+    /// Kept until the call, stream included, is over: a permit, a count, an activity mark.
+    pub guard: Guard,
+}
+
+/// Whatever a hop wants to hold for the length of a call.
+pub type Guard = Option<Box<dyn std::any::Any + Send + Sync>>;
+
+/// What one hop adds to a data-plane call.
+pub trait Route: Send + Sync + 'static {
+    /// Decides whether this call may go on, and where to. `call` names the method, e.g. `Run`.
+    fn route(
+        &self,
+        session: SessionId,
+        call: &'static str,
+        metadata: &MetadataMap,
+    ) -> impl Future<Output = Result<Hop, Error>> + Send;
+
+    /// What to answer when the session can't be reached although it should be there.
+    fn lost(&self) -> Error;
+}
+
+/// Serves the data plane by passing it on.
+pub struct Relay<R> {
+    route: R,
+}
+
+impl<R: Route> Relay<R> {
+    pub fn new(route: R) -> Self {
+        Self { route }
+    }
+
+    async fn hop(&self, session: &str, call: &'static str, metadata: &MetadataMap) -> Result<Hop, Status> {
+        let session: SessionId = session.parse()?;
+        Ok(self.route.route(session, call, metadata).await?)
+    }
+
+    /// A status of the next hop goes through as it is; a broken connection gets our words.
+    fn downstream(&self, status: Status) -> Status {
+        let transport = std::error::Error::source(&status).is_some() && reason_of(&status).is_none();
+        if transport { self.route.lost().cause(status.message().to_owned()).into() } else { status }
+    }
+}
+
+/// Metadata that travels on: the deadline, tracing, and our own keys. Credentials stay here.
+fn passed_on<T>(metadata: &MetadataMap, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    for key in ["grpc-timeout", "traceparent", "tracestate", "berth-request-id"] {
+        if let Some(value) = metadata.get(key) {
+            request.metadata_mut().insert(key, value.clone());
+        }
+    }
+    request
+}
+
+/// A stream of the next hop, holding the hop's guard until it is dropped.
+pub struct RelayStream<T> {
+    inner: Streaming<T>,
+    lost: Option<Error>,
+    _guard: Guard,
+}
+
+impl<T> Stream for RelayStream<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.inner.poll_next_unpin(cx) {
+            Poll::Ready(Some(Err(status))) if reason_of(&status).is_none() => {
+                let status = match self.lost.take() {
+                    Some(lost) => lost.cause(status.message().to_owned()).into(),
+                    None => status,
+                };
+                Poll::Ready(Some(Err(status)))
+            }
+            other => other,
+        }
+    }
+}
+
+/// What `async_trait` would make of these methods; it does not see into our macros.
+type BoxedCall<'a, T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'a>>;
+
+macro_rules! unary {
+    ($client:ident, $method:ident, $call:literal, $request:ty, $response:ty) => {
+        fn $method<'a, 'b>(&'a self, request: Request<$request>) -> BoxedCall<'b, $response>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async move {
+                let (metadata, _, message) = request.into_parts();
+                let hop = self.hop(&message.session_id, $call, &metadata).await?;
+                let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
+                client.$method(passed_on(&metadata, message)).await.map_err(|status| self.downstream(status))
+            })
+        }
+    };
+}
+
+macro_rules! streaming {
+    ($client:ident, $method:ident, $call:literal, $request:ty, $stream:ident) => {
+        fn $method<'a, 'b>(&'a self, request: Request<$request>) -> BoxedCall<'b, Self::$stream>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async move {
+                let (metadata, _, message) = request.into_parts();
+                let hop = self.hop(&message.session_id, $call, &metadata).await?;
+                let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
+                let response = client
+                    .$method(passed_on(&metadata, message))
+                    .await
+                    .map_err(|status| self.downstream(status))?;
+                Ok(Response::new(RelayStream {
+                    inner: response.into_inner(),
+                    lost: Some(self.route.lost()),
+                    _guard: hop.guard,
+                }))
+            })
+        }
+    };
+}
+
+#[tonic::async_trait]
+impl<R: Route> TaskService for Relay<R> {
+    type RunStream = RelayStream<v1::TaskEvent>;
+    type WatchTaskStream = RelayStream<v1::TaskEvent>;
+
+    streaming!(TaskServiceClient, run, "Run", v1::RunRequest, RunStream);
+    streaming!(TaskServiceClient, watch_task, "WatchTask", v1::WatchTaskRequest, WatchTaskStream);
+    unary!(TaskServiceClient, start_task, "StartTask", v1::StartTaskRequest, v1::Task);
+    unary!(TaskServiceClient, get_task, "GetTask", v1::GetTaskRequest, v1::Task);
+    unary!(TaskServiceClient, list_tasks, "ListTasks", v1::ListTasksRequest, v1::ListTasksResponse);
+    unary!(TaskServiceClient, wait_task, "WaitTask", v1::WaitTaskRequest, v1::Task);
+    unary!(TaskServiceClient, write_stdin, "WriteStdin", v1::WriteStdinRequest, v1::WriteStdinResponse);
+    unary!(TaskServiceClient, close_stdin, "CloseStdin", v1::CloseStdinRequest, v1::CloseStdinResponse);
+    unary!(TaskServiceClient, resize_pty, "ResizePty", v1::ResizePtyRequest, v1::ResizePtyResponse);
+    unary!(TaskServiceClient, signal_task, "SignalTask", v1::SignalTaskRequest, v1::SignalTaskResponse);
+    unary!(TaskServiceClient, cancel_task, "CancelTask", v1::CancelTaskRequest, v1::Task);
+}
+
+#[tonic::async_trait]
+impl<R: Route> FileService for Relay<R> {
+    type ReadStream = RelayStream<v1::ReadResponse>;
+
+    streaming!(FileServiceClient, read, "Read", v1::ReadRequest, ReadStream);
+    unary!(FileServiceClient, stat, "Stat", v1::StatRequest, v1::FileInfo);
+    unary!(FileServiceClient, list, "List", v1::ListRequest, v1::ListResponse);
+    unary!(FileServiceClient, make_dir, "MakeDir", v1::MakeDirRequest, v1::FileInfo);
+    unary!(FileServiceClient, r#move, "Move", v1::MoveRequest, v1::FileInfo);
+    unary!(FileServiceClient, remove, "Remove", v1::RemoveRequest, v1::RemoveResponse);
+
+    async fn write(
+        &self,
+        request: Request<Streaming<v1::WriteRequest>>,
+    ) -> Result<Response<v1::FileInfo>, Status> {
+        let (metadata, _, mut incoming) = request.into_parts();
+        let first =
+            incoming.message().await?.ok_or_else(|| Error::invalid("header", "the stream was empty"))?;
+        let Some(v1::write_request::Part::Header(header)) = &first.part else {
+            return Err(Error::invalid("header", "must come first").into());
+        };
+        let hop = self.hop(&header.session_id, "Write", &metadata).await?;
+        let (failed, broken) = oneshot::channel();
+        let body = Upload { first: Some(first), incoming, failed: Some(failed) };
+        let mut client = FileServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
+        tokio::select! {
+            biased;
+            // The sender is also dropped, unused, when the upload went through.
+            Ok(status) = broken => Err(status),
+            result = client.write(passed_on(&metadata, body)) => result.map_err(|status| self.downstream(status)),
+        }
+    }
+}
+
+/// The client's upload on its way to the next hop. After a failure it reports it and
+/// stays pending: to end would tell the next hop that the file is complete.
+struct Upload {
+    first: Option<v1::WriteRequest>,
+    incoming: Streaming<v1::WriteRequest>,
+    failed: Option<oneshot::Sender<Status>>,
+}
+
+impl Stream for Upload {
+    type Item = v1::WriteRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        if self.failed.is_none() {
+            return Poll::Pending;
+        }
+        match futures::ready!(self.incoming.poll_next_unpin(cx)) {
+            Some(Ok(message)) => Poll::Ready(Some(message)),
+            None => Poll::Ready(None),
+            Some(Err(status)) => {
+                if let Some(failed) = self.failed.take() {
+                    let _ = failed.send(status);
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// [`Route::lost`] for a hop whose next hop is a worker.
+pub fn worker_unreachable() -> Error {
+    Error::unavailable(Reason::WorkerUnreachable, "the session's worker can't be reached right now")
+        .hint("the session may live on: try again in a few seconds, and see `berth workers`")
+}
+
+/// [`Route::lost`] for a hop whose next hop is an agent.
+pub fn agent_unreachable() -> Error {
+    Error::unavailable(Reason::AgentUnreachable, "the session's agent does not answer")
+        .hint("see the session's state with `berth ps`")
+}
