@@ -1,0 +1,177 @@
+//! The session's own deadlines: its TTL and its idle timeout, on the boot clock. They are
+//! the agent's, so that they hold when the worker is stopped, dead, or cut off.
+//!
+//! Idle: no task runs and no call is being served. A paused session is not idle.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use crate::clock::{BootAlarm, boot_now};
+
+/// What keeps a session from being idle.
+#[derive(Default)]
+pub struct Activity {
+    busy: AtomicUsize,
+    /// Boot time when it was last busy.
+    last: Mutex<Duration>,
+    changed: Notify,
+}
+
+/// While this lives, the session is not idle.
+pub struct Busy(Arc<Activity>);
+
+impl Activity {
+    pub fn new() -> Arc<Self> {
+        let activity = Self::default();
+        activity.touch();
+        Arc::new(activity)
+    }
+
+    /// A call, a task, or a pause begins.
+    pub fn enter(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    fn touch(&self) {
+        *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = boot_now();
+    }
+
+    /// Since when it is idle, in boot time.
+    fn idle_since(&self) -> Option<Duration> {
+        if self.busy.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        Some(*self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.touch();
+        if self.0.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Ends {
+    /// In boot time.
+    ttl: Option<Duration>,
+    idle: Option<Duration>,
+}
+
+/// The deadlines of one session.
+pub struct Deadlines {
+    ends: Mutex<Ends>,
+    pub activity: Arc<Activity>,
+}
+
+/// Which deadline passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Expiry {
+    Ttl,
+    Idle,
+}
+
+impl Deadlines {
+    pub fn new() -> Self {
+        Self { ends: Mutex::default(), activity: Activity::new() }
+    }
+
+    fn ends(&self) -> Ends {
+        *self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Sets both anew, from now. `None`: no end.
+    pub fn set(&self, ttl_left: Option<Duration>, idle: Option<Duration>) {
+        let ttl = ttl_left.map(|left| boot_now().saturating_add(left));
+        *self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Ends { ttl, idle };
+        self.activity.touch();
+        self.activity.changed.notify_one();
+    }
+
+    /// The next moment at which something may have passed.
+    fn next(ends: Ends, idle_since: Option<Duration>) -> Option<(Duration, Expiry)> {
+        let ttl = ends.ttl.map(|at| (at, Expiry::Ttl));
+        let idle = ends.idle.zip(idle_since).map(|(idle, since)| (since.saturating_add(idle), Expiry::Idle));
+        [ttl, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Waits until one of them passes.
+    pub async fn expired(&self) -> io::Result<Expiry> {
+        let alarm = BootAlarm::new()?;
+        loop {
+            let next = Self::next(self.ends(), self.activity.idle_since());
+            match next {
+                Some((at, expiry)) if at <= boot_now() => return Ok(expiry),
+                _ => {}
+            }
+            tokio::select! {
+                rung = alarm.wait_until(next.map(|(at, _)| at)) => rung?,
+                () = self.activity.changed.notified() => {}
+            }
+        }
+    }
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn the_earlier_one_counts_and_the_busy_are_not_idle() {
+        let ends = Ends { ttl: Some(s(100)), idle: Some(s(10)) };
+        assert_eq!(Deadlines::next(ends, Some(s(50))), Some((s(60), Expiry::Idle)));
+        assert_eq!(Deadlines::next(ends, Some(s(95))), Some((s(100), Expiry::Ttl)));
+        assert_eq!(Deadlines::next(ends, None), Some((s(100), Expiry::Ttl)));
+        assert_eq!(Deadlines::next(Ends::default(), Some(s(1))), None);
+    }
+
+    #[tokio::test]
+    async fn idle_begins_when_the_last_call_ends() {
+        let deadlines = Arc::new(Deadlines::new());
+        let busy = deadlines.activity.enter();
+        deadlines.set(None, Some(Duration::from_millis(30)));
+        let waiter = deadlines.clone();
+        let expired = tokio::time::timeout(Duration::from_millis(120), waiter.expired()).await;
+        assert!(expired.is_err(), "a call is being served");
+        let ended = boot_now();
+        drop(busy);
+        assert_eq!(deadlines.expired().await.unwrap(), Expiry::Idle);
+        assert!(boot_now() >= ended + Duration::from_millis(30));
+    }
+
+    #[tokio::test]
+    async fn a_new_ttl_replaces_the_old() {
+        let deadlines = Arc::new(Deadlines::new());
+        deadlines.set(Some(Duration::from_secs(3600)), None);
+        let waiter = deadlines.clone();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        berth_proto::spawn::spawn("wait", async move {
+            let _ = tell.send(waiter.expired().await.unwrap());
+        });
+        tokio::task::yield_now().await;
+        deadlines.set(Some(Duration::from_millis(20)), None);
+        assert_eq!(told.await.unwrap(), Expiry::Ttl);
+    }
+}

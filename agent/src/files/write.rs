@@ -1,0 +1,133 @@
+//! Writing a file: into a temporary one beside it, which replaces it in one step when
+//! the stream has ended well. A stream that breaks removes the temporary file, and
+//! leaves what was there as it was.
+//!
+//! No fsync: a session's files are as durable as its sandbox; checkpoints sync.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, Write},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use berth_proto::{Error, v1};
+use bytes::Bytes;
+use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat},
+    sys::stat::{Mode, fchmod, fstat},
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+use super::{Files, file_error, path, path::Place, read::must_be_file, tree};
+
+/// Mode of a new file, unless the caller says otherwise.
+const NEW_FILE: u32 = 0o644;
+
+struct Temporary {
+    place: Place,
+    name: OsString,
+}
+
+/// A file that is being written.
+pub struct Writing {
+    files: Arc<Files>,
+    file: Arc<File>,
+    /// Gone once it has become the file.
+    temporary: Option<Arc<Temporary>>,
+    mode: u32,
+    shown: String,
+}
+
+/// What a write was asked for.
+pub struct Target {
+    pub absolute: PathBuf,
+    pub shown: String,
+    pub mode: Option<u32>,
+    pub make_parents: bool,
+}
+
+/// Opens a temporary file where the path leads.
+pub async fn begin(files: &Arc<Files>, target: Target) -> Result<Writing, Error> {
+    let shown = target.shown.clone();
+    let (file, temporary, mode) = files.run(move |_| open(target)).await?;
+    Ok(Writing {
+        files: files.clone(),
+        file: Arc::new(file),
+        temporary: Some(Arc::new(temporary)),
+        mode,
+        shown,
+    })
+}
+
+fn open(target: Target) -> Result<(File, Temporary, u32), Error> {
+    let failed = |error: io::Error| file_error(&target.shown, error);
+    if target.make_parents {
+        let (parent, _) = path::split(&target.absolute).map_err(failed)?;
+        tree::make_parents(&parent, &target.shown)?;
+    }
+    let place = Place::resolved(&target.absolute).map_err(failed)?;
+    let mode = match place.stat() {
+        Ok(stat) => {
+            must_be_file(&target.shown, &stat)?;
+            target.mode.unwrap_or(stat.st_mode & 0o7777)
+        }
+        Err(nix::errno::Errno::ENOENT) => target.mode.unwrap_or(NEW_FILE),
+        Err(errno) => return Err(failed(errno.into())),
+    };
+    let name = OsString::from(format!(".berth-{}.tmp", berth_proto::TaskId::new()));
+    let how = OpenHow::new()
+        .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC)
+        .mode(Mode::from_bits_truncate(0o600))
+        .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let file = path::retried(|| openat2(&place.dir, &*name, how)).map_err(|e| failed(e.into()))?;
+    Ok((File::from(file), Temporary { place, name }, mode))
+}
+
+impl Writing {
+    /// Adds to the end.
+    pub async fn append(&mut self, data: Bytes) -> Result<(), Error> {
+        let file = self.file.clone();
+        let result = self.files.run(move |_| Ok((&*file).write_all(&data))).await?;
+        result.map_err(|error| file_error(&self.shown, error))
+    }
+
+    /// Puts it in its place.
+    pub async fn finish(mut self) -> Result<v1::FileInfo, Error> {
+        let Some(temporary) = self.temporary.clone() else {
+            return Err(Error::internal("the file was finished before"));
+        };
+        let (file, mode, shown) = (self.file.clone(), self.mode, self.shown.clone());
+        let info = self
+            .files
+            .run(move |_| {
+                let run = || -> nix::Result<v1::FileInfo> {
+                    fchmod(&*file, path::bits(mode))?;
+                    let dir = &temporary.place.dir;
+                    renameat(dir, &*temporary.name, dir, &*temporary.place.name)?;
+                    Ok(path::info(OsStr::new(&shown), &fstat(&*file)?, None))
+                };
+                run().map_err(|errno| file_error(&shown, errno))
+            })
+            .await?;
+        self.temporary = None;
+        Ok(info)
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let Some(temporary) = self.temporary.take() else { return };
+        let files = self.files.clone();
+        // Only a file thread may unlink it; nobody waits for that.
+        berth_proto::spawn::spawn("remove a broken upload", async move {
+            let _ = files
+                .run(move |_| {
+                    let _ = unlinkat(&temporary.place.dir, &*temporary.name, UnlinkatFlags::NoRemoveDir);
+                    Ok(())
+                })
+                .await;
+        });
+    }
+}

@@ -1,0 +1,139 @@
+//! AgentService: what the worker tells the agent of its session, and hears of it.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use berth_proto::{
+    Code, Epoch, Error, Reason, VERSION, convert,
+    domain::{TaskDefaults, TaskDefaultsPatch},
+    v1::{self, agent_event::Event, agent_service_server::AgentService},
+};
+use futures::{Stream, StreamExt};
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use crate::{
+    deadline::{Deadlines, Expiry},
+    lockdown::Protections,
+    task::Phase,
+    tasks::{Session, Tasks},
+};
+
+/// Between TERM and KILL when the session's own deadline passed.
+const EXPIRY_GRACE: Duration = Duration::from_secs(2);
+/// For the worker to hear of it, before the agent ends by itself.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// The service.
+pub struct AgentApi {
+    pub tasks: Arc<Tasks>,
+    pub deadlines: Arc<Deadlines>,
+    pub protections: Protections,
+    /// Cancelled to end the server.
+    pub stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl AgentService for AgentApi {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentEvent, Status>> + Send>>;
+
+    async fn configure(
+        &self,
+        request: Request<v1::ConfigureRequest>,
+    ) -> Result<Response<v1::ConfigureResponse>, Status> {
+        let request = request.into_inner();
+        let defaults = TaskDefaultsPatch::try_from(request.task_defaults.unwrap_or_default())?;
+        let session = Session {
+            id: convert::session_id(&request.session_id)?,
+            epoch: Epoch(request.epoch),
+            env: convert::env("env", request.env)?,
+            defaults: defaults.over(TaskDefaults::default()),
+        };
+        let ttl = request.ttl_left.map(|left| convert::duration("ttl_left", left)).transpose()?;
+        let idle = convert::optional_limit("idle_timeout", request.idle_timeout)?.flatten();
+        info!(session = %session.id, epoch = %session.epoch, "configured");
+        self.tasks.configure(session)?;
+        self.deadlines.set(ttl, idle);
+        Ok(Response::new(v1::ConfigureResponse {
+            version: VERSION.to_owned(),
+            protections: self.protections.clone(),
+        }))
+    }
+
+    async fn watch(&self, _: Request<v1::WatchAgentRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (running, events) = self.tasks.watch();
+        // One that still starts is told when it has.
+        let running: Vec<_> = running
+            .into_iter()
+            .filter(|task| matches!(task.phase(), Phase::Running))
+            .map(|task| wire(Event::Started(task.to_wire())))
+            .collect();
+        let later = futures::stream::unfold(
+            (events, self.stop.clone(), false),
+            |(mut events, stop, over)| async move {
+                if over {
+                    return None;
+                }
+                let event = tokio::select! {
+                    biased;
+                    event = events.recv() => event,
+                    () = stop.cancelled() => return None,
+                };
+                match event {
+                    Ok(event) => Some((wire(event), (events, stop, false))),
+                    Err(RecvError::Closed) => None,
+                    Err(RecvError::Lagged(missed)) => {
+                        let error = Error::new(
+                            Code::OutOfRange,
+                            Reason::EventsLost,
+                            format!("{missed} events were lost: the watcher was too slow"),
+                        )
+                        .hint("list the tasks, and watch anew");
+                        Some((Err(error.into()), (events, stop, true)))
+                    }
+                }
+            },
+        );
+        Ok(Response::new(Box::pin(futures::stream::iter(running).chain(later))))
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<v1::FreezeRequest>,
+    ) -> Result<Response<v1::FreezeResponse>, Status> {
+        self.tasks.freeze(request.into_inner().frozen).await?;
+        Ok(Response::new(v1::FreezeResponse {}))
+    }
+
+    async fn shutdown(
+        &self,
+        request: Request<v1::ShutdownRequest>,
+    ) -> Result<Response<v1::ShutdownResponse>, Status> {
+        let grace = convert::grace(request.into_inner().grace)?;
+        info!("shut down by the worker");
+        self.tasks.end_all(grace).await;
+        // The server ends gracefully: this answer still goes out.
+        self.stop.cancel();
+        Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}
+
+fn wire(event: Event) -> Result<v1::AgentEvent, Status> {
+    Ok(v1::AgentEvent { event: Some(event) })
+}
+
+/// Ends the session when its own deadline passes, whether or not a worker listens.
+pub async fn expire(
+    tasks: Arc<Tasks>,
+    deadlines: Arc<Deadlines>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let expiry = deadlines.expired().await?;
+    info!(?expiry, "the session's deadline passed");
+    tasks.end_all(EXPIRY_GRACE).await;
+    tasks.publish(Event::Expired(v1::agent_event::Expired { idle: expiry == Expiry::Idle }));
+    tokio::time::sleep(LAST_WORDS).await;
+    stop.cancel();
+    Ok(())
+}
