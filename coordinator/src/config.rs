@@ -1,0 +1,136 @@
+//! What a coordinator is started with, and what may be wrong with that.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::fleet::FleetConfig;
+
+/// Settings of a coordinator. [`Config::default`] is a good one for loopback.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Holds the store and the credentials. Made if it is missing.
+    pub state_dir: PathBuf,
+    /// A TOML file; see [`crate::templates`].
+    pub templates: Option<PathBuf>,
+    /// Listen beyond loopback although nothing is encrypted yet.
+    pub insecure_listen: bool,
+    /// How long a worker holds its sessions after its last heartbeat.
+    pub lease: Duration,
+    /// How often workers are to send one. `None`: a third of the lease.
+    pub heartbeat: Option<Duration>,
+    /// How long a dead worker's sessions wait for it.
+    pub worker_loss_grace: Duration,
+    /// Time for a sandbox to become ready.
+    pub start_timeout: Duration,
+    /// Sessions that may wait for a place.
+    pub queue_limit: usize,
+    /// Ended sessions are remembered for this long ...
+    pub retention: Duration,
+    /// ... but no more than so many of them.
+    pub ended_limit: usize,
+    /// Data connections that each worker is asked for.
+    pub data_connections: u32,
+    /// How long running calls may take to end when the coordinator stops.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let fleet = FleetConfig::default();
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            state_dir: PathBuf::from("/var/lib/berth/coordinator"),
+            templates: None,
+            insecure_listen: false,
+            lease: fleet.lease,
+            heartbeat: None,
+            worker_loss_grace: fleet.worker_loss_grace,
+            start_timeout: fleet.start_timeout,
+            queue_limit: fleet.queue_limit,
+            retention: fleet.retention,
+            ended_limit: fleet.ended_limit,
+            data_connections: 2,
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn fleet(&self) -> FleetConfig {
+        FleetConfig {
+            lease: self.lease,
+            worker_loss_grace: self.worker_loss_grace,
+            start_timeout: self.start_timeout,
+            queue_limit: self.queue_limit,
+            retention: self.retention,
+            ended_limit: self.ended_limit,
+            ..FleetConfig::default()
+        }
+    }
+
+    /// What of it can't be, apart from what only trying tells.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if !self.listen.ip().is_loopback() && !self.insecure_listen {
+            problems.push(Problem::new(
+                format!("{} can be reached from other machines, and nothing is encrypted yet", self.listen),
+                "listen on 127.0.0.1 (BERTH_LISTEN), or allow it on a network that you trust: BERTH_INSECURE_LISTEN=true",
+            ));
+        }
+        if self.lease < Duration::from_millis(300) {
+            problems.push(Problem::new(
+                format!("a lease of {:?} is too short to be renewed in time", self.lease),
+                "10 s is the default",
+            ));
+        }
+        if self.heartbeat.is_some_and(|every| every.is_zero() || every * 2 > self.lease) {
+            problems.push(Problem::new(
+                "a heartbeat must come at least twice within a lease".to_owned(),
+                "leave it out: a third of the lease is the default",
+            ));
+        }
+        if self.start_timeout.is_zero() || self.data_connections == 0 {
+            problems.push(Problem::new(
+                "start_timeout and data_connections must not be zero".to_owned(),
+                "60 s and 2 are the defaults",
+            ));
+        }
+        problems
+    }
+}
+
+/// One thing that keeps the coordinator from starting, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub what: String,
+    pub hint: String,
+}
+
+impl Problem {
+    pub(crate) fn new(what: String, hint: impl Into<String>) -> Self {
+        Self { what, hint: hint.into() }
+    }
+}
+
+/// Everything that keeps the coordinator from starting: all of it at once, so that nobody
+/// mends one thing to be told of the next.
+#[derive(Clone, Debug)]
+pub struct StartError {
+    pub problems: Vec<Problem>,
+}
+
+impl StartError {
+    pub(crate) fn one(problem: Problem) -> Self {
+        Self { problems: vec![problem] }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each: Vec<_> = self.problems.iter().map(|p| p.what.as_str()).collect();
+        f.write_str(&each.join("; "))
+    }
+}
+
+impl std::error::Error for StartError {}

@@ -1,0 +1,168 @@
+//! What the rest of the coordinator sees of the fleet: a copy behind read locks, published
+//! by the driver after each commit. A data-plane call looks its session up here and never
+//! waits in the driver's queue.
+//!
+//! Waiting for a session to change is level-triggered: look, and if it isn't so yet, be
+//! woken and look again. A wake-up can't be missed, since one asks to be woken first.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, atomic::AtomicUsize, atomic::Ordering},
+};
+
+use berth_proto::{
+    SessionId, WorkerId,
+    domain::{Capacity, SessionState},
+};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    fleet::{Session, Worker},
+    placement::share,
+};
+
+/// See the module.
+#[derive(Default)]
+pub struct View {
+    sessions: RwLock<BTreeMap<SessionId, Arc<Session>>>,
+    workers: RwLock<BTreeMap<WorkerId, Arc<Worker>>>,
+    waiters: Mutex<HashMap<SessionId, Arc<Notify>>>,
+    /// Tasks that run, as far as reported.
+    pub(super) running_tasks: AtomicUsize,
+}
+
+/// What a worker's sessions take of it.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Load {
+    pub reserved: Capacity,
+    pub sessions: u32,
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl View {
+    pub fn session(&self, id: &SessionId) -> Option<Arc<Session>> {
+        read(&self.sessions).get(id).cloned()
+    }
+
+    pub fn worker(&self, id: &WorkerId) -> Option<Arc<Worker>> {
+        read(&self.workers).get(id).cloned()
+    }
+
+    pub fn workers(&self) -> Vec<Arc<Worker>> {
+        read(&self.workers).values().cloned().collect()
+    }
+
+    /// Sessions older than `before`, newest first, that `wanted` wants; at most `limit`.
+    pub fn list(
+        &self,
+        before: Option<SessionId>,
+        limit: usize,
+        wanted: impl Fn(&Session) -> bool,
+    ) -> Vec<Arc<Session>> {
+        let sessions = read(&self.sessions);
+        let older: Box<dyn Iterator<Item = (&SessionId, &Arc<Session>)>> = match before {
+            Some(before) => Box::new(sessions.range(..before).rev()),
+            None => Box::new(sessions.iter().rev()),
+        };
+        older.map(|(_, s)| s).filter(|s| wanted(s)).take(limit).cloned().collect()
+    }
+
+    /// What each worker has promised.
+    pub fn loads(&self) -> HashMap<WorkerId, Load> {
+        let mut loads: HashMap<WorkerId, Load> = HashMap::new();
+        for session in read(&self.sessions).values().filter(|s| s.holds_place()) {
+            let Some(worker) = &session.worker else { continue };
+            let load = loads.entry(worker.clone()).or_default();
+            let taken = share(&session.spec.limits);
+            load.sessions += 1;
+            load.reserved.cpu_millis += taken.cpu_millis;
+            load.reserved.memory_bytes += taken.memory_bytes;
+            load.reserved.disk_bytes += taken.disk_bytes;
+            load.reserved.max_sessions += 1;
+        }
+        loads
+    }
+
+    /// How many sessions are in each of these states.
+    pub fn count(&self, states: &[SessionState]) -> usize {
+        read(&self.sessions).values().filter(|s| states.contains(&s.state)).count()
+    }
+
+    pub fn running_tasks(&self) -> usize {
+        self.running_tasks.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `done` has an answer. `None`: it had none by the deadline. A session that
+    /// isn't known (any more) is shown to `done` as `None`.
+    pub async fn wait<T>(
+        &self,
+        id: SessionId,
+        deadline: Instant,
+        done: impl Fn(Option<&Session>) -> Option<T>,
+    ) -> Option<T> {
+        let waiter = Waiter::new(self, id);
+        loop {
+            let mut woken = std::pin::pin!(waiter.notify.notified());
+            woken.as_mut().enable();
+            if let Some(answer) = done(self.session(&id).as_deref()) {
+                return Some(answer);
+            }
+            if tokio::time::timeout_at(deadline, woken).await.is_err() {
+                return done(self.session(&id).as_deref());
+            }
+        }
+    }
+
+    pub(super) fn publish_session(&self, session: Arc<Session>) {
+        let id = session.id;
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(id, session);
+        self.wake(&id);
+    }
+
+    pub(super) fn forget_session(&self, id: &SessionId) {
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.wake(id);
+    }
+
+    pub(super) fn publish_worker(&self, worker: Arc<Worker>) {
+        self.workers.write().unwrap_or_else(PoisonError::into_inner).insert(worker.id.clone(), worker);
+    }
+
+    pub(super) fn forget_worker(&self, id: &WorkerId) {
+        self.workers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    fn wake(&self, id: &SessionId) {
+        if let Some(notify) = self.waiters.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+            notify.notify_waiters();
+        }
+    }
+}
+
+/// Somebody who waits for a session; the last one out removes the bell.
+struct Waiter<'a> {
+    view: &'a View,
+    id: SessionId,
+    notify: Arc<Notify>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(view: &'a View, id: SessionId) -> Self {
+        let mut waiters = view.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let notify = waiters.entry(id).or_default().clone();
+        Self { view, id, notify }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut waiters = self.view.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's and ours: clones are only made under this lock.
+        if Arc::strong_count(&self.notify) <= 2 {
+            waiters.remove(&self.id);
+        }
+    }
+}

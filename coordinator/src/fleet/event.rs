@@ -1,0 +1,349 @@
+//! What goes into the fleet and what comes out.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use berth_proto::{
+    Code, Epoch, Error, Incarnation, Reason, SessionId, TaskId, WorkerId,
+    domain::{BackendChoice, Capacity, EndReason, Labels, Placement, SessionState},
+    v1,
+};
+
+use super::model::{LinkId, RequestKey, Session, Spec, Worker};
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Create(Box<Create>),
+    Delete {
+        session: SessionId,
+        reason: EndReason,
+    },
+    Pause {
+        session: SessionId,
+        paused: bool,
+    },
+    Update(Box<Update>),
+    Hello(Box<Hello>),
+    LinkLost {
+        worker: WorkerId,
+        link: LinkId,
+    },
+    Heartbeat(Box<Heartbeat>),
+    Report(Box<Report>),
+    Task(Box<TaskReport>),
+    Cordon {
+        worker: WorkerId,
+    },
+    Uncordon {
+        worker: WorkerId,
+    },
+    Drain {
+        worker: WorkerId,
+        within: Duration,
+    },
+    SetBackend {
+        worker: WorkerId,
+        backend: BackendChoice,
+    },
+    /// Only time has passed.
+    Tick,
+}
+
+/// A session to be made. All is validated and filled in from the template.
+#[derive(Clone, Debug)]
+pub struct Create {
+    pub id: SessionId,
+    pub spec: Spec,
+    pub labels: Labels,
+    pub ttl: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    /// The request id and the body's hash.
+    pub key: Option<(String, [u8; 32])>,
+}
+
+/// A change of a session's labels and clocks. `None`: unchanged, `Some(None)`: no limit.
+#[derive(Clone, Debug)]
+pub struct Update {
+    pub session: SessionId,
+    pub set_labels: Labels,
+    pub remove_labels: Vec<String>,
+    pub ttl: Option<Option<Duration>>,
+    pub idle_timeout: Option<Option<Duration>>,
+}
+
+/// A worker attaches.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    pub worker: WorkerId,
+    pub link: LinkId,
+    pub process: String,
+    /// 0: its process has none yet.
+    pub incarnation: Incarnation,
+    pub version: String,
+    pub capacity: Capacity,
+    pub labels: Labels,
+    pub running: Vec<Running>,
+    pub backends: Vec<v1::BackendStatus>,
+    pub templates: BTreeSet<String>,
+    pub health: v1::WorkerHealth,
+}
+
+/// A session that a worker says it holds.
+#[derive(Clone, Debug)]
+pub struct Running {
+    pub session: SessionId,
+    pub epoch: Epoch,
+    pub state: SessionState,
+    pub backend: String,
+}
+
+/// A worker lives.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    pub worker: WorkerId,
+    pub link: LinkId,
+    pub sequence: u64,
+    pub health: v1::WorkerHealth,
+    pub backends: Vec<v1::BackendStatus>,
+    pub templates: BTreeSet<String>,
+}
+
+/// A session's state, as its worker knows it.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub worker: WorkerId,
+    pub link: LinkId,
+    pub session: SessionId,
+    pub epoch: Epoch,
+    pub state: SessionState,
+    pub reason: Option<EndReason>,
+    pub message: String,
+    pub backend: String,
+    pub refused: bool,
+}
+
+/// A task began or ended. The task itself passes through unread, but for its end.
+#[derive(Clone, Debug)]
+pub struct TaskReport {
+    pub worker: WorkerId,
+    pub link: LinkId,
+    pub session: SessionId,
+    pub epoch: Epoch,
+    pub task: TaskId,
+    pub done: bool,
+    pub summary: Arc<v1::Task>,
+}
+
+/// Something to be done. Saves come before what depends on them: the driver commits all
+/// saves of a batch, and only then does the rest.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    SaveSession(Arc<Session>),
+    SaveWorker(Arc<Worker>),
+    SaveKey(RequestKey),
+    /// A finished task, for answers after its session's end.
+    SaveTask {
+        session: SessionId,
+        task: TaskId,
+        summary: Arc<v1::Task>,
+    },
+    ForgetSession(SessionId),
+    ForgetWorker(WorkerId),
+    ForgetKey(String),
+    Send {
+        link: LinkId,
+        command: Command,
+    },
+    /// The link is to be dropped, with these words.
+    Close {
+        link: LinkId,
+        why: CloseReason,
+    },
+    /// Waiters and watchers look again.
+    SessionChanged(Arc<Session>),
+    /// `visible`: more than load figures changed.
+    WorkerChanged {
+        worker: Arc<Worker>,
+        visible: bool,
+    },
+    TaskChanged(Arc<v1::Task>),
+}
+
+/// What a worker is told.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Welcome {
+        incarnation: Incarnation,
+        end: Vec<Ending>,
+    },
+    LeaseRenewed {
+        sequence: u64,
+    },
+    Place(Box<Placement>),
+    End(Ending),
+    Pause {
+        session: SessionId,
+        epoch: Epoch,
+        paused: bool,
+    },
+    Update {
+        session: SessionId,
+        epoch: Epoch,
+        expires_at: Option<SystemTime>,
+        idle_timeout: Option<Duration>,
+    },
+    SetBackend(BackendChoice),
+    Cordoned(bool),
+}
+
+/// A session that a worker shall end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    pub session: SessionId,
+    pub epoch: Epoch,
+    pub reason: EndReason,
+}
+
+/// Why we drop a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The same process attached anew.
+    Replaced,
+    /// A newer process of this worker id attached.
+    Superseded,
+    /// No heartbeat within the lease.
+    LeaseOver,
+}
+
+impl From<CloseReason> for Error {
+    fn from(why: CloseReason) -> Error {
+        match why {
+            CloseReason::Replaced => Error::unavailable(
+                Reason::WorkerUnreachable,
+                "this worker attached anew: the older link is closed",
+            ),
+            CloseReason::Superseded => Error::precondition(
+                Reason::StaleIncarnation,
+                "another process has registered under this worker id since",
+            )
+            .hint("two workers must not share a WORKER_ID"),
+            CloseReason::LeaseOver => Error::unavailable(
+                Reason::WorkerUnreachable,
+                "no heartbeat came within the lease: attach anew",
+            ),
+        }
+    }
+}
+
+/// Why the fleet would not do what it was asked to. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Not a failure: the request id made this session before.
+    AlreadyCreated(SessionId),
+    RequestIdReused,
+    QueueFull {
+        limit: usize,
+    },
+    /// With what was missing.
+    NoPlace(String),
+    /// With the figures.
+    LimitTooHigh(String),
+    NoSession(SessionId),
+    NoWorker(WorkerId),
+    SessionNotReady(SessionState),
+    SessionEnded(Option<EndReason>),
+    WorkerUnreachable(WorkerId),
+    StaleIncarnation {
+        told: Incarnation,
+        newest: Incarnation,
+    },
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Error {
+        match refused {
+            Refused::AlreadyCreated(id) => Error::internal(format!("session {id} exists already")),
+            Refused::RequestIdReused => Error::new(
+                Code::AlreadyExists,
+                Reason::RequestIdReused,
+                "request_id: it was used before, with another body",
+            )
+            .hint("draw a new request id for each new session"),
+            Refused::QueueFull { limit } => {
+                Error::exhausted(Reason::QueueFull, format!("{limit} sessions wait for a place already"))
+                    .hint("add a worker, or try again later")
+                    .with("limit", limit)
+            }
+            Refused::NoPlace(missing) => no_place(&missing),
+            Refused::LimitTooHigh(figures) => {
+                Error::exhausted(Reason::LimitTooHigh, format!("no worker is big enough: {figures}"))
+                    .hint("ask for less, or add a bigger worker")
+            }
+            Refused::NoSession(id) => no_session(&id),
+            Refused::NoWorker(id) => Error::not_found(Reason::WorkerNotFound, format!("no worker has the id {id}"))
+                .hint("`berth workers` lists them"),
+            Refused::SessionNotReady(_) => not_ready(),
+            Refused::SessionEnded(reason) => session_ended(reason, ""),
+            Refused::WorkerUnreachable(id) => {
+                Error::unavailable(Reason::WorkerUnreachable, format!("worker {id} has no link now"))
+                    .hint("try again in a few seconds, and see `berth workers`")
+            }
+            Refused::StaleIncarnation { told, newest } => Error::precondition(
+                Reason::StaleIncarnation,
+                format!("this process has incarnation {told}, but {newest} registered under the same worker id since"),
+            )
+            .hint("two workers must not share a WORKER_ID")
+            .with("newest", newest),
+        }
+    }
+}
+
+/// No worker had room in time.
+pub fn no_place(missing: &str) -> Error {
+    Error::exhausted(Reason::NoPlace, format!("no place for the session: {missing}"))
+        .hint("add a worker, end sessions, ask for less, or wait longer (wait_for_place)")
+}
+
+/// The session isn't known.
+pub fn no_session(id: &SessionId) -> Error {
+    Error::not_found(Reason::SessionNotFound, format!("no session has the id {id}"))
+        .hint("`berth ps` lists sessions; ended ones are forgotten after a day")
+}
+
+/// The session has no sandbox yet.
+pub fn not_ready() -> Error {
+    Error::precondition(
+        Reason::SessionNotReady,
+        "the session isn't ready yet: it waits for a place or still starts",
+    )
+    .hint("CreateSession returns when it is ready; GetSession tells how it stands")
+}
+
+/// The session is over, and why.
+pub fn session_ended(reason: Option<EndReason>, message: &str) -> Error {
+    let why = match reason {
+        Some(EndReason::Deleted) => "it was deleted",
+        Some(EndReason::TtlExpired) => "its time to live was over",
+        Some(EndReason::Idle) => "it was idle for too long",
+        Some(EndReason::NoPlace) => "no place was found for it",
+        Some(EndReason::WorkerLost) => "its worker was lost",
+        Some(EndReason::SandboxFailed) => "its sandbox failed",
+        Some(EndReason::Drained) => "its worker was drained",
+        Some(EndReason::Abandoned) => "its client went away before it was ready",
+        None => "it is being ended",
+    };
+    let text = if message.is_empty() {
+        format!("the session is over: {why}")
+    } else {
+        format!("the session is over: {why} ({message})")
+    };
+    let error = Error::precondition(Reason::SessionEnded, text).hint("create a new session");
+    match reason {
+        Some(reason) => error.with("end_reason", v1::EndReason::from(reason).as_str_name()),
+        None => error,
+    }
+}

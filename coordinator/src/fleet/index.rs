@@ -1,0 +1,95 @@
+//! What can be derived from the sessions, kept at hand: the queue, each worker's load, the
+//! ended ones by age. One function updates it all from a session's old and new value.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
+
+use berth_proto::{
+    SessionId, WorkerId,
+    domain::{Capacity, SessionState},
+};
+
+use super::model::Session;
+use crate::placement::share;
+
+#[derive(Default)]
+pub(super) struct Index {
+    /// Sessions that wait: priority first, then age (ids grow with time).
+    pub queue: BTreeSet<(Reverse<i32>, SessionId)>,
+    pub load: BTreeMap<WorkerId, Load>,
+    pub ended: BTreeSet<(SystemTime, SessionId)>,
+    /// Workers that are alive.
+    pub alive: usize,
+}
+
+/// What a worker's sessions take of it.
+#[derive(Default, Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    pub sessions: BTreeSet<SessionId>,
+    /// `max_sessions` is their number.
+    pub reserved: Capacity,
+}
+
+impl Index {
+    /// A session changed from `old` to `new`. True: a place became free.
+    pub fn moved(&mut self, old: Option<&Session>, new: Option<&Session>) -> bool {
+        let place = |s: Option<&Session>| s.filter(|s| s.holds_place()).and_then(|s| s.worker.clone());
+        let (from, to) = (place(old), place(new));
+        let mut freed = false;
+        if from != to {
+            if let (Some(worker), Some(old)) = (from, old) {
+                self.leave(&worker, old);
+                freed = true;
+            }
+            if let (Some(worker), Some(new)) = (to, new) {
+                self.enter(worker, new);
+            }
+        }
+        if let Some(old) = old.filter(|s| s.state == SessionState::Pending) {
+            self.queue.remove(&(Reverse(old.spec.priority), old.id));
+        }
+        if let Some(new) = new.filter(|s| s.state == SessionState::Pending) {
+            self.queue.insert((Reverse(new.spec.priority), new.id));
+        }
+        if let Some(entry) = old.and_then(ended_entry) {
+            self.ended.remove(&entry);
+        }
+        if let Some(entry) = new.and_then(ended_entry) {
+            self.ended.insert(entry);
+        }
+        freed
+    }
+
+    fn enter(&mut self, worker: WorkerId, session: &Session) {
+        let load = self.load.entry(worker).or_default();
+        if load.sessions.insert(session.id) {
+            let taken = share(&session.spec.limits);
+            load.reserved.cpu_millis += taken.cpu_millis;
+            load.reserved.memory_bytes += taken.memory_bytes;
+            load.reserved.disk_bytes += taken.disk_bytes;
+            load.reserved.max_sessions += 1;
+        }
+    }
+
+    fn leave(&mut self, worker: &WorkerId, session: &Session) {
+        let Some(load) = self.load.get_mut(worker) else { return };
+        if load.sessions.remove(&session.id) {
+            let taken = share(&session.spec.limits);
+            load.reserved.cpu_millis -= taken.cpu_millis;
+            load.reserved.memory_bytes -= taken.memory_bytes;
+            load.reserved.disk_bytes -= taken.disk_bytes;
+            load.reserved.max_sessions -= 1;
+        }
+        if load.sessions.is_empty() {
+            self.load.remove(worker);
+        }
+    }
+}
+
+fn ended_entry(session: &Session) -> Option<(SystemTime, SessionId)> {
+    (session.state == SessionState::Ended)
+        .then(|| (session.ended_at.unwrap_or(session.created_at), session.id))
+}

@@ -1,0 +1,352 @@
+//! The fleet: every session and every worker, and the rules by which they change. A
+//! sans-IO state machine: `apply(event, now)` returns the effects, and somebody else (the
+//! driver) performs them. No runtime, no clock, no chance that isn't an argument, so that
+//! ten thousand steps of it can be tested in a second and replayed from a seed.
+//!
+//! Invariants (INVARIANTS.md; the property tests check them after every step):
+//! - An epoch grows with each placement, is saved before the worker hears of it, and a
+//!   report that doesn't carry the session's worker and epoch changes nothing. Its sender
+//!   is told to end what it holds.
+//! - A worker's reserved capacity is the sum over the sessions that hold a place on it, and
+//!   a placement never takes it above its capacity.
+//! - A session moves only along the edges of ARCHITECTURE's states; Ended is for ever.
+//! - A refused event has changed nothing.
+//!
+//! How it is built: sessions and workers are immutable values behind `Arc`, replaced whole
+//! through [`Fleet::put_session`] and [`Fleet::put_worker`]. These two keep the indexes and
+//! the timers, so neither can drift, and note what was there before. From that note come
+//! the saves and notices (a save can't be forgotten) and the way back: when the store
+//! refuses a batch, [`Fleet::rollback`] restores it, and memory was never ahead of the
+//! store. Rejected: to clone the whole fleet before each batch, and to write the undo by
+//! hand beside each change.
+//!
+//! Timers are hints: they say when to look at a session or worker again, and the look
+//! decides by the state as it then is. A timer that is no longer right costs one look.
+//!
+//! Kubernetes' lesson on eviction (invariants 14 and 15): when no worker at all is alive,
+//! the likelier fault is ours. Then nobody's sessions are given up, and each worker gets a
+//! full grace from the moment the first one is back, and from our own start.
+
+mod event;
+mod index;
+mod model;
+mod queue;
+mod sessions;
+mod timers;
+mod workers;
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use berth_proto::{SessionId, TaskId, WorkerId, domain::SessionState, v1};
+use rand::{SeedableRng, rngs::StdRng};
+
+pub use event::*;
+use index::Index;
+use model::Clock;
+pub use model::{FleetConfig, LinkId, Liveness, Now, RequestKey, Scheduling, Session, Spec, Times, Worker};
+use timers::Timer;
+
+/// All sessions and workers. See the module's prose.
+pub struct Fleet {
+    config: FleetConfig,
+    rng: StdRng,
+    started: Duration,
+    /// Of the event that is being applied.
+    clock: Duration,
+    /// When, after a time without any live worker, the first came back.
+    blackout_over: Duration,
+    sessions: BTreeMap<SessionId, Arc<Session>>,
+    workers: BTreeMap<WorkerId, Arc<Worker>>,
+    keys: BTreeMap<String, RequestKey>,
+    /// Tasks that run, as last reported: observed, never in the store.
+    tasks: BTreeMap<SessionId, BTreeMap<TaskId, Arc<v1::Task>>>,
+    index: Index,
+    timers: BTreeSet<(Duration, Timer)>,
+    /// A place may have become free, or somebody new waits.
+    place_due: bool,
+    /// What stood before this event.
+    before: Before,
+    /// What stood before this batch.
+    undo: Before,
+    /// Sends, closes and other effects of this event that don't follow from a changed value.
+    out: Vec<Effect>,
+}
+
+/// Values as they stood; `None`: they were not there.
+#[derive(Default)]
+struct Before {
+    sessions: BTreeMap<SessionId, Option<Arc<Session>>>,
+    workers: BTreeMap<WorkerId, Option<Arc<Worker>>>,
+    keys: BTreeMap<String, Option<RequestKey>>,
+}
+
+/// What the store holds at start.
+#[derive(Default)]
+pub struct Loaded {
+    pub sessions: Vec<Session>,
+    pub workers: Vec<Worker>,
+    pub keys: Vec<RequestKey>,
+}
+
+impl Fleet {
+    /// A fleet as the store remembers it. The effects are what its own start changes:
+    /// sessions whose client waited without a request id are given up, since no client can
+    /// come back for them.
+    pub fn restore(config: FleetConfig, seed: u64, loaded: Loaded, now: Now) -> (Self, Vec<Effect>) {
+        let mut fleet = Self {
+            config,
+            rng: StdRng::seed_from_u64(seed),
+            started: now.mono,
+            clock: now.mono,
+            blackout_over: now.mono,
+            sessions: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            keys: loaded.keys.into_iter().map(|key| (key.key.clone(), key)).collect(),
+            tasks: BTreeMap::new(),
+            index: Index::default(),
+            timers: BTreeSet::from([(now.mono + timers::PURGE_EVERY, Timer::Purge)]),
+            place_due: false,
+            before: Before::default(),
+            undo: Before::default(),
+            out: Vec::new(),
+        };
+        let mut orphans = Vec::new();
+        for mut session in loaded.sessions {
+            session.clock = Clock {
+                wait_until: now.mono + left(session.created_at + session.spec.wait_for_place, now),
+                placed_at: now.mono,
+                expires: session.expires_at.map(|at| now.mono + left(at, now)),
+                ending_check: now.mono + fleet.config.lease,
+                refused: BTreeMap::new(),
+            };
+            let waited = matches!(session.state, SessionState::Pending | SessionState::Placed);
+            if waited && !session.spec.keyed {
+                orphans.push(session.id);
+            }
+            fleet.put_session(session);
+        }
+        for mut worker in loaded.workers {
+            worker.lease_until = now.mono + fleet.config.lease;
+            worker.down_since = now.mono;
+            worker.drain_at = match worker.scheduling {
+                Scheduling::Draining { until } => Some(now.mono + left(until, now)),
+                Scheduling::Active | Scheduling::Cordoned => None,
+            };
+            fleet.put_worker(worker);
+        }
+        // What was loaded is no change.
+        fleet.before = Before::default();
+        for id in orphans {
+            fleet.end_session(
+                id,
+                berth_proto::domain::EndReason::Abandoned,
+                "the coordinator restarted",
+                now,
+            );
+        }
+        let effects = fleet.settle();
+        (fleet, effects)
+    }
+
+    /// Applies one event. The effects are to be performed in their order, saves first.
+    /// After an error nothing has changed.
+    pub fn apply(&mut self, event: Event, now: Now) -> Result<Vec<Effect>, Refused> {
+        self.clock = now.mono;
+        match event {
+            Event::Create(create) => self.create(*create, now)?,
+            Event::Delete { session, reason } => self.delete(session, reason, now)?,
+            Event::Pause { session, paused } => self.pause(session, paused)?,
+            Event::Update(update) => self.update(*update, now)?,
+            Event::Hello(hello) => self.hello(*hello, now)?,
+            Event::LinkLost { worker, link } => self.link_lost(&worker, link),
+            Event::Heartbeat(heartbeat) => self.heartbeat(*heartbeat, now),
+            Event::Report(report) => self.report(*report, now),
+            Event::Task(report) => self.task_report(*report),
+            Event::Cordon { worker } => self.schedule(&worker, Scheduling::Cordoned, now)?,
+            Event::Uncordon { worker } => self.schedule(&worker, Scheduling::Active, now)?,
+            Event::Drain { worker, within } => {
+                self.schedule(&worker, Scheduling::Draining { until: now.wall + within }, now)?;
+            }
+            Event::SetBackend { worker, backend } => self.set_backend(&worker, backend)?,
+            Event::Tick => self.tick(now),
+        }
+        if std::mem::take(&mut self.place_due) {
+            self.place_waiting(now);
+        }
+        // Places that the last pass itself freed (a session too old to wait) free nothing new.
+        self.place_due = false;
+        Ok(self.settle())
+    }
+
+    /// The batch is in the store: there is no way back before it any more.
+    pub fn commit(&mut self) {
+        for id in std::mem::take(&mut self.undo).sessions.into_keys() {
+            if self.sessions.get(&id).is_none_or(|s| s.state == SessionState::Ended) {
+                self.tasks.remove(&id);
+            }
+        }
+    }
+
+    /// The store refused the batch: everything stands again as at the last commit.
+    pub fn rollback(&mut self) {
+        debug_assert!(self.before.sessions.is_empty(), "an event is being applied");
+        let undo = std::mem::take(&mut self.undo);
+        for (id, session) in undo.sessions {
+            self.replace_session(id, session);
+        }
+        for (id, worker) in undo.workers {
+            self.replace_worker(id, worker);
+        }
+        for (name, key) in undo.keys {
+            match key {
+                Some(key) => self.keys.insert(name, key),
+                None => self.keys.remove(&name),
+            };
+        }
+    }
+
+    /// When [`Event::Tick`] is due.
+    pub fn next_timer(&self) -> Option<Duration> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// All sessions that are known, ended ones included.
+    pub fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.sessions.values()
+    }
+
+    pub fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        self.workers.values()
+    }
+
+    /// The worker that a link belongs to, if it is its newest.
+    fn linked(&self, worker: &WorkerId, link: LinkId) -> Option<&Arc<Worker>> {
+        self.workers.get(worker).filter(|w| w.link == Some(link))
+    }
+
+    // ---- the only ways to change something ----------------------------------
+
+    fn put_session(&mut self, session: Session) {
+        let id = session.id;
+        let old = self.replace_session(id, Some(Arc::new(session)));
+        self.before.sessions.entry(id).or_insert(old);
+    }
+
+    fn forget_session(&mut self, id: SessionId) {
+        let old = self.replace_session(id, None);
+        self.before.sessions.entry(id).or_insert(old);
+    }
+
+    fn replace_session(&mut self, id: SessionId, new: Option<Arc<Session>>) -> Option<Arc<Session>> {
+        let old = match &new {
+            Some(session) => self.sessions.insert(id, session.clone()),
+            None => self.sessions.remove(&id),
+        };
+        let freed = self.index.moved(old.as_deref(), new.as_deref());
+        let waits = new.as_ref().is_some_and(|s| s.state == SessionState::Pending);
+        self.place_due |= freed || waits;
+        // After a rollback the timers that fired meanwhile must be there again.
+        if let Some(at) = new.as_ref().and_then(|s| self.session_timer(s)) {
+            self.arm(at, Timer::Session(id));
+        }
+        old
+    }
+
+    fn put_worker(&mut self, worker: Worker) {
+        let id = worker.id.clone();
+        let old = self.replace_worker(id.clone(), Some(Arc::new(worker)));
+        self.before.workers.entry(id).or_insert(old);
+    }
+
+    fn forget_worker(&mut self, id: WorkerId) {
+        let old = self.replace_worker(id.clone(), None);
+        self.before.workers.entry(id).or_insert(old);
+    }
+
+    fn replace_worker(&mut self, id: WorkerId, new: Option<Arc<Worker>>) -> Option<Arc<Worker>> {
+        if let Some(at) = new.as_ref().and_then(|w| self.worker_timer(w)) {
+            self.arm(at, Timer::Worker(id.clone()));
+        }
+        let seen = |w: &Worker| w.liveness == Liveness::Alive;
+        let old = match &new {
+            Some(worker) => self.workers.insert(id, worker.clone()),
+            None => self.workers.remove(&id),
+        };
+        let was = old.as_deref().is_some_and(seen);
+        let is = new.as_deref().is_some_and(seen);
+        self.index.alive = self.index.alive + usize::from(is) - usize::from(was);
+        let changed = match (&old, &new) {
+            (Some(old), Some(new)) => !new.looks_like(old),
+            _ => true,
+        };
+        self.place_due |= changed;
+        old
+    }
+
+    fn put_key(&mut self, key: RequestKey) {
+        let name = key.key.clone();
+        let old = self.keys.insert(name.clone(), key);
+        self.before.keys.entry(name).or_insert(old);
+    }
+
+    fn forget_key(&mut self, name: &str) {
+        let old = self.keys.remove(name);
+        self.before.keys.entry(name.to_owned()).or_insert(old);
+    }
+
+    /// Ends an event: what changed becomes saves (first) and notices (last), and goes into
+    /// the batch's undo.
+    fn settle(&mut self) -> Vec<Effect> {
+        let before = std::mem::take(&mut self.before);
+        let mut effects = Vec::new();
+        let mut notices = Vec::new();
+        for (name, old) in before.keys {
+            match self.keys.get(&name) {
+                Some(key) => effects.push(Effect::SaveKey(key.clone())),
+                None => effects.push(Effect::ForgetKey(name.clone())),
+            }
+            self.undo.keys.entry(name).or_insert(old);
+        }
+        for (id, old) in before.workers {
+            match self.workers.get(&id) {
+                Some(worker) => {
+                    if old.as_ref().is_none_or(|old| !worker.same_record(old)) {
+                        effects.push(Effect::SaveWorker(worker.clone()));
+                    }
+                    let visible = old.as_ref().is_none_or(|old| !worker.looks_like(old));
+                    notices.push(Effect::WorkerChanged { worker: worker.clone(), visible });
+                }
+                None => effects.push(Effect::ForgetWorker(id.clone())),
+            }
+            self.undo.workers.entry(id).or_insert(old);
+        }
+        for (id, old) in before.sessions {
+            match self.sessions.get(&id) {
+                Some(session) if old.as_ref().is_none_or(|old| !session.same_record(old)) => {
+                    effects.push(Effect::SaveSession(session.clone()));
+                    notices.push(Effect::SessionChanged(session.clone()));
+                }
+                Some(_) => {}
+                None => effects.push(Effect::ForgetSession(id)),
+            }
+            self.undo.sessions.entry(id).or_insert(old);
+        }
+        effects.append(&mut self.out);
+        effects.append(&mut notices);
+        effects
+    }
+}
+
+/// Time until a wall-clock moment; none when it has passed.
+fn left(until: std::time::SystemTime, now: Now) -> Duration {
+    until.duration_since(now.wall).unwrap_or_default()
+}

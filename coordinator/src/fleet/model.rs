@@ -1,0 +1,310 @@
+//! What the fleet knows: sessions and workers, as plain values. A session's or worker's
+//! *record* is the part that the store keeps; the rest is rebuilt from hellos and clocks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use berth_proto::{
+    Epoch, Incarnation, SessionId, WorkerId,
+    domain::{Capacity, EndReason, Labels, Limits, SessionState, TaskDefaults, TemplateSpec},
+    v1,
+};
+
+use crate::placement::Standing;
+
+/// The time, as the driver tells it. Deadlines are monotonic, so that a wall clock that
+/// jumps ends nothing; the wall clock is for records and for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Since the coordinator's process started.
+    pub mono: Duration,
+    pub wall: SystemTime,
+}
+
+/// One attach of one worker process. Drawn by the driver, never used twice in a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LinkId(pub u64);
+
+/// Figures of the policy.
+#[derive(Clone, Debug)]
+pub struct FleetConfig {
+    /// How long a worker holds its sessions after its last heartbeat.
+    pub lease: Duration,
+    /// How long a dead worker's sessions wait for it before they are `WorkerLost`. Counted
+    /// anew from the coordinator's start, and from the end of a time without any worker.
+    pub worker_loss_grace: Duration,
+    /// Time for a sandbox to become ready.
+    pub start_timeout: Duration,
+    /// Sessions that may wait for a place.
+    pub queue_limit: usize,
+    /// A worker that refused a session isn't asked again for this long.
+    pub refusal_cooldown: Duration,
+    /// How often a worker is told again to end a session that it still holds.
+    pub ending_check: Duration,
+    /// How long the agent and the worker may take to enforce a TTL before we step in.
+    pub ttl_margin: Duration,
+    /// Ended sessions are forgotten after this long ...
+    pub retention: Duration,
+    /// ... or, the oldest first, when there are more than this.
+    pub ended_limit: usize,
+    /// Idempotency keys are kept this long.
+    pub key_retention: Duration,
+    /// A dead worker without sessions is forgotten after this long.
+    pub worker_retention: Duration,
+}
+
+impl Default for FleetConfig {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(10),
+            worker_loss_grace: Duration::from_secs(300),
+            start_timeout: Duration::from_secs(60),
+            queue_limit: 1000,
+            refusal_cooldown: Duration::from_secs(2),
+            ending_check: Duration::from_secs(10),
+            ttl_margin: Duration::from_secs(15),
+            retention: Duration::from_secs(86_400),
+            ended_limit: 10_000,
+            key_retention: Duration::from_secs(86_400),
+            worker_retention: Duration::from_secs(86_400),
+        }
+    }
+}
+
+/// What a session was made with; fixed for its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    pub template: TemplateSpec,
+    pub limits: Limits,
+    /// Emptied when the session ends: it may hold secrets.
+    pub env: Labels,
+    pub selector: Labels,
+    pub priority: i32,
+    pub wait_for_place: Duration,
+    pub task_defaults: TaskDefaults,
+    /// The create carried a request id, so that its client can come back for the session.
+    pub keyed: bool,
+}
+
+/// A session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub id: SessionId,
+    pub spec: Arc<Spec>,
+    pub labels: Labels,
+    pub state: SessionState,
+    /// Grows with each placement, before the worker is told.
+    pub epoch: Epoch,
+    pub worker: Option<WorkerId>,
+    /// In use, as the worker says. Empty before.
+    pub backend: String,
+    /// Set when Ending or Ended.
+    pub end: Option<EndReason>,
+    pub message: String,
+    pub created_at: SystemTime,
+    pub ready_at: Option<SystemTime>,
+    pub ended_at: Option<SystemTime>,
+    pub expires_at: Option<SystemTime>,
+    pub idle_timeout: Option<Duration>,
+    /// It failed because its time to start was up.
+    pub start_timed_out: bool,
+    pub(super) clock: Clock,
+}
+
+/// A session's deadlines: monotonic, not in the record.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Clock {
+    /// Pending: until then it waits for a place.
+    pub wait_until: Duration,
+    /// Placed: since then.
+    pub placed_at: Duration,
+    /// The TTL.
+    pub expires: Option<Duration>,
+    /// Ending: when to look again.
+    pub ending_check: Duration,
+    /// Workers that refused it, until when they are left alone.
+    pub refused: BTreeMap<WorkerId, Duration>,
+}
+
+impl Session {
+    /// Whether it takes a place on a worker.
+    pub fn holds_place(&self) -> bool {
+        self.worker.is_some() && !matches!(self.state, SessionState::Pending | SessionState::Ended)
+    }
+
+    /// Whether the store would hold the same.
+    pub(super) fn same_record(&self, other: &Session) -> bool {
+        (self.state, self.epoch, &self.worker, self.end, self.ready_at, self.ended_at)
+            == (other.state, other.epoch, &other.worker, other.end, other.ready_at, other.ended_at)
+            && (&self.labels, &self.backend, &self.message, self.expires_at, self.idle_timeout)
+                == (&other.labels, &other.backend, &other.message, other.expires_at, other.idle_timeout)
+            && Arc::ptr_eq(&self.spec, &other.spec)
+    }
+
+    /// From the store. Deadlines are set by [`super::Fleet::restore`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn from_record(
+        id: SessionId,
+        spec: Spec,
+        labels: Labels,
+        state: SessionState,
+        epoch: Epoch,
+        worker: Option<WorkerId>,
+        backend: String,
+        end: Option<EndReason>,
+        message: String,
+        times: Times,
+        idle_timeout: Option<Duration>,
+    ) -> Self {
+        Self {
+            id,
+            spec: Arc::new(spec),
+            labels,
+            state,
+            epoch,
+            worker,
+            backend,
+            end,
+            message,
+            created_at: times.created_at,
+            ready_at: times.ready_at,
+            ended_at: times.ended_at,
+            expires_at: times.expires_at,
+            idle_timeout,
+            start_timed_out: false,
+            clock: Clock::default(),
+        }
+    }
+}
+
+/// The wall-clock times of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    pub created_at: SystemTime,
+    pub ready_at: Option<SystemTime>,
+    pub ended_at: Option<SystemTime>,
+    pub expires_at: Option<SystemTime>,
+}
+
+/// What we see of a worker.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Liveness {
+    Alive,
+    /// Its link is gone or its lease is near its end.
+    Suspect,
+    /// Its lease is over.
+    Dead,
+}
+
+/// What the operator wants of a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scheduling {
+    Active,
+    Cordoned,
+    /// Cordoned, and its sessions end at `until`.
+    Draining {
+        until: SystemTime,
+    },
+}
+
+/// A worker.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub id: WorkerId,
+    pub incarnation: Incarnation,
+    pub scheduling: Scheduling,
+    pub liveness: Liveness,
+    /// Drawn by its process.
+    pub process: String,
+    pub version: String,
+    /// Zero until its first hello to this coordinator: then `known` is false too.
+    pub capacity: Capacity,
+    pub known: bool,
+    pub labels: Labels,
+    pub templates: BTreeSet<String>,
+    pub backends: Vec<v1::BackendStatus>,
+    pub health: v1::WorkerHealth,
+    pub attached_at: Option<SystemTime>,
+    pub heartbeat_at: Option<SystemTime>,
+    pub(super) link: Option<LinkId>,
+    pub(super) lease_until: Duration,
+    pub(super) down_since: Duration,
+    pub(super) drain_at: Option<Duration>,
+}
+
+impl Worker {
+    /// A worker of which only the record is known.
+    pub fn from_record(id: WorkerId, incarnation: Incarnation, scheduling: Scheduling) -> Self {
+        Self {
+            id,
+            incarnation,
+            scheduling,
+            liveness: Liveness::Suspect,
+            process: String::new(),
+            version: String::new(),
+            capacity: Capacity::default(),
+            known: false,
+            labels: Labels::new(),
+            templates: BTreeSet::new(),
+            backends: Vec::new(),
+            health: v1::WorkerHealth::default(),
+            attached_at: None,
+            heartbeat_at: None,
+            link: None,
+            lease_until: Duration::ZERO,
+            down_since: Duration::ZERO,
+            drain_at: None,
+        }
+    }
+
+    /// Whether this is its link.
+    pub fn has_link(&self, link: LinkId) -> bool {
+        self.link == Some(link)
+    }
+
+    /// Whether it has a link now.
+    pub fn attached(&self) -> bool {
+        self.link.is_some()
+    }
+
+    pub(super) fn standing(&self) -> Standing<'_> {
+        match (self.liveness, self.scheduling) {
+            (Liveness::Suspect | Liveness::Dead, _) => Standing::Unreachable,
+            (_, Scheduling::Cordoned) => Standing::Cordoned,
+            (_, Scheduling::Draining { .. }) => Standing::Draining,
+            (Liveness::Alive, Scheduling::Active) if !self.health.ready => {
+                Standing::NotReady(&self.health.reason)
+            }
+            (Liveness::Alive, Scheduling::Active) => Standing::Open,
+        }
+    }
+
+    /// Whether the store would hold the same.
+    pub(super) fn same_record(&self, other: &Worker) -> bool {
+        (self.incarnation, self.scheduling) == (other.incarnation, other.scheduling)
+    }
+
+    /// Whether a watcher of events has nothing new to see. Load figures don't count: they
+    /// change with every heartbeat.
+    pub(super) fn looks_like(&self, other: &Worker) -> bool {
+        self.same_record(other)
+            && (self.liveness, self.known, self.health.ready, &self.health.reason)
+                == (other.liveness, other.known, other.health.ready, &other.health.reason)
+            && (&self.capacity, &self.labels, &self.templates, &self.backends, &self.version)
+                == (&other.capacity, &other.labels, &other.templates, &other.backends, &other.version)
+            && self.link.is_some() == other.link.is_some()
+    }
+}
+
+/// An idempotency key of CreateSession.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestKey {
+    pub key: String,
+    /// SHA-256 of the request's body.
+    pub body: [u8; 32],
+    pub session: SessionId,
+    pub created_at: SystemTime,
+}

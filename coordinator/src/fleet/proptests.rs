@@ -1,0 +1,411 @@
+//! A seeded simulation: clients, workers and links at random, for thousands of steps, with
+//! a store that fails now and then. After every step the invariants of the module hold; in
+//! the end, with everybody attached and heard out, both sides agree.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use berth_proto::{
+    Epoch, Incarnation, SessionId, WorkerId,
+    domain::{Capacity, EndReason, Limits, SessionState},
+};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::{
+    tests::{GIB, beat, config, create, hello, report, start},
+    *,
+};
+use crate::placement::{fits, share};
+
+const NAMES: [&str; 4] = ["w0", "w1", "w2", "w3"];
+
+/// What a worker process really holds.
+#[derive(Default)]
+struct Machine {
+    link: Option<LinkId>,
+    incarnation: u64,
+    process: u64,
+    held: BTreeMap<SessionId, Epoch>,
+    /// Placed there, and not answered yet.
+    asked: Vec<(SessionId, Epoch)>,
+    /// Ended as it was told to, and not reported yet.
+    over: Vec<(SessionId, Epoch)>,
+}
+
+struct World {
+    fleet: Fleet,
+    now: Now,
+    rng: StdRng,
+    machines: BTreeMap<&'static str, Machine>,
+    sessions: Vec<SessionId>,
+    next: u64,
+    states: BTreeMap<SessionId, (SessionState, Epoch)>,
+    ended: BTreeMap<SessionId, u32>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let now = start();
+        Self {
+            fleet: Fleet::restore(
+                FleetConfig { queue_limit: 20, ended_limit: 20, ..config() },
+                seed,
+                Loaded::default(),
+                now,
+            )
+            .0,
+            now,
+            rng: StdRng::seed_from_u64(seed),
+            machines: NAMES.iter().map(|name| (*name, Machine::default())).collect(),
+            sessions: Vec::new(),
+            next: 0,
+            states: BTreeMap::new(),
+            ended: BTreeMap::new(),
+        }
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn some_session(&mut self) -> Option<SessionId> {
+        // The recent ones: old ones are long over.
+        let from = self.sessions.len().saturating_sub(40);
+        let recent = &self.sessions[from..];
+        (!recent.is_empty()).then(|| recent[self.rng.random_range(0..recent.len())])
+    }
+
+    /// Something happens.
+    fn step(&mut self) {
+        let name = NAMES[self.rng.random_range(0..NAMES.len())];
+        let event = match self.rng.random_range(0..100) {
+            0..20 => Some(self.creation()),
+            20..28 => {
+                self.some_session().map(|session| Event::Delete { session, reason: EndReason::Deleted })
+            }
+            28..30 => self.some_session().map(|session| Event::Pause { session, paused: true }),
+            30..38 => return self.attach(name),
+            38..42 => {
+                self.machines[name].link.map(|link| Event::LinkLost { worker: name.parse().unwrap(), link })
+            }
+            42..43 => {
+                // The process dies, and its sandboxes with it.
+                self.machines.insert(name, Machine::default());
+                None
+            }
+            43..58 => self.machines[name].link.map(|link| beat(name, link)),
+            58..80 => self.answer(name),
+            80..84 => self.ends_by_itself(name),
+            84..86 => return self.noise(name),
+            86..88 => Some(Event::Cordon { worker: name.parse().unwrap() }),
+            88..92 => Some(Event::Uncordon { worker: name.parse().unwrap() }),
+            92..93 => Some(Event::Drain {
+                worker: name.parse().unwrap(),
+                within: Duration::from_secs(self.rng.random_range(0..20)),
+            }),
+            _ => {
+                let step = Duration::from_millis(self.rng.random_range(0..4000));
+                self.now.mono += step;
+                self.now.wall += step;
+                Some(Event::Tick)
+            }
+        };
+        if let Some(event) = event {
+            self.apply(event);
+        }
+    }
+
+    fn creation(&mut self) -> Event {
+        let id = SessionId::from_u128(self.draw().into());
+        self.sessions.push(id);
+        let mut wanted = create(id);
+        wanted.spec.limits = Limits {
+            cpu_millis: self.rng.random_range(100..4000),
+            memory_bytes: self.rng.random_range(1..8) * GIB,
+            disk_bytes: GIB,
+            pids: 64,
+        };
+        wanted.spec.priority = self.rng.random_range(-3..3);
+        wanted.spec.wait_for_place = Duration::from_secs(self.rng.random_range(0..40));
+        wanted.ttl = self.rng.random_bool(0.3).then(|| Duration::from_secs(self.rng.random_range(1..120)));
+        Event::Create(Box::new(wanted))
+    }
+
+    fn greeting(&mut self, name: &'static str) -> Hello {
+        let link = LinkId(self.draw());
+        let process = self.draw();
+        let machine = self.machines.get_mut(name).unwrap();
+        if machine.process == 0 {
+            machine.process = process;
+        }
+        let mut greeting = hello(name, link, 4);
+        greeting.process = machine.process.to_string();
+        greeting.incarnation = Incarnation(machine.incarnation);
+        greeting.capacity =
+            Capacity { cpu_millis: 8000, memory_bytes: 16 * GIB, disk_bytes: 64 * GIB, max_sessions: 4 };
+        machine.asked.clear();
+        greeting.running = machine
+            .held
+            .iter()
+            .map(|(session, epoch)| Running {
+                session: *session,
+                epoch: *epoch,
+                state: SessionState::Ready,
+                backend: String::new(),
+            })
+            .collect();
+        greeting
+    }
+
+    fn attach(&mut self, name: &'static str) {
+        let greeting = self.greeting(name);
+        self.apply(Event::Hello(Box::new(greeting)));
+    }
+
+    /// A worker does what it was asked to: it starts the session, fails, or refuses it.
+    fn answer(&mut self, name: &'static str) -> Option<Event> {
+        let chance = self.rng.random_range(0..10);
+        let machine = self.machines.get_mut(name)?;
+        let (session, epoch) = machine.asked.pop()?;
+        let link = machine.link?;
+        let Event::Report(mut answer) = report(name, link, session, epoch.0, SessionState::Ready) else {
+            unreachable!()
+        };
+        match chance {
+            0..2 => answer.refused = true,
+            2 => answer.state = SessionState::Ended,
+            _ => {
+                machine.held.insert(session, epoch);
+            }
+        }
+        Some(Event::Report(answer))
+    }
+
+    fn ends_by_itself(&mut self, name: &'static str) -> Option<Event> {
+        let machine = self.machines.get_mut(name)?;
+        let link = machine.link?;
+        let (session, epoch) = machine.over.pop().or_else(|| machine.held.pop_first())?;
+        Some(report(name, link, session, epoch.0, SessionState::Ended))
+    }
+
+    /// A word on a placement that never was: it changes no session.
+    fn noise(&mut self, name: &'static str) {
+        let Some(session) = self.some_session() else { return };
+        let epoch = self.fleet.sessions.get(&session).map_or(9, |s| s.epoch.0) + 1;
+        let link = self.machines[name].link.unwrap_or(LinkId(0));
+        let event = report(name, link, session, epoch, SessionState::Ended);
+        let effects = self.fleet.apply(event, self.now).unwrap();
+        // The queue may move on (a rollback leaves that to the next event); nothing fails by it.
+        let believed =
+            |e: &Effect| matches!(e, Effect::SaveSession(s) if s.end == Some(EndReason::SandboxFailed));
+        assert!(!effects.iter().any(believed), "a stale report was believed");
+        self.fleet.commit();
+        self.deliver(effects);
+    }
+
+    /// Applies, and lets the store fail now and then.
+    fn apply(&mut self, event: Event) {
+        // An image of everything costs more than the step: now and then is often enough.
+        let fails = self.rng.random_range(0..20) == 0;
+        let before = fails.then(|| self.fleet.image());
+        let ticked = matches!(event, Event::Tick);
+        let Ok(effects) = self.fleet.apply(event, self.now) else {
+            if let Some(before) = before {
+                assert_eq!(self.fleet.image(), before, "a refused event has changed nothing");
+            }
+            return;
+        };
+        self.saved_before_told(&effects);
+        if let Some(before) = before {
+            self.fleet.rollback();
+            assert_eq!(self.fleet.image(), before, "a rollback leaves nothing behind");
+            return;
+        }
+        self.fleet.commit();
+        if ticked {
+            assert!(self.fleet.next_timer().is_none_or(|at| at > self.now.mono), "a busy loop");
+        }
+        self.deliver(effects);
+        self.check();
+    }
+
+    fn saved_before_told(&self, effects: &[Effect]) {
+        for (at, effect) in effects.iter().enumerate() {
+            if let Effect::Send { command: Command::Place(place), .. } = effect {
+                let saved = effects[..at].iter().any(
+                    |e| matches!(e, Effect::SaveSession(s) if s.id == place.session && s.epoch >= place.epoch),
+                );
+                assert!(saved, "an epoch was sent before it was saved");
+            }
+        }
+    }
+
+    /// Workers hear what was sent over their link.
+    fn deliver(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send { link, command } => {
+                    let greeted = matches!(command, Command::Welcome { .. });
+                    let owner =
+                        self.fleet.workers.values().find(|w| w.link == Some(link)).map(|w| w.id.clone());
+                    let Some(owner) = owner else { continue };
+                    let machine = self.machines.iter_mut().find(|(n, _)| **n == owner.as_str()).unwrap().1;
+                    if greeted {
+                        machine.link = Some(link);
+                    }
+                    machine.hear(command);
+                }
+                Effect::Close { link, .. } => {
+                    for machine in self.machines.values_mut().filter(|m| m.link == Some(link)) {
+                        machine.link = None;
+                    }
+                }
+                Effect::SessionChanged(session) if session.state == SessionState::Ended => {
+                    *self.ended.entry(session.id).or_default() += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        let mut loads: BTreeMap<WorkerId, (BTreeSet<SessionId>, Capacity)> = BTreeMap::new();
+        let mut queue = BTreeSet::new();
+        for session in self.fleet.sessions.values() {
+            if session.holds_place() {
+                let load = loads.entry(session.worker.clone().unwrap()).or_default();
+                let taken = share(&session.spec.limits);
+                load.0.insert(session.id);
+                load.1.cpu_millis += taken.cpu_millis;
+                load.1.memory_bytes += taken.memory_bytes;
+                load.1.disk_bytes += taken.disk_bytes;
+                load.1.max_sessions += 1;
+            }
+            if session.state == SessionState::Pending {
+                queue.insert(session.id);
+            }
+            let state = (session.state, session.epoch);
+            let old = self.states.insert(session.id, state).unwrap_or((SessionState::Pending, Epoch(0)));
+            assert!(old == state || edge(old.0, state.0), "{:?} → {:?}", old, state);
+            assert!(session.epoch >= old.1, "an epoch went back");
+            let ended = self.ended.get(&session.id).copied().unwrap_or_default();
+            assert_eq!(ended, u32::from(session.state == SessionState::Ended), "ended is told once");
+        }
+        let kept: BTreeMap<_, _> = self
+            .fleet
+            .index
+            .load
+            .iter()
+            .map(|(id, l)| (id.clone(), (l.sessions.clone(), l.reserved)))
+            .collect();
+        assert_eq!(kept, loads, "a reservation leaked or was lost");
+        for (worker, (_, reserved)) in &loads {
+            assert!(fits(&self.fleet.workers[worker].capacity, reserved), "{worker} is oversubscribed");
+        }
+        assert_eq!(self.fleet.index.queue.iter().map(|(_, id)| *id).collect::<BTreeSet<_>>(), queue);
+        let alive = self.fleet.workers.values().filter(|w| w.liveness == Liveness::Alive).count();
+        assert_eq!(self.fleet.index.alive, alive);
+    }
+
+    /// Everybody attaches and answers until nothing is left to say.
+    fn settle(&mut self) {
+        for name in NAMES {
+            loop {
+                let greeting = self.greeting(name);
+                let now = self.now;
+                let Ok(effects) = self.fleet.apply(Event::Hello(Box::new(greeting)), now) else {
+                    // Told that it is stale: such a process ends, and a new one comes.
+                    self.machines.insert(name, Machine::default());
+                    continue;
+                };
+                self.fleet.commit();
+                self.deliver(effects);
+                break;
+            }
+        }
+        for _ in 0..10_000 {
+            let next = NAMES.iter().find_map(|name| {
+                let machine = self.machines.get_mut(name).unwrap();
+                let link = machine.link?;
+                if let Some((session, epoch)) = machine.ended_now() {
+                    return Some(report(name, link, session, epoch.0, SessionState::Ended));
+                }
+                let (session, epoch) = machine.asked.pop()?;
+                machine.held.insert(session, epoch);
+                Some(report(name, link, session, epoch.0, SessionState::Ready))
+            });
+            let Some(event) = next else { break };
+            let effects = self.fleet.apply(event, self.now).unwrap();
+            self.fleet.commit();
+            self.deliver(effects);
+        }
+        for name in NAMES {
+            let ours: BTreeMap<SessionId, Epoch> = self
+                .fleet
+                .sessions
+                .values()
+                .filter(|s| s.holds_place() && s.worker.as_ref().is_some_and(|w| w.as_str() == name))
+                .map(|s| (s.id, s.epoch))
+                .collect();
+            assert_eq!(self.machines[name].held, ours, "{name} and the coordinator disagree in the end");
+        }
+    }
+}
+
+impl Machine {
+    fn hear(&mut self, command: Command) {
+        match command {
+            Command::Welcome { incarnation, end } => {
+                self.incarnation = incarnation.0;
+                for end in end {
+                    self.end(end);
+                }
+            }
+            Command::Place(place) => self.asked.push((place.session, place.epoch)),
+            Command::End(end) => self.end(end),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, end: Ending) {
+        self.asked.retain(|asked| *asked != (end.session, end.epoch));
+        if self.held.get(&end.session) == Some(&end.epoch) {
+            self.held.remove(&end.session);
+        }
+        self.over.push((end.session, end.epoch));
+    }
+
+    fn ended_now(&mut self) -> Option<(SessionId, Epoch)> {
+        self.over.pop()
+    }
+}
+
+/// The edges of ARCHITECTURE's states. `Placed → Paused` and `Paused → Ready` come with a hello.
+fn edge(from: SessionState, to: SessionState) -> bool {
+    use SessionState::*;
+    match from {
+        Pending => matches!(to, Placed | Ended | Pending),
+        Placed => matches!(to, Pending | Placed | Ready | Paused | Ending | Ended),
+        Ready => matches!(to, Paused | Ending | Ended),
+        Paused => matches!(to, Ready | Ending | Ended),
+        Ending => matches!(to, Ended),
+        Ended => false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_fleet_keeps_its_promises(seed in any::<u64>()) {
+        let mut world = World::new(seed);
+        for _ in 0..2500 {
+            world.step();
+        }
+        world.settle();
+    }
+}

@@ -1,0 +1,214 @@
+//! The queue of sessions that wait for a place.
+//!
+//! Order: priority, then age. A session that fits nowhere now doesn't hold up those behind
+//! it: a small one may slip past a big one. The big one can starve for as long as it waits,
+//! and no longer; rejected was to reserve the next free places for it, which leaves a small
+//! fleet idle for the sake of one.
+
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
+
+use berth_proto::{
+    Epoch, SessionId, WorkerId,
+    domain::{EndReason, Placement, SessionState},
+};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use super::{
+    Fleet,
+    event::{Command, Create, Effect, Refused},
+    model::{Clock, Now, RequestKey, Session},
+};
+use crate::placement::{self, Candidate, Need, Standing};
+
+impl Fleet {
+    pub(super) fn create(&mut self, create: Create, now: Now) -> Result<(), Refused> {
+        if let Some((key, body)) = &create.key
+            && let Some(known) = self.keys.get(key)
+        {
+            return Err(if known.body == *body {
+                Refused::AlreadyCreated(known.session)
+            } else {
+                Refused::RequestIdReused
+            });
+        }
+        let session = Session {
+            id: create.id,
+            labels: create.labels,
+            state: SessionState::Pending,
+            epoch: Epoch(0),
+            worker: None,
+            backend: String::new(),
+            end: None,
+            message: String::new(),
+            created_at: now.wall,
+            ready_at: None,
+            ended_at: None,
+            expires_at: create.ttl.map(|ttl| now.wall + ttl),
+            idle_timeout: create.idle_timeout,
+            start_timed_out: false,
+            clock: Clock {
+                wait_until: now.mono + create.spec.wait_for_place,
+                expires: create.ttl.map(|ttl| now.mono + ttl),
+                ..Clock::default()
+            },
+            spec: std::sync::Arc::new(create.spec),
+        };
+        let worker = self.find_place(&session, now)?;
+        if let Some((key, body)) = create.key {
+            self.put_key(RequestKey { key, body, session: session.id, created_at: now.wall });
+        }
+        match worker {
+            Ok(worker) => self.place(session, worker, now),
+            Err(missing) => {
+                tracing::info!(session.id = %session.id, missing, "a session waits for a place");
+                self.put_session(Session { message: format!("waits for a place: {missing}"), ..session });
+            }
+        }
+        Ok(())
+    }
+
+    /// A place for a new session, or what is missing if it may wait for one.
+    fn find_place(&mut self, session: &Session, now: Now) -> Result<Result<WorkerId, String>, Refused> {
+        let need = need(session);
+        // A worker that never said how big it is says nothing about what is too big.
+        let sized: Vec<_> =
+            self.workers.values().filter(|w| w.known).map(|w| self.candidate(w, session, now)).collect();
+        if let Some(figures) = placement::too_high(&need, &sized) {
+            return Err(Refused::LimitTooHigh(figures));
+        }
+        let mut rng = self.chance();
+        let candidates: Vec<_> = self.workers.values().map(|w| self.candidate(w, session, now)).collect();
+        Ok(match placement::choose(&need, &candidates, &mut rng).cloned() {
+            Some(worker) => Ok(worker),
+            None => {
+                let missing = placement::explain(&need, &candidates);
+                if session.spec.wait_for_place.is_zero() {
+                    return Err(Refused::NoPlace(missing));
+                }
+                if self.index.queue.len() >= self.config.queue_limit {
+                    return Err(Refused::QueueFull { limit: self.config.queue_limit });
+                }
+                Err(missing)
+            }
+        })
+    }
+
+    /// Chance for one decision: the candidates borrow the fleet, its own source can't lend.
+    fn chance(&mut self) -> StdRng {
+        StdRng::seed_from_u64(self.rng.random())
+    }
+
+    /// Goes through the queue: places what fits, gives up what has waited long enough.
+    pub(super) fn place_waiting(&mut self, now: Now) {
+        let waiting: Vec<SessionId> = self.index.queue.iter().map(|(Reverse(_), id)| *id).collect();
+        // Nobody with an open door: spare the walk.
+        let any_open = self.workers.values().any(|w| w.standing() == Standing::Open);
+        for id in waiting {
+            let Some(session) = self.sessions.get(&id).cloned() else { continue };
+            let chosen = if any_open {
+                let mut rng = self.chance();
+                let candidates: Vec<_> =
+                    self.workers.values().map(|w| self.candidate(w, &session, now)).collect();
+                placement::choose(&need(&session), &candidates, &mut rng).cloned()
+            } else {
+                None
+            };
+            match chosen {
+                Some(worker) => self.place((*session).clone(), worker, now),
+                None if session.clock.wait_until <= now.mono => self.give_up(&session, now),
+                None => {}
+            }
+        }
+    }
+
+    /// The session has waited as long as it was to.
+    pub(super) fn give_up(&mut self, session: &Session, now: Now) {
+        let candidates: Vec<_> = self.workers.values().map(|w| self.candidate(w, session, now)).collect();
+        let missing = placement::explain(&need(session), &candidates);
+        tracing::info!(session.id = %session.id, missing, "no place was found in time");
+        self.finish(session.id, EndReason::NoPlace, &missing, now);
+    }
+
+    fn place(&mut self, session: Session, worker: WorkerId, now: Now) {
+        let epoch = Epoch(session.epoch.0 + 1);
+        let session = Session {
+            state: SessionState::Placed,
+            epoch,
+            worker: Some(worker.clone()),
+            message: String::new(),
+            clock: Clock { placed_at: now.mono, ..session.clock },
+            ..session
+        };
+        let order = Placement {
+            session: session.id,
+            epoch,
+            template: session.spec.template.clone(),
+            limits: session.spec.limits,
+            env: session.spec.env.clone(),
+            created_at: session.created_at,
+            expires_at: session.expires_at,
+            idle_timeout: session.idle_timeout,
+            task_defaults: session.spec.task_defaults,
+            start_timeout: self.config.start_timeout,
+        };
+        tracing::debug!(session.id = %session.id, worker.id = %worker, %epoch, "placed");
+        self.put_session(session);
+        self.send(&worker, Command::Place(Box::new(order)));
+    }
+
+    /// Takes a session that was never ready off its worker: it waits for another place, for
+    /// as long as a new one would.
+    pub(super) fn unplace(&mut self, session: &Session, why: &str, now: Now) {
+        let until = session.clock.wait_until.max(now.mono + session.spec.wait_for_place);
+        self.back_to_queue(session, why, until);
+    }
+
+    pub(super) fn back_to_queue(&mut self, session: &Session, why: &str, wait_until: Duration) {
+        self.put_session(Session {
+            state: SessionState::Pending,
+            worker: None,
+            backend: String::new(),
+            message: format!("waits for another place: {why}"),
+            clock: Clock { wait_until, ..session.clock.clone() },
+            ..session.clone()
+        });
+    }
+
+    pub(super) fn send(&mut self, worker: &WorkerId, command: Command) {
+        if let Some(link) = self.workers.get(worker).and_then(|w| w.link) {
+            self.out.push(Effect::Send { link, command });
+        }
+    }
+
+    fn candidate<'a>(&'a self, worker: &'a super::Worker, session: &Session, now: Now) -> Candidate<'a> {
+        let load = self.index.load.get(&worker.id);
+        let refused = session.clock.refused.get(&worker.id).is_some_and(|until| *until > now.mono);
+        let warmth = |ids: &BTreeSet<SessionId>| {
+            let same = |id: &&SessionId| {
+                self.sessions.get(id).is_some_and(|s| s.spec.template.name == session.spec.template.name)
+            };
+            ids.iter().filter(same).count() as u32
+        };
+        Candidate {
+            id: &worker.id,
+            standing: match worker.standing() {
+                Standing::Open if refused => Standing::Refused,
+                standing => standing,
+            },
+            capacity: worker.capacity,
+            reserved: load.map(|l| l.reserved).unwrap_or_default(),
+            labels: &worker.labels,
+            templates: &worker.templates,
+            warmth: load.map(|l| warmth(&l.sessions)).unwrap_or_default(),
+        }
+    }
+}
+
+fn need(session: &Session) -> Need<'_> {
+    Need {
+        limits: session.spec.limits,
+        template: &session.spec.template.name,
+        selector: &session.spec.selector,
+    }
+}

@@ -1,0 +1,284 @@
+//! What clients ask of a session, and what its worker reports of it.
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use berth_proto::{
+    SessionId,
+    convert::time_out,
+    domain::{EndReason, Labels, Outcome, SessionState},
+    v1,
+};
+
+use super::{
+    Fleet,
+    event::{Command, Effect, Ending, Refused, Report, TaskReport, Update},
+    model::{Clock, Liveness, Now, Session, Spec, Worker},
+};
+
+/// Running tasks that are remembered of one session, whatever its worker says.
+const RUNNING_LIMIT: usize = 1024;
+
+impl Fleet {
+    pub(super) fn delete(&mut self, id: SessionId, reason: EndReason, now: Now) -> Result<(), Refused> {
+        if !self.sessions.contains_key(&id) {
+            return Err(Refused::NoSession(id));
+        }
+        self.end_session(id, reason, "", now);
+        Ok(())
+    }
+
+    pub(super) fn pause(&mut self, id: SessionId, paused: bool) -> Result<(), Refused> {
+        let session = self.sessions.get(&id).ok_or(Refused::NoSession(id))?;
+        match session.state {
+            SessionState::Pending | SessionState::Placed => {
+                return Err(Refused::SessionNotReady(session.state));
+            }
+            SessionState::Ending | SessionState::Ended => return Err(Refused::SessionEnded(session.end)),
+            SessionState::Ready if !paused => return Ok(()),
+            SessionState::Paused if paused => return Ok(()),
+            SessionState::Ready | SessionState::Paused => {}
+        }
+        let Some(worker) = session.worker.clone() else { return Err(Refused::NoSession(id)) };
+        let command = Command::Pause { session: id, epoch: session.epoch, paused };
+        if !self.workers.get(&worker).is_some_and(|w| w.attached()) {
+            return Err(Refused::WorkerUnreachable(worker));
+        }
+        self.send(&worker, command);
+        Ok(())
+    }
+
+    pub(super) fn update(&mut self, update: Update, now: Now) -> Result<(), Refused> {
+        let id = update.session;
+        let session = self.sessions.get(&id).ok_or(Refused::NoSession(id))?;
+        if matches!(session.state, SessionState::Ending | SessionState::Ended) {
+            return Err(Refused::SessionEnded(session.end));
+        }
+        let mut changed = (**session).clone();
+        for name in &update.remove_labels {
+            changed.labels.remove(name);
+        }
+        changed.labels.extend(update.set_labels);
+        if let Some(ttl) = update.ttl {
+            changed.expires_at = ttl.map(|ttl| now.wall + ttl);
+            changed.clock.expires = ttl.map(|ttl| now.mono + ttl);
+        }
+        if let Some(idle) = update.idle_timeout {
+            changed.idle_timeout = idle;
+        }
+        let clocks = update.ttl.is_some() || update.idle_timeout.is_some();
+        self.put_session(changed);
+        if clocks {
+            self.send_clocks(id);
+        }
+        Ok(())
+    }
+
+    /// Tells the worker a session's TTL and idle timeout as they are now.
+    pub(super) fn send_clocks(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id).filter(|s| s.holds_place()) else { return };
+        let Some(worker) = session.worker.clone() else { return };
+        let command = Command::Update {
+            session: id,
+            epoch: session.epoch,
+            expires_at: session.expires_at,
+            idle_timeout: session.idle_timeout,
+        };
+        self.send(&worker, command);
+    }
+
+    /// Begins to end a session; one without a place has ended at once. Idempotent.
+    pub(super) fn end_session(&mut self, id: SessionId, reason: EndReason, message: &str, now: Now) {
+        let Some(session) = self.sessions.get(&id).cloned() else { return };
+        match session.state {
+            SessionState::Pending => self.finish(id, reason, message, now),
+            SessionState::Placed | SessionState::Ready | SessionState::Paused => {
+                self.put_session(Session {
+                    state: SessionState::Ending,
+                    end: Some(reason),
+                    message: message.to_owned(),
+                    clock: Clock {
+                        ending_check: now.mono + self.config.ending_check,
+                        ..session.clock.clone()
+                    },
+                    ..(*session).clone()
+                });
+                self.tell_end(&session, reason);
+                // A dead worker can't say that it is done. Should it come back, its hello is
+                // answered with the end.
+                let dead = |w: &Arc<Worker>| w.liveness == Liveness::Dead;
+                if session.worker.as_ref().and_then(|id| self.workers.get(id)).is_none_or(dead) {
+                    self.finish(id, reason, message, now);
+                }
+            }
+            SessionState::Ending | SessionState::Ended => {}
+        }
+    }
+
+    pub(super) fn tell_end(&mut self, session: &Session, reason: EndReason) {
+        if let Some(worker) = &session.worker {
+            let ending = Ending { session: session.id, epoch: session.epoch, reason };
+            self.send(&worker.clone(), Command::End(ending));
+        }
+    }
+
+    /// The session is over. A reason that it was being ended for stands.
+    pub(super) fn finish(&mut self, id: SessionId, reason: EndReason, message: &str, now: Now) {
+        let Some(session) = self.sessions.get(&id).filter(|s| s.state != SessionState::Ended).cloned() else {
+            return;
+        };
+        let reason = session.end.unwrap_or(reason);
+        tracing::info!(session.id = %id, epoch = %session.epoch, ?reason, message, "session ended");
+        let spec = Spec { env: Labels::new(), ..(*session.spec).clone() };
+        self.finish_tasks(id, reason, now.wall);
+        self.put_session(Session {
+            state: SessionState::Ended,
+            end: Some(reason),
+            message: if message.is_empty() { session.message.clone() } else { message.to_owned() },
+            ended_at: Some(now.wall),
+            spec: Arc::new(spec),
+            ..(*session).clone()
+        });
+    }
+
+    /// Tasks that ran when the session ended have an outcome too.
+    fn finish_tasks(&mut self, id: SessionId, reason: EndReason, at: SystemTime) {
+        let outcome = match reason {
+            EndReason::WorkerLost => Outcome::WorkerLost,
+            EndReason::SandboxFailed => Outcome::SandboxFailed,
+            _ => Outcome::SessionEnded,
+        };
+        for (task, running) in self.tasks.get(&id).cloned().unwrap_or_default() {
+            let mut summary = (*running).clone();
+            summary.state = v1::TaskState::Done.into();
+            summary.end = Some(v1::TaskEnd {
+                outcome: Some(outcome.into()),
+                ended_at: Some(time_out(at)),
+                ..Default::default()
+            });
+            let summary = Arc::new(summary);
+            self.out.push(Effect::SaveTask { session: id, task, summary: summary.clone() });
+            self.out.push(Effect::TaskChanged(summary));
+        }
+    }
+
+    // ---- reports of workers --------------------------------------------------
+
+    pub(super) fn report(&mut self, report: Report, now: Now) {
+        if self.linked(&report.worker, report.link).is_none() {
+            return;
+        }
+        let current = self.sessions.get(&report.session).filter(|s| {
+            s.holds_place() && s.worker.as_ref() == Some(&report.worker) && s.epoch == report.epoch
+        });
+        let Some(session) = current.cloned() else {
+            return self.stale_report(&report);
+        };
+        if report.refused {
+            return self.refused(&session, &report, now);
+        }
+        match report.state {
+            SessionState::Ready => self.is_up(&session, SessionState::Ready, &report.backend, now),
+            SessionState::Paused => self.is_up(&session, SessionState::Paused, &report.backend, now),
+            SessionState::Ending if session.state != SessionState::Ending => {
+                self.put_session(Session {
+                    state: SessionState::Ending,
+                    end: report.reason.or(Some(EndReason::SandboxFailed)),
+                    message: report.message,
+                    clock: Clock {
+                        ending_check: now.mono + self.config.ending_check,
+                        ..session.clock.clone()
+                    },
+                    ..(*session).clone()
+                });
+            }
+            SessionState::Ended => self.reported_end(&session, &report, now),
+            SessionState::Pending | SessionState::Placed | SessionState::Ending => {}
+        }
+    }
+
+    fn reported_end(&mut self, session: &Session, report: &Report, now: Now) {
+        let late = now.mono >= session.clock.placed_at.saturating_add(self.config.start_timeout);
+        if session.state == SessionState::Placed && late {
+            self.put_session(Session { start_timed_out: true, ..session.clone() });
+        }
+        let reason = report.reason.unwrap_or(EndReason::SandboxFailed);
+        self.finish(session.id, reason, &report.message, now);
+    }
+
+    /// Its worker says that the session runs, or is paused.
+    pub(super) fn is_up(&mut self, session: &Session, state: SessionState, backend: &str, now: Now) {
+        if session.state == SessionState::Ending {
+            return;
+        }
+        self.put_session(Session {
+            state,
+            ready_at: session.ready_at.or(Some(now.wall)),
+            message: String::new(),
+            backend: if backend.is_empty() { session.backend.clone() } else { backend.to_owned() },
+            ..session.clone()
+        });
+    }
+
+    /// A report on something that is no longer so: its sender shall end what it holds.
+    fn stale_report(&mut self, report: &Report) {
+        tracing::debug!(session.id = %report.session, worker.id = %report.worker, epoch = %report.epoch,
+            state = ?report.state, "a stale report was ignored");
+        if report.state == SessionState::Ended || report.refused {
+            return;
+        }
+        let reason = self.sessions.get(&report.session).and_then(|s| s.end).unwrap_or(EndReason::Deleted);
+        let ending = Ending { session: report.session, epoch: report.epoch, reason };
+        self.send(&report.worker, Command::End(ending));
+    }
+
+    /// The worker has the last word on its capacity: somewhere else, then.
+    fn refused(&mut self, session: &Session, report: &Report, now: Now) {
+        match session.state {
+            SessionState::Placed => {}
+            // It was to end anyway, and was never there.
+            SessionState::Ending => return self.finish(session.id, EndReason::Deleted, "", now),
+            _ => return,
+        }
+        tracing::info!(session.id = %session.id, worker.id = %report.worker, message = report.message, "refused");
+        let mut session = session.clone();
+        session.clock.refused.retain(|_, until| *until > now.mono);
+        session.clock.refused.insert(report.worker.clone(), now.mono + self.config.refusal_cooldown);
+        // A refusal doesn't lengthen the wait.
+        let wait_until = session.clock.wait_until;
+        self.back_to_queue(
+            &session,
+            &format!("{} refused it ({})", report.worker, report.message),
+            wait_until,
+        );
+    }
+
+    pub(super) fn task_report(&mut self, report: TaskReport) {
+        let current = self.linked(&report.worker, report.link).is_some()
+            && self.sessions.get(&report.session).is_some_and(|s| {
+                s.holds_place() && s.worker.as_ref() == Some(&report.worker) && s.epoch == report.epoch
+            });
+        if !current {
+            return;
+        }
+        let running: &mut BTreeMap<_, _> = self.tasks.entry(report.session).or_default();
+        if report.done {
+            running.remove(&report.task);
+            if running.is_empty() {
+                self.tasks.remove(&report.session);
+            }
+            self.out.push(Effect::SaveTask {
+                session: report.session,
+                task: report.task,
+                summary: report.summary.clone(),
+            });
+        } else if running.len() < RUNNING_LIMIT {
+            running.insert(report.task, report.summary.clone());
+        }
+        self.out.push(Effect::TaskChanged(report.summary));
+    }
+
+    /// Tasks that run now, as far as we were told.
+    pub fn running_tasks(&self) -> usize {
+        self.tasks.values().map(BTreeMap::len).sum()
+    }
+}

@@ -1,0 +1,242 @@
+//! Workers: how they attach, live, are cordoned and drained, and get lost.
+//!
+//! A hello is the worker's truth about what it holds. It is compared with our record,
+//! session by session, and both sides come out agreeing: what we no longer want there it is
+//! told to end; what it no longer has we place anew (never ready: nobody has seen it) or
+//! call lost.
+
+use std::collections::BTreeMap;
+
+use berth_proto::{
+    Incarnation, SessionId, WorkerId,
+    domain::{BackendChoice, EndReason, SessionState},
+};
+
+use super::{
+    Fleet,
+    event::{CloseReason, Command, Effect, Ending, Heartbeat, Hello, Refused, Running},
+    left,
+    model::{LinkId, Liveness, Now, Scheduling, Worker},
+};
+
+impl Fleet {
+    pub(super) fn hello(&mut self, hello: Hello, now: Now) -> Result<(), Refused> {
+        let old = self.workers.get(&hello.worker).cloned();
+        let incarnation = self.admit(old.as_deref(), &hello)?;
+        if let Some(older) = old.as_ref().and_then(|w| w.link).filter(|link| *link != hello.link) {
+            let same = old.as_ref().is_some_and(|w| w.incarnation == incarnation);
+            let why = if same { CloseReason::Replaced } else { CloseReason::Superseded };
+            self.out.push(Effect::Close { link: older, why });
+        }
+        if self.index.alive == 0 {
+            self.blackout_over = now.mono;
+        }
+        let scheduling = old.as_ref().map_or(Scheduling::Active, |w| w.scheduling);
+        tracing::info!(worker.id = %hello.worker, %incarnation, sessions = hello.running.len(), "worker attached");
+        self.put_worker(Worker {
+            id: hello.worker.clone(),
+            incarnation,
+            scheduling,
+            liveness: Liveness::Alive,
+            process: hello.process,
+            version: hello.version,
+            capacity: hello.capacity,
+            known: true,
+            labels: hello.labels,
+            templates: hello.templates,
+            backends: hello.backends,
+            health: hello.health,
+            attached_at: Some(now.wall),
+            heartbeat_at: Some(now.wall),
+            link: Some(hello.link),
+            lease_until: now.mono + self.config.lease,
+            down_since: now.mono,
+            drain_at: old.as_ref().and_then(|w| w.drain_at),
+        });
+        // The welcome must be the first that goes over the link, with what reconciling finds.
+        let others = std::mem::take(&mut self.out);
+        let end = self.reconcile(&hello.worker, hello.running, now);
+        let after = std::mem::replace(&mut self.out, others);
+        self.send(&hello.worker, Command::Welcome { incarnation, end });
+        if scheduling != Scheduling::Active {
+            self.send(&hello.worker, Command::Cordoned(true));
+        }
+        self.out.extend(after);
+        Ok(())
+    }
+
+    /// The incarnation that this process has from now on.
+    fn admit(&self, old: Option<&Worker>, hello: &Hello) -> Result<Incarnation, Refused> {
+        let newest = old.map_or(Incarnation(0), |w| w.incarnation);
+        // Its welcome may have been lost on the way: the same process keeps what it was given.
+        let same_process = old.is_some_and(|w| !w.process.is_empty() && w.process == hello.process);
+        match hello.incarnation {
+            Incarnation(0) if same_process => Ok(newest),
+            Incarnation(0) => Ok(Incarnation(newest.0 + 1)),
+            told if told < newest => Err(Refused::StaleIncarnation { told, newest }),
+            told if told == newest => Ok(told),
+            // Given by a coordinator whose store we don't have: never the same number twice.
+            told => Ok(Incarnation(told.0.saturating_add(1))),
+        }
+    }
+
+    /// Compares what the worker holds with what it should. Returns what it shall end.
+    fn reconcile(&mut self, worker: &WorkerId, running: Vec<Running>, now: Now) -> Vec<Ending> {
+        let mut end = Vec::new();
+        let mut held: BTreeMap<SessionId, ()> = BTreeMap::new();
+        for run in running {
+            let ours = self.sessions.get(&run.session).cloned();
+            let reason = ours.as_ref().and_then(|s| s.end).unwrap_or(EndReason::Deleted);
+            let ending = Ending { session: run.session, epoch: run.epoch, reason };
+            let current =
+                ours.filter(|s| s.holds_place() && s.worker.as_ref() == Some(worker) && s.epoch == run.epoch);
+            let Some(session) = current else {
+                end.push(ending);
+                continue;
+            };
+            held.insert(session.id, ());
+            match run.state {
+                _ if session.state == SessionState::Ending => end.push(ending),
+                SessionState::Ready | SessionState::Paused => {
+                    self.is_up(&session, run.state, &run.backend, now);
+                    self.send_clocks(session.id);
+                }
+                SessionState::Ending => {
+                    self.end_session(session.id, EndReason::SandboxFailed, "the worker is ending it", now);
+                }
+                SessionState::Ended => {
+                    self.finish(session.id, EndReason::SandboxFailed, "its worker ended it", now);
+                }
+                SessionState::Pending | SessionState::Placed => {}
+            }
+        }
+        let load = self.index.load.get(worker).cloned().unwrap_or_default();
+        for id in load.sessions.into_iter().filter(|id| !held.contains_key(id)) {
+            let Some(session) = self.sessions.get(&id).cloned() else { continue };
+            if session.state == SessionState::Placed && session.ready_at.is_none() {
+                self.unplace(&session, &format!("{worker} came back without it"), now);
+            } else {
+                let words = format!("worker {worker} came back without it");
+                self.finish(id, EndReason::WorkerLost, &words, now);
+            }
+        }
+        end
+    }
+
+    pub(super) fn link_lost(&mut self, worker: &WorkerId, link: LinkId) {
+        let Some(known) = self.linked(worker, link).cloned() else { return };
+        tracing::warn!(worker.id = %worker, "the link to a worker is lost");
+        self.put_worker(Worker { link: None, liveness: Liveness::Suspect, ..(*known).clone() });
+    }
+
+    pub(super) fn heartbeat(&mut self, beat: Heartbeat, now: Now) {
+        let Some(known) = self.linked(&beat.worker, beat.link).cloned() else { return };
+        if self.index.alive == 0 {
+            self.blackout_over = now.mono;
+        }
+        self.put_worker(Worker {
+            liveness: Liveness::Alive,
+            lease_until: now.mono + self.config.lease,
+            heartbeat_at: Some(now.wall),
+            health: beat.health,
+            backends: beat.backends,
+            templates: beat.templates,
+            ..(*known).clone()
+        });
+        self.out.push(Effect::Send {
+            link: beat.link,
+            command: Command::LeaseRenewed { sequence: beat.sequence },
+        });
+    }
+
+    pub(super) fn schedule(&mut self, id: &WorkerId, wanted: Scheduling, now: Now) -> Result<(), Refused> {
+        let worker = self.workers.get(id).ok_or_else(|| Refused::NoWorker(id.clone()))?.clone();
+        let drain_at = match wanted {
+            Scheduling::Draining { until } => Some(now.mono + left(until, now)),
+            Scheduling::Active | Scheduling::Cordoned => None,
+        };
+        self.put_worker(Worker { scheduling: wanted, drain_at, ..(*worker).clone() });
+        self.send(id, Command::Cordoned(wanted != Scheduling::Active));
+        self.drain_if_due(id, now);
+        Ok(())
+    }
+
+    /// Ends what a drained worker still holds when its time is up. What was never ready
+    /// goes to another worker: its client still waits.
+    pub(super) fn drain_if_due(&mut self, id: &WorkerId, now: Now) {
+        let due = self.workers.get(id).and_then(|w| w.drain_at).is_some_and(|at| at <= now.mono);
+        if !due {
+            return;
+        }
+        let load = self.index.load.get(id).cloned().unwrap_or_default();
+        for session in load.sessions {
+            let Some(session) = self.sessions.get(&session).cloned() else { continue };
+            if session.state == SessionState::Placed {
+                self.tell_end(&session, EndReason::Drained);
+                self.unplace(&session, &format!("{id} was drained"), now);
+            } else {
+                self.end_session(session.id, EndReason::Drained, &format!("worker {id} was drained"), now);
+            }
+        }
+    }
+
+    pub(super) fn set_backend(&mut self, id: &WorkerId, backend: BackendChoice) -> Result<(), Refused> {
+        let worker = self.workers.get(id).ok_or_else(|| Refused::NoWorker(id.clone()))?;
+        if !worker.attached() {
+            return Err(Refused::WorkerUnreachable(id.clone()));
+        }
+        self.send(id, Command::SetBackend(backend));
+        Ok(())
+    }
+
+    /// Looks at a worker's lease, and at what its loss means.
+    pub(super) fn check_worker(&mut self, id: &WorkerId, now: Now) {
+        let Some(worker) = self.workers.get(id).cloned() else { return };
+        let near_end = worker.lease_until.saturating_sub(self.config.lease / 3);
+        if worker.liveness == Liveness::Dead {
+            self.evict_if_lost(&worker, now);
+        } else if worker.lease_until <= now.mono {
+            tracing::warn!(worker.id = %id, "a worker's lease is over");
+            if let Some(link) = worker.link {
+                self.out.push(Effect::Close { link, why: CloseReason::LeaseOver });
+            }
+            self.put_worker(Worker {
+                link: None,
+                liveness: Liveness::Dead,
+                down_since: now.mono,
+                ..(*worker).clone()
+            });
+            self.replace_elsewhere(id, now);
+        } else if near_end <= now.mono && worker.liveness == Liveness::Alive {
+            self.put_worker(Worker { liveness: Liveness::Suspect, ..(*worker).clone() });
+        }
+        self.drain_if_due(id, now);
+    }
+
+    /// Sessions that nobody has seen ready don't wait for a dead worker.
+    fn replace_elsewhere(&mut self, worker: &WorkerId, now: Now) {
+        let load = self.index.load.get(worker).cloned().unwrap_or_default();
+        for id in load.sessions {
+            let Some(session) = self.sessions.get(&id).cloned() else { continue };
+            if session.state == SessionState::Placed && session.ready_at.is_none() {
+                self.unplace(&session, &format!("{worker} was lost"), now);
+            }
+        }
+    }
+
+    /// When a dead worker's sessions are given up, or `None` while no worker at all is alive.
+    pub(super) fn eviction_at(&self, worker: &Worker) -> Option<std::time::Duration> {
+        let since = worker.down_since.max(self.blackout_over).max(self.started);
+        (self.index.alive > 0).then(|| since + self.config.worker_loss_grace)
+    }
+
+    fn evict_if_lost(&mut self, worker: &Worker, now: Now) {
+        if self.eviction_at(worker).is_none_or(|at| at > now.mono) {
+            return;
+        }
+        let load = self.index.load.get(&worker.id).cloned().unwrap_or_default();
+        for id in load.sessions {
+            self.finish(id, EndReason::WorkerLost, &format!("worker {} did not come back", worker.id), now);
+        }
+    }
+}

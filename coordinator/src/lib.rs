@@ -1,0 +1,29 @@
+//! Schedules sessions onto workers and routes every call to them.
+//!
+//! ```text
+//! rpc ──▶ driver ──▶ fleet (pure: events in, effects out) ──▶ placement (pure)
+//!  │         │
+//!  │         └─────▶ store (SQLite behind a trait)
+//!  └──▶ view, links, events: what the driver publishes, read without asking it
+//! ```
+//!
+//! A control call becomes an event for the [`driver`], which owns the [`fleet`]; a data call
+//! finds its session in the driver's view and goes straight on to the worker. Start with
+//! [`fleet`]: the rules are there, and nowhere else.
+
+pub mod auth;
+pub mod config;
+pub mod driver;
+pub mod fleet;
+mod listener;
+pub mod placement;
+mod port_owner;
+mod rpc;
+mod start;
+pub mod store;
+pub mod templates;
+mod wire;
+
+pub use config::{Config, Problem, StartError};
+pub use port_owner::port_owner;
+pub use start::{Coordinator, Running};

@@ -1,0 +1,136 @@
+//! `WorkerService`: a worker's control stream.
+//!
+//! The stream has two halves that end apart. What the worker says is read by a task of its
+//! own, slowed down by the driver's queue if need be; what we say waits in the link's bounded
+//! queue. The link ends when either half does, when the driver drops it, or when the
+//! coordinator stops; and only an end of *this* link is told as its loss, so that a newer
+//! attach of the same worker never suffers from the end of the older one.
+
+use std::{
+    pin::Pin,
+    task::{self, Poll},
+    time::Duration,
+};
+
+use berth_proto::{Error, WorkerId, spawn::spawn, v1};
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Context;
+use crate::{
+    auth::random_hex,
+    driver::{LINK_QUEUE, Link, Outgoing},
+    fleet::{Event, LinkId},
+    wire,
+};
+
+/// Time for the hello.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+
+pub struct Workers {
+    context: Context,
+}
+
+impl Workers {
+    pub fn new(context: Context) -> Self {
+        Self { context }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::worker_service_server::WorkerService for Workers {
+    type AttachStream = LinkStream;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<LinkStream>, Status> {
+        let mut incoming = request.into_inner();
+        let id = self.context.shared.links.draw();
+        let hello = wire::hello(first(&mut incoming).await?, id)?;
+        let worker = hello.worker.clone();
+        let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        let closed = CancellationToken::new();
+        let link = Link { id, sender, closed: closed.clone(), data_token: random_hex() };
+        self.context.driver.attach(hello, link).await.map_err(Error::from)?;
+        let context = self.context.clone();
+        let guard = closed.clone().drop_guard();
+        spawn("worker link", async move {
+            tokio::select! {
+                () = read(&context, &worker, id, &mut incoming) => {}
+                () = closed.cancelled() => {}
+                () = context.stopping.cancelled() => {}
+            }
+            closed.cancel();
+            context.shared.links.close(id, None);
+            context.driver.tell(Event::LinkLost { worker, link: id }, id).await;
+        });
+        Ok(Response::new(LinkStream { receiver, _guard: guard }))
+    }
+}
+
+async fn first(incoming: &mut Streaming<v1::WorkerMessage>) -> Result<v1::Hello, Status> {
+    let late = || Error::invalid("hello", format!("did not come within {} s", HELLO_WITHIN.as_secs()));
+    let message = tokio::time::timeout(HELLO_WITHIN, incoming.message()).await.map_err(|_| late())??;
+    match message.and_then(|m| m.message) {
+        Some(v1::worker_message::Message::Hello(hello)) => Ok(hello),
+        _ => Err(Error::invalid("hello", "must come first").into()),
+    }
+}
+
+/// Passes on what the worker says until its half of the stream ends.
+async fn read(
+    context: &Context,
+    worker: &WorkerId,
+    link: LinkId,
+    incoming: &mut Streaming<v1::WorkerMessage>,
+) {
+    loop {
+        let message = match incoming.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return,
+            Err(status) => {
+                tracing::debug!(worker.id = %worker, %status, "a worker's stream broke");
+                return;
+            }
+        };
+        match event(worker, link, message) {
+            Ok(Some(event)) => context.driver.tell(event, link).await,
+            Ok(None) => {}
+            // One bad message is a defect of one build: the rest of the stream is still good.
+            Err(error) => {
+                tracing::warn!(worker.id = %worker, %error, "a worker's message was not understood")
+            }
+        }
+    }
+}
+
+fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<Option<Event>, Error> {
+    use v1::worker_message::Message;
+    Ok(match message.message {
+        Some(Message::Heartbeat(beat)) => {
+            Some(Event::Heartbeat(Box::new(wire::heartbeat(worker, link, beat)?)))
+        }
+        Some(Message::Session(report)) => Some(Event::Report(Box::new(wire::report(worker, link, report)?))),
+        Some(Message::Task(report)) => Some(Event::Task(Box::new(wire::task_report(worker, link, report)?))),
+        Some(Message::Hello(_)) => return Err(Error::invalid("hello", "came twice")),
+        // A newer worker's word for something that we don't know.
+        None => None,
+    })
+}
+
+/// What we say to a worker. Dropped with the call: then the link is over.
+pub struct LinkStream {
+    receiver: mpsc::Receiver<Outgoing>,
+    _guard: DropGuard,
+}
+
+impl Stream for LinkStream {
+    type Item = Outgoing;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Outgoing>> {
+        self.receiver.poll_recv(cx)
+    }
+}

@@ -1,0 +1,104 @@
+//! The gRPC services. Each is thin: it checks what came (by the one conversion), asks the
+//! driver or looks into the view, waits with a deadline, and words the answer.
+
+mod admin;
+mod attach;
+mod data;
+mod guard;
+mod session;
+
+use std::{sync::Arc, time::Duration};
+
+use berth_proto::{
+    DESCRIPTORS,
+    transport::{CLIENT_STREAMS, MESSAGE_LIMIT},
+    v1::{
+        admin_service_server::AdminServiceServer, file_service_server::FileServiceServer,
+        session_service_server::SessionServiceServer, task_service_server::TaskServiceServer,
+        worker_service_server::WorkerServiceServer,
+    },
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{server::NamedService, service::Routes, transport::Server};
+use tonic_health::{
+    ServingStatus,
+    server::{HealthReporter, HealthService},
+};
+
+use guard::Access;
+pub use guard::Gate;
+
+use crate::{
+    auth::Scope,
+    driver::{Handle, Shared},
+    templates::Templates,
+};
+
+/// What all services work with.
+#[derive(Clone)]
+pub struct Context {
+    pub shared: Shared,
+    pub driver: Handle,
+    pub templates: Arc<Templates>,
+    pub start_timeout: Duration,
+    pub started_at: std::time::SystemTime,
+    /// Cancelled when the coordinator stops: streams end then.
+    pub stopping: CancellationToken,
+}
+
+/// Names of our services, for health.
+const SERVICES: [&str; 5] = [
+    SessionServiceServer::<session::Sessions>::NAME,
+    TaskServiceServer::<data::Tasks>::NAME,
+    FileServiceServer::<data::Files>::NAME,
+    WorkerServiceServer::<attach::Workers>::NAME,
+    AdminServiceServer::<admin::Admin>::NAME,
+];
+
+/// All services behind the gate.
+pub fn routes(
+    context: &Context,
+    gate: &Gate,
+    health: &HealthReporter,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    macro_rules! limited {
+        ($server:ident, $service:expr) => {
+            $server::new($service)
+                .max_decoding_message_size(MESSAGE_LIMIT)
+                .max_encoding_message_size(MESSAGE_LIMIT)
+        };
+    }
+    let admin = Access::Token(Scope::Admin);
+    let join = Access::Token(Scope::Join);
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(
+        health.clone(),
+    ));
+    let mut routes = Routes::builder();
+    routes
+        .add_service(
+            gate.guard(admin, limited!(SessionServiceServer, session::Sessions::new(context.clone()))),
+        )
+        .add_service(gate.guard(admin, limited!(TaskServiceServer, data::Tasks::new(context.clone()))))
+        .add_service(gate.guard(admin, limited!(FileServiceServer, data::files(context.clone()))))
+        .add_service(gate.guard(admin, limited!(AdminServiceServer, admin::Admin::new(context.clone()))))
+        .add_service(gate.guard(join, limited!(WorkerServiceServer, attach::Workers::new(context.clone()))))
+        .add_service(gate.guard(Access::OpenOnLoopback, health))
+        .add_service(gate.guard(Access::OpenOnLoopback, reflection().build_v1()?))
+        .add_service(gate.guard(Access::OpenOnLoopback, reflection().build_v1alpha()?));
+    Ok(routes.routes())
+}
+
+/// Tells health checks how it stands: each service by name, and all of them as "".
+pub async fn set_health(health: &HealthReporter, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for name in SERVICES.into_iter().chain([""]) {
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// The server that the routes are mounted on.
+pub fn server() -> Server {
+    berth_proto::transport::server(CLIENT_STREAMS)
+}

@@ -1,0 +1,349 @@
+//! `SessionService`.
+//!
+//! CreateSession is the one call that waits for the world: the session is in the store
+//! before its worker is told, and the call returns when the worker says that it is ready.
+//! If the client goes away meanwhile, nobody will ever ask for the session, so it is ended
+//! (`Abandoned`); with a request id the client can come back, and the session stays.
+
+use std::time::Duration;
+
+use berth_proto::{
+    Code, Error, Reason, SessionId,
+    convert::{self, bounds},
+    domain::{CreateSession, EndReason, Labels, SessionState},
+    spawn::spawn,
+    v1::{self, session_service_server::SessionService},
+};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use super::Context;
+use crate::{
+    auth::Digest,
+    driver::{CallError, Handle},
+    fleet::{Create, Event, Refused, Session, Spec, Update, no_place, no_session, session_ended},
+    wire,
+};
+
+/// Beyond the time for a place and for the start, in which the worker and the fleet decide.
+const CREATE_MARGIN: Duration = Duration::from_secs(15);
+/// How long DeleteSession waits for the worker to say that all is gone.
+const DELETE_WITHIN: Duration = Duration::from_secs(10);
+/// How long PauseSession and ResumeSession wait for the worker.
+const PAUSE_WITHIN: Duration = Duration::from_secs(10);
+
+pub struct Sessions {
+    context: Context,
+}
+
+impl Sessions {
+    pub fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    fn session(&self, id: &SessionId) -> Result<std::sync::Arc<Session>, Error> {
+        self.context.shared.view.session(id).ok_or_else(|| no_session(id))
+    }
+
+    /// Makes the session, or finds the one that the same request made before.
+    async fn enqueue(&self, id: SessionId, wanted: CreateSession) -> Result<SessionId, Error> {
+        let body = body_hash(&wanted);
+        let template = self.context.templates.get(&wanted.template)?;
+        let mut env = template.env.clone();
+        env.extend(wanted.env);
+        let create = Create {
+            id,
+            labels: wanted.labels,
+            ttl: wanted.ttl.unwrap_or(template.ttl),
+            idle_timeout: wanted.idle_timeout.unwrap_or(template.idle_timeout),
+            spec: Spec {
+                template: template.spec.clone(),
+                limits: wanted.limits.over(template.limits),
+                env,
+                selector: wanted.worker_selector,
+                priority: wanted.priority,
+                wait_for_place: wanted.wait_for_place,
+                task_defaults: wanted.task_defaults.over(template.task_defaults),
+                keyed: wanted.request_id.is_some(),
+            },
+            key: wanted.request_id.map(|key| (key, body)),
+        };
+        match self.context.driver.call(Event::Create(Box::new(create))).await {
+            Ok(()) => Ok(id),
+            Err(CallError::Refused(Refused::AlreadyCreated(known))) => Ok(known),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Pauses or resumes, and waits for it.
+    async fn set_paused(&self, id: &str, paused: bool) -> Result<Response<v1::Session>, Status> {
+        let id: SessionId = id.parse()?;
+        self.context.driver.call(Event::Pause { session: id, paused }).await.map_err(Error::from)?;
+        let wanted = if paused { SessionState::Paused } else { SessionState::Ready };
+        let deadline = Instant::now() + PAUSE_WITHIN;
+        let settled = self.context.shared.view.wait(id, deadline, |session| match session {
+            None => Some(Err(no_session(&id))),
+            Some(s) if s.state == wanted => Some(Ok(wire::session(s))),
+            Some(s) if matches!(s.state, SessionState::Ending | SessionState::Ended) => {
+                Some(Err(session_ended(s.end, &s.message)))
+            }
+            Some(_) => None,
+        });
+        let late = || {
+            let what = if paused { "paused" } else { "resumed" };
+            let words =
+                format!("the worker did not say within {} s that it is {what}", PAUSE_WITHIN.as_secs());
+            Error::new(Code::DeadlineExceeded, Reason::WorkerUnreachable, words)
+                .hint("it may be done yet: see the state with `berth ps`")
+        };
+        Ok(Response::new(settled.await.unwrap_or_else(|| Err(late()))?))
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    async fn create_session(
+        &self,
+        request: Request<v1::CreateSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let wanted = CreateSession::try_from(request.into_inner())?;
+        let keyed = wanted.request_id.is_some();
+        let longest =
+            (wanted.wait_for_place + self.context.start_timeout + CREATE_MARGIN).min(bounds::DURATION_MAX);
+        // Armed before the driver is asked: the client may go away while it works.
+        let fresh = SessionId::new();
+        let abandoned = Abandoned::arm(&self.context.driver, fresh, keyed);
+        let id = match self.enqueue(fresh, wanted).await {
+            Ok(id) => id,
+            Err(error) => {
+                abandoned.disarm();
+                return Err(error.into());
+            }
+        };
+        let outcome = self.context.shared.view.wait(id, Instant::now() + longest, created).await;
+        abandoned.disarm();
+        let late = || {
+            Error::new(Code::DeadlineExceeded, Reason::StartTimeout, "the session was not ready in time")
+                .hint(format!("see how it stands: session {id}"))
+        };
+        Ok(Response::new(outcome.unwrap_or_else(|| Err(late()))?))
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<v1::GetSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let id: SessionId = request.into_inner().session_id.parse()?;
+        Ok(Response::new(wire::session(&*self.session(&id)?)))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        let request = request.into_inner();
+        let size = convert::page_size(request.page_size, bounds::PAGE_DEFAULT)?;
+        let labels = convert::labels("labels", request.labels)?;
+        let states: Vec<SessionState> =
+            request.states.iter().map(|s| convert::session_state("states", *s)).collect::<Result<_, _>>()?;
+        // The token is the last id of the page: ids grow with the time of creation.
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse::<SessionId>().map_err(|_| convert::bad_page_token())?),
+        };
+        let wanted = |s: &Session| {
+            let state =
+                if states.is_empty() { s.state != SessionState::Ended } else { states.contains(&s.state) };
+            state && crate::placement::selected(&labels, &s.labels)
+        };
+        let found = self.context.shared.view.list(before, size + 1, wanted);
+        let mut sessions: Vec<v1::Session> = found.iter().map(|s| wire::session(s)).collect();
+        let more = wire::cut_page(&mut sessions, size);
+        let last = sessions.last().filter(|_| more).map(|s| s.id.clone());
+        Ok(Response::new(v1::ListSessionsResponse { sessions, next_page_token: last.unwrap_or_default() }))
+    }
+
+    async fn update_session(
+        &self,
+        request: Request<v1::UpdateSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let request = request.into_inner();
+        let id: SessionId = request.session_id.parse()?;
+        let set_labels = convert::labels("set_labels", request.set_labels)?;
+        let known = self.session(&id)?;
+        let mut labels: Labels = known.labels.clone();
+        labels.retain(|name, _| !request.remove_labels.contains(name));
+        labels.extend(set_labels.clone());
+        if labels.len() > bounds::LABELS {
+            return Err(Error::invalid("set_labels", format!("more than {} labels", bounds::LABELS)).into());
+        }
+        let update = Update {
+            session: id,
+            set_labels,
+            remove_labels: request.remove_labels,
+            ttl: convert::optional_limit("ttl", request.ttl)?,
+            idle_timeout: convert::optional_limit("idle_timeout", request.idle_timeout)?,
+        };
+        self.context.driver.call(Event::Update(Box::new(update))).await.map_err(Error::from)?;
+        Ok(Response::new(wire::session(&*self.session(&id)?)))
+    }
+
+    async fn pause_session(
+        &self,
+        request: Request<v1::PauseSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        self.set_paused(&request.into_inner().session_id, true).await
+    }
+
+    async fn resume_session(
+        &self,
+        request: Request<v1::ResumeSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        self.set_paused(&request.into_inner().session_id, false).await
+    }
+
+    async fn delete_session(
+        &self,
+        request: Request<v1::DeleteSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let id: SessionId = request.into_inner().session_id.parse()?;
+        let reason = EndReason::Deleted;
+        self.context.driver.call(Event::Delete { session: id, reason }).await.map_err(Error::from)?;
+        let deadline = Instant::now() + DELETE_WITHIN;
+        let ended = self.context.shared.view.wait(id, deadline, |session| match session {
+            None => Some(Err(no_session(&id))),
+            Some(s) if s.state == SessionState::Ended => Some(Ok(wire::session(s))),
+            Some(_) => None,
+        });
+        match ended.await {
+            Some(session) => Ok(Response::new(session?)),
+            // It will end: the worker is told again and again, or is gone. ENDING says so.
+            None => Ok(Response::new(wire::session(&*self.session(&id)?))),
+        }
+    }
+}
+
+/// What CreateSession has to say of a session, once there is something to say.
+fn created(session: Option<&Session>) -> Option<Result<v1::Session, Error>> {
+    let Some(session) = session else {
+        return Some(Err(Error::precondition(
+            Reason::SessionEnded,
+            "the session of this request id is over and forgotten",
+        )
+        .hint("draw a new request id")));
+    };
+    match session.state {
+        SessionState::Pending | SessionState::Placed => None,
+        SessionState::Ready | SessionState::Paused => Some(Ok(wire::session(session))),
+        SessionState::Ending | SessionState::Ended => Some(Err(failed(session))),
+    }
+}
+
+fn failed(session: &Session) -> Error {
+    let error = match session.end {
+        Some(EndReason::NoPlace) => no_place(&session.message),
+        Some(EndReason::SandboxFailed) if session.start_timed_out => Error::new(
+            Code::DeadlineExceeded,
+            Reason::StartTimeout,
+            words(session, "the sandbox was not ready in time"),
+        )
+        .hint("see the worker's log, and `berth workers`"),
+        Some(EndReason::SandboxFailed) if session.ready_at.is_none() => {
+            Error::new(Code::Internal, Reason::SandboxFailed, words(session, "the sandbox did not start"))
+                .hint("see the worker's log, and `berth workers`")
+        }
+        reason => session_ended(reason, &session.message),
+    };
+    error.with("session_id", session.id)
+}
+
+fn words(session: &Session, otherwise: &str) -> String {
+    if session.message.is_empty() { otherwise.to_owned() } else { session.message.clone() }
+}
+
+/// Ends the session when the call is dropped before its end.
+struct Abandoned {
+    armed: Option<(Handle, SessionId)>,
+}
+
+impl Abandoned {
+    fn arm(driver: &Handle, id: SessionId, keyed: bool) -> Self {
+        Self { armed: (!keyed).then(|| (driver.clone(), id)) }
+    }
+
+    fn disarm(mut self) {
+        self.armed = None;
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        let Some((driver, session)) = self.armed.take() else { return };
+        spawn("abandoned session", async move {
+            tracing::info!(session.id = %session, "the client went away before its session was ready");
+            let delete = Event::Delete { session, reason: EndReason::Abandoned };
+            if let Err(error) = driver.call(delete).await {
+                tracing::warn!(session.id = %session, ?error, "an abandoned session was not ended");
+            }
+        });
+    }
+}
+
+/// SHA-256 of what the client asked for, its request id apart. Fields are named and
+/// lengths written out, so that two different bodies never look the same; maps are sorted.
+fn body_hash(wanted: &CreateSession) -> Digest {
+    let mut text = String::new();
+    let mut field = |name: &str, value: String| {
+        text.push_str(&format!("{name}:{}:{value};", value.len()));
+    };
+    let limits = &wanted.limits;
+    field("template", wanted.template.clone());
+    field("cpu", format!("{:?}", limits.cpu_millis));
+    field("memory", format!("{:?}", limits.memory_bytes));
+    field("disk", format!("{:?}", limits.disk_bytes));
+    field("pids", format!("{:?}", limits.pids));
+    for (name, map) in
+        [("env", &wanted.env), ("labels", &wanted.labels), ("selector", &wanted.worker_selector)]
+    {
+        field(name, map.len().to_string());
+        for (key, value) in map {
+            field("k", key.clone());
+            field("v", value.clone());
+        }
+    }
+    let nanos = |d: Option<Duration>| d.map(|d| d.as_nanos());
+    field("ttl", format!("{:?}", wanted.ttl.map(nanos)));
+    field("idle", format!("{:?}", wanted.idle_timeout.map(nanos)));
+    field("priority", wanted.priority.to_string());
+    field("wait", wanted.wait_for_place.as_nanos().to_string());
+    let defaults = &wanted.task_defaults;
+    field("timeout", format!("{:?}", defaults.timeout.map(nanos)));
+    field("pty", format!("{:?}", defaults.pty_size.map(|p| (p.cols, p.rows))));
+    field("tasks", format!("{:?}", defaults.max_concurrent));
+    crate::auth::digest(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(change: impl FnOnce(&mut v1::CreateSessionRequest)) -> Digest {
+        let mut request = v1::CreateSessionRequest {
+            env: (0..50).map(|n| (format!("k{n}"), format!("v{n}"))).collect(),
+            ..Default::default()
+        };
+        change(&mut request);
+        body_hash(&CreateSession::try_from(request).unwrap())
+    }
+
+    #[test]
+    fn the_same_body_has_the_same_hash_and_no_other() {
+        let plain = wanted(|_| {});
+        assert_eq!(plain, wanted(|r| r.request_id = "x".into()));
+        assert_eq!(plain, wanted(|r| r.template = "base".into()));
+        assert_ne!(plain, wanted(|r| r.priority = 1));
+        assert_ne!(plain, wanted(|r| r.ttl = Some(prost_types::Duration { seconds: 0, nanos: 0 })));
+        assert_ne!(plain, wanted(|r| drop(r.labels.insert("a".into(), "b".into()))));
+        assert_ne!(plain, wanted(|r| drop(r.env.insert("k0".into(), "other".into()))));
+    }
+}

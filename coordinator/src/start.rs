@@ -1,0 +1,242 @@
+//! Starting and stopping. A start looks for everything that is wrong before it reports;
+//! it announces nothing before the port is bound and the store is loaded. A stop is a
+//! sequence: NOT_SERVING, refuse, let calls end, flush the store, close.
+
+use std::{
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use berth_proto::{
+    spawn::{spawn, spawn_fallible},
+    v1,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    auth::{Credentials, Keyring, random_hex},
+    config::{Config, Problem, StartError},
+    driver::{Clock, Driver, Events, Handle, Links, Shared, View, WelcomeTerms},
+    fleet::Fleet,
+    listener::listen,
+    port_owner::port_owner,
+    rpc::{self, Context, Gate},
+    store::{Store, StoreError, sqlite::SqliteStore},
+    templates::Templates,
+};
+
+/// Name of the store's file in the state directory.
+const STORE_FILE: &str = "coordinator.db";
+
+/// Starts coordinators.
+pub struct Coordinator;
+
+/// A coordinator that runs. Dropping it stops it without ceremony.
+pub struct Running {
+    addr: SocketAddr,
+    credentials: Credentials,
+    grace: Duration,
+    gate: Gate,
+    health: HealthReporter,
+    driver: Handle,
+    shared: Shared,
+    /// Streams end, and no connection is accepted.
+    stopping: CancellationToken,
+    _stop_on_drop: DropGuard,
+    server: JoinHandle<()>,
+    driver_task: JoinHandle<()>,
+}
+
+impl Coordinator {
+    /// Starts one with its store in the state directory.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        let mut problems = config.problems();
+        let templates = match &config.templates {
+            None => Templates::default(),
+            Some(path) => Templates::load(path).unwrap_or_else(|what| {
+                problems.push(Problem::new(what, "correct the templates file"));
+                Templates::default()
+            }),
+        };
+        let credentials = prepare(&config.state_dir).map_err(|p| problems.push(p)).ok();
+        let listener = bind(config.listen).await.map_err(|p| problems.push(p)).ok();
+        let (Some(credentials), Some(listener), true) = (credentials, listener, problems.is_empty()) else {
+            return Err(StartError { problems });
+        };
+        let path = config.state_dir.join(STORE_FILE);
+        let store = SqliteStore::open(&path).await.map_err(|e| StartError::one(store_problem(&e)))?;
+        run(config, templates, credentials, listener, Arc::new(store)).await
+    }
+
+    /// The same over a store of the caller's: for tests and simulations.
+    pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running, StartError> {
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(StartError { problems });
+        }
+        let credentials = prepare(&config.state_dir).map_err(StartError::one)?;
+        let listener = bind(config.listen).await.map_err(StartError::one)?;
+        run(config, Templates::default(), credentials, listener, store).await
+    }
+}
+
+/// The state directory and the credentials in it.
+fn prepare(state_dir: &Path) -> Result<Credentials, Problem> {
+    let shown = state_dir.display();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .and_then(|()| Credentials::load_or_make(state_dir))
+        .map_err(|error| {
+            Problem::new(
+                format!("the state directory {shown} can't be used: {error}"),
+                "give a directory that this user may write to (BERTH_STATE_DIR), or correct its owner",
+            )
+        })
+}
+
+async fn bind(listen: SocketAddr) -> Result<TcpListener, Problem> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            let owner = port_owner(listen.port()).map(|owner| format!(" by {owner}")).unwrap_or_default();
+            return Problem::new(
+                format!("port {} is in use{owner}", listen.port()),
+                "stop that, or choose another port (GRPC_PORT; 0 takes a free one)",
+            );
+        }
+        Problem::new(
+            format!("can't listen on {listen}: {error}"),
+            "choose an address of this machine (BERTH_LISTEN)",
+        )
+    })
+}
+
+fn store_problem(error: &StoreError) -> Problem {
+    let hint = match error {
+        StoreError::Locked(_) => {
+            "one coordinator a state directory: stop the other one, or give this one its own"
+        }
+        StoreError::Damaged(_) => {
+            "nothing was changed: move the file aside (keep it), or restore it, and start again"
+        }
+        StoreError::Failed(_) => "look at the disk under the state directory and at its owner",
+    };
+    Problem::new(error.to_string(), hint)
+}
+
+async fn run(
+    config: Config,
+    templates: Templates,
+    credentials: Credentials,
+    listener: TcpListener,
+    store: Arc<dyn Store>,
+) -> Result<Running, StartError> {
+    let failed = |e: StoreError| StartError::one(store_problem(&e));
+    let addr = listener.local_addr().map_err(|e| {
+        StartError::one(Problem::new(format!("the listener has no address: {e}"), "this should not happen"))
+    })?;
+    let shared = Shared {
+        view: Arc::new(View::default()),
+        links: Arc::new(Links::default()),
+        events: Arc::new(Events::new(random_hex()[..16].to_owned())),
+        store: store.clone(),
+    };
+    let clock = Clock::start();
+    let loaded = store.load().await.map_err(failed)?;
+    tracing::info!(sessions = loaded.sessions.len(), workers = loaded.workers.len(), "the store is loaded");
+    let (fleet, effects) = Fleet::restore(config.fleet(), rand::random(), loaded, clock.now());
+    let welcome = WelcomeTerms {
+        lease: config.lease,
+        heartbeat: config.heartbeat.unwrap_or(config.lease / 3),
+        data_connections: config.data_connections,
+        templates: templates.iter().map(|t| v1::TemplateSpec::from(t.spec.clone())).collect(),
+    };
+    let (driver, handle) =
+        Driver::new(fleet, effects, shared.clone(), welcome, clock).await.map_err(failed)?;
+    let stopping = CancellationToken::new();
+    let context = Context {
+        shared: shared.clone(),
+        driver: handle.clone(),
+        templates: Arc::new(templates),
+        start_timeout: config.start_timeout,
+        started_at: SystemTime::now(),
+        stopping: stopping.clone(),
+    };
+    let gate = Gate::new(Keyring::new(&credentials));
+    let health = HealthReporter::new();
+    let routes = rpc::routes(&context, &gate, &health).map_err(|error| {
+        StartError::one(Problem::new(
+            format!("reflection has no descriptors: {error}"),
+            "this build is broken",
+        ))
+    })?;
+    let driver_task = spawn("driver", driver.run());
+    let clients = listen(listener, shared.links.clone(), stopping.clone());
+    let until = stopping.clone().cancelled_owned();
+    let server = spawn_fallible("grpc server", async move {
+        let incoming = ReceiverStream::new(clients);
+        rpc::server().add_routes(routes).serve_with_incoming_shutdown(incoming, until).await
+    });
+    rpc::set_health(&health, true).await;
+    tracing::info!(%addr, "the coordinator is ready");
+    Ok(Running {
+        addr,
+        credentials,
+        grace: config.shutdown_grace,
+        gate,
+        health,
+        driver: handle,
+        shared,
+        _stop_on_drop: stopping.clone().drop_guard(),
+        stopping,
+        server,
+        driver_task,
+    })
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The tokens, and the files that hold them.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// Returns when the coordinator has ended by itself, which it only does on a defect.
+    /// Cancelling it changes nothing.
+    pub async fn wait(&mut self) {
+        tokio::select! {
+            _ = &mut self.server => tracing::error!("the gRPC server ended"),
+            _ = &mut self.driver_task => tracing::error!("the driver ended"),
+        }
+    }
+
+    /// Stops it: health says NOT_SERVING, new calls are refused, workers' links are closed
+    /// (they keep their sessions and come back), running calls have the grace to end, and
+    /// the store is flushed and let go of.
+    pub async fn shutdown(self) {
+        rpc::set_health(&self.health, false).await;
+        self.gate.stop();
+        self.driver.stop().await;
+        self.shared.links.close_all();
+        self.stopping.cancel();
+        let abort = self.server.abort_handle();
+        // A handle that `wait` has seen the end of must not be asked again.
+        if !self.server.is_finished() && tokio::time::timeout(self.grace, self.server).await.is_err() {
+            tracing::info!("calls that did not end in time are cut off");
+            abort.abort();
+        }
+        self.shared.store.close().await;
+        tracing::info!("the coordinator has stopped");
+    }
+}

@@ -1,0 +1,231 @@
+//! Sessions and workers as rows: the one place that knows how they are written down.
+//! JSON for what has a shape that grows; unknown fields are ignored, missing ones get
+//! their default, so that a downgrade or an upgrade reads the other's rows.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use berth_proto::{
+    Epoch, Incarnation,
+    domain::{EndReason, Labels, Limits, PtySize, SessionState, TaskDefaults, TemplateSpec},
+    v1,
+};
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use crate::fleet::{Scheduling, Session, Spec, Times, Worker};
+
+#[derive(Serialize, Deserialize)]
+struct SpecRow {
+    template: TemplateRow,
+    cpu_millis: u32,
+    memory_bytes: u64,
+    disk_bytes: u64,
+    pids: u32,
+    #[serde(default)]
+    env: Labels,
+    #[serde(default)]
+    selector: Labels,
+    #[serde(default)]
+    priority: i32,
+    #[serde(default)]
+    wait_for_place_ms: u64,
+    #[serde(default)]
+    keyed: bool,
+    /// 0: no limit.
+    task_timeout_ms: u64,
+    pty_cols: u16,
+    pty_rows: u16,
+    max_concurrent: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TemplateRow {
+    name: String,
+    root: Option<String>,
+    image: Option<String>,
+    backend: String,
+    user: String,
+}
+
+pub(super) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
+    let defaults = &spec.task_defaults;
+    let row = SpecRow {
+        template: TemplateRow {
+            name: spec.template.name.clone(),
+            root: spec.template.root.clone(),
+            image: spec.template.image.clone(),
+            backend: spec.template.backend.to_string(),
+            user: spec.template.user.clone(),
+        },
+        cpu_millis: spec.limits.cpu_millis,
+        memory_bytes: spec.limits.memory_bytes,
+        disk_bytes: spec.limits.disk_bytes,
+        pids: spec.limits.pids,
+        env: spec.env.clone(),
+        selector: spec.selector.clone(),
+        priority: spec.priority,
+        wait_for_place_ms: millis(spec.wait_for_place),
+        keyed: spec.keyed,
+        task_timeout_ms: millis(defaults.timeout.unwrap_or_default()),
+        pty_cols: defaults.pty_size.cols,
+        pty_rows: defaults.pty_size.rows,
+        max_concurrent: defaults.max_concurrent,
+    };
+    serde_json::to_string(&row).map_err(|e| StoreError::Failed(e.to_string()))
+}
+
+fn spec_in(text: &str) -> Result<Spec, StoreError> {
+    let row: SpecRow = serde_json::from_str(text).map_err(damaged("a session's spec"))?;
+    Ok(Spec {
+        template: TemplateSpec {
+            name: row.template.name,
+            root: row.template.root,
+            image: row.template.image,
+            backend: row.template.backend.parse().map_err(damaged("a template's backend"))?,
+            user: row.template.user,
+        },
+        limits: Limits {
+            cpu_millis: row.cpu_millis,
+            memory_bytes: row.memory_bytes,
+            disk_bytes: row.disk_bytes,
+            pids: row.pids,
+        },
+        env: row.env,
+        selector: row.selector,
+        priority: row.priority,
+        wait_for_place: Duration::from_millis(row.wait_for_place_ms),
+        task_defaults: TaskDefaults {
+            timeout: (row.task_timeout_ms > 0).then(|| Duration::from_millis(row.task_timeout_ms)),
+            pty_size: PtySize { cols: row.pty_cols, rows: row.pty_rows },
+            max_concurrent: row.max_concurrent,
+        },
+        keyed: row.keyed,
+    })
+}
+
+/// A row of `sessions`.
+#[derive(sqlx::FromRow)]
+pub(super) struct SessionRow {
+    pub id: String,
+    pub state: String,
+    pub epoch: i64,
+    pub worker_id: Option<String>,
+    pub backend: String,
+    pub end_reason: Option<String>,
+    pub message: String,
+    pub labels: String,
+    pub spec: String,
+    pub idle_timeout: Option<i64>,
+    pub created_at: i64,
+    pub ready_at: Option<i64>,
+    pub ended_at: Option<i64>,
+    pub expires_at: Option<i64>,
+}
+
+impl SessionRow {
+    pub fn of(session: &Session) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: session.id.to_string(),
+            state: v1::SessionState::from(session.state).as_str_name().to_owned(),
+            epoch: session.epoch.0 as i64,
+            worker_id: session.worker.as_ref().map(ToString::to_string),
+            backend: session.backend.clone(),
+            end_reason: session.end.map(|r| v1::EndReason::from(r).as_str_name().to_owned()),
+            message: session.message.clone(),
+            labels: serde_json::to_string(&session.labels).map_err(|e| StoreError::Failed(e.to_string()))?,
+            spec: spec_out(&session.spec)?,
+            idle_timeout: session.idle_timeout.map(|d| d.as_micros() as i64),
+            created_at: micros(session.created_at),
+            ready_at: session.ready_at.map(micros),
+            ended_at: session.ended_at.map(micros),
+            expires_at: session.expires_at.map(micros),
+        })
+    }
+
+    pub fn session(self) -> Result<Session, StoreError> {
+        let times = Times {
+            created_at: time(self.created_at),
+            ready_at: self.ready_at.map(time),
+            ended_at: self.ended_at.map(time),
+            expires_at: self.expires_at.map(time),
+        };
+        Ok(Session::from_record(
+            self.id.parse().map_err(damaged("a session's id"))?,
+            spec_in(&self.spec)?,
+            serde_json::from_str(&self.labels).map_err(damaged("a session's labels"))?,
+            state_in(&self.state)?,
+            Epoch(self.epoch as u64),
+            self.worker_id.map(|id| id.parse()).transpose().map_err(damaged("a worker's id"))?,
+            self.backend,
+            self.end_reason.as_deref().map(reason_in).transpose()?,
+            self.message,
+            times,
+            self.idle_timeout.map(|us| Duration::from_micros(us.max(0) as u64)),
+        ))
+    }
+}
+
+fn state_in(text: &str) -> Result<SessionState, StoreError> {
+    v1::SessionState::from_str_name(text)
+        .and_then(|wire| berth_proto::convert::session_state("state", wire.into()).ok())
+        .ok_or_else(|| StoreError::Damaged(format!("{text:?} is no session state")))
+}
+
+fn reason_in(text: &str) -> Result<EndReason, StoreError> {
+    v1::EndReason::from_str_name(text)
+        .and_then(|wire| berth_proto::convert::end_reason(wire.into()))
+        .ok_or_else(|| StoreError::Damaged(format!("{text:?} is no end reason")))
+}
+
+/// A row of `workers`.
+#[derive(sqlx::FromRow)]
+pub(super) struct WorkerRow {
+    pub id: String,
+    pub incarnation: i64,
+    pub scheduling: String,
+    pub drain_until: Option<i64>,
+}
+
+impl WorkerRow {
+    pub fn of(worker: &Worker) -> Self {
+        let (scheduling, drain_until) = match worker.scheduling {
+            Scheduling::Active => ("active", None),
+            Scheduling::Cordoned => ("cordoned", None),
+            Scheduling::Draining { until } => ("draining", Some(micros(until))),
+        };
+        Self {
+            id: worker.id.to_string(),
+            incarnation: worker.incarnation.0 as i64,
+            scheduling: scheduling.to_owned(),
+            drain_until,
+        }
+    }
+
+    pub fn worker(self) -> Result<Worker, StoreError> {
+        let scheduling = match (self.scheduling.as_str(), self.drain_until) {
+            ("active", _) => Scheduling::Active,
+            ("cordoned", _) => Scheduling::Cordoned,
+            ("draining", Some(until)) => Scheduling::Draining { until: time(until) },
+            (other, _) => return Err(StoreError::Damaged(format!("{other:?} is no scheduling"))),
+        };
+        let id = self.id.parse().map_err(damaged("a worker's id"))?;
+        Ok(Worker::from_record(id, Incarnation(self.incarnation as u64), scheduling))
+    }
+}
+
+fn damaged<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StoreError {
+    move |error| StoreError::Damaged(format!("{what}: {error}"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Microseconds since 1970.
+pub(super) fn micros(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map(|d| d.as_micros() as i64).unwrap_or_default()
+}
+
+pub(super) fn time(micros: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(micros.max(0) as u64)
+}

@@ -1,0 +1,180 @@
+//! One suite for every store, and what only SQLite has to prove.
+
+use std::{path::Path, time::Duration};
+
+use berth_proto::{
+    Epoch, Incarnation,
+    domain::{
+        Backend, BackendChoice, EndReason, Labels, Limits, PtySize, SessionState, TaskDefaults, TemplateSpec,
+    },
+};
+
+use super::{memory::MemoryStore, record::time, sqlite::SqliteStore, *};
+use crate::fleet::{Scheduling, Spec, Times};
+
+fn session(number: u128) -> Session {
+    Session::from_record(
+        SessionId::from_u128(number),
+        Spec {
+            template: TemplateSpec {
+                name: "base".into(),
+                root: Some("/root".into()),
+                image: None,
+                backend: BackendChoice::Only(Backend::Docker),
+                user: "user".into(),
+            },
+            limits: Limits { cpu_millis: 1, memory_bytes: 2, disk_bytes: 3, pids: 4 },
+            env: Labels::from([("A".into(), "1\n\"ü".into())]),
+            selector: Labels::from([("zone".into(), "a".into())]),
+            priority: -5,
+            wait_for_place: Duration::from_millis(1500),
+            task_defaults: TaskDefaults {
+                timeout: None,
+                pty_size: PtySize { cols: 100, rows: 50 },
+                max_concurrent: 7,
+            },
+            keyed: true,
+        },
+        Labels::from([("l".into(), "v".into())]),
+        SessionState::Ready,
+        Epoch(3),
+        Some("w".parse().unwrap()),
+        "docker".into(),
+        None,
+        "words".into(),
+        Times {
+            created_at: time(1_000_001),
+            ready_at: Some(time(2_000_002)),
+            ended_at: None,
+            expires_at: Some(time(3_000_003)),
+        },
+        Some(Duration::from_secs(9)),
+    )
+}
+
+fn task(number: u128) -> v1::Task {
+    v1::Task { id: TaskId::from_u128(number).to_string(), pid: number as u32, ..Default::default() }
+}
+
+fn tasks(of: u128, numbers: std::ops::Range<u128>) -> Vec<TaskRecord> {
+    let session = SessionId::from_u128(of);
+    numbers.map(|n| TaskRecord { session, task: TaskId::from_u128(n), summary: Arc::new(task(n)) }).collect()
+}
+
+async fn suite(store: &dyn Store) {
+    let worker =
+        Worker::from_record("w".parse().unwrap(), Incarnation(4), Scheduling::Draining { until: time(77) });
+    let key =
+        RequestKey { key: "k".into(), body: [5; 32], session: SessionId::from_u128(1), created_at: time(8) };
+    let batch = Batch {
+        sessions: vec![Arc::new(session(1)), Arc::new(session(2))],
+        workers: vec![Arc::new(worker)],
+        keys: vec![key.clone()],
+        tasks: tasks(1, 0..5),
+        ..Batch::default()
+    };
+    store.commit(&batch).await.unwrap();
+    let loaded = store.load().await.unwrap();
+    let known: Vec<_> = loaded.sessions.iter().map(|s| format!("{s:?}")).collect();
+    let mut expected = [session(1), session(2)].map(|s| format!("{s:?}"));
+    expected.sort();
+    assert_eq!(known, expected);
+    assert_eq!(loaded.keys, [key]);
+    assert_eq!(loaded.workers[0].incarnation, Incarnation(4));
+    assert_eq!(loaded.workers[0].scheduling, Scheduling::Draining { until: time(77) });
+
+    // Newest first, in pages; a task that is there stays as it is.
+    let one = SessionId::from_u128(1);
+    let other = TaskRecord { session: one, task: TaskId::from_u128(4), summary: Arc::new(task(999)) };
+    store.commit(&Batch { tasks: vec![other], ..Batch::default() }).await.unwrap();
+    assert_eq!(store.tasks(one, None, 2).await.unwrap(), [task(4), task(3)]);
+    assert_eq!(store.tasks(one, Some(TaskId::from_u128(3)), 9).await.unwrap(), [task(2), task(1), task(0)]);
+    assert_eq!(store.task(one, TaskId::from_u128(2)).await.unwrap(), Some(task(2)));
+    assert_eq!(store.task(SessionId::from_u128(2), TaskId::from_u128(2)).await.unwrap(), None);
+    let many = TASKS_PER_SESSION as u128 + 10;
+    store.commit(&Batch { tasks: tasks(1, 5..many), ..Batch::default() }).await.unwrap();
+    let kept = store.tasks(one, None, usize::MAX).await.unwrap();
+    assert_eq!((kept.len(), kept.last()), (TASKS_PER_SESSION, Some(&task(10))));
+
+    let mut ended = session(2);
+    (ended.state, ended.end) = (SessionState::Ended, Some(EndReason::WorkerLost));
+    let batch = Batch {
+        sessions: vec![Arc::new(ended)],
+        forget_sessions: vec![one],
+        forget_workers: vec!["w".parse().unwrap()],
+        forget_keys: vec!["k".into()],
+        ..Batch::default()
+    };
+    store.commit(&batch).await.unwrap();
+    let loaded = store.load().await.unwrap();
+    assert_eq!(loaded.sessions.len(), 1);
+    assert_eq!(loaded.sessions[0].end, Some(EndReason::WorkerLost));
+    assert!(loaded.workers.is_empty() && loaded.keys.is_empty());
+    assert!(store.tasks(one, None, 9).await.unwrap().is_empty());
+}
+
+async fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
+    SqliteStore::open(&dir.join("coordinator.db")).await
+}
+
+#[tokio::test]
+async fn the_memory_store_keeps_what_it_is_told() {
+    suite(&MemoryStore::default()).await;
+}
+
+#[tokio::test]
+async fn the_sqlite_store_keeps_what_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    suite(&open(dir.path()).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_commit_survives_a_process_that_never_said_goodbye() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    store.commit(&Batch { sessions: vec![Arc::new(session(1))], ..Batch::default() }).await.unwrap();
+    // What a power cut would leave: the files as they are, with the log not folded in.
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    let loaded = open(copy.path()).await.unwrap().load().await.unwrap();
+    assert_eq!(format!("{:?}", loaded.sessions[0]), format!("{:?}", session(1)));
+}
+
+#[tokio::test]
+async fn a_second_coordinator_is_kept_out_until_the_first_lets_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path()).await.unwrap();
+    let error = open(dir.path()).await.err().expect("it is in use");
+    assert!(matches!(error, StoreError::Locked(_)), "{error}");
+    first.close().await;
+    assert!(open(dir.path()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_store_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("coordinator.db");
+    std::fs::write(&path, "this is no database, but somebody's only copy".repeat(100)).unwrap();
+    let error = open(dir.path()).await.err().expect("it is no store");
+    assert!(matches!(error, StoreError::Damaged(_)), "{error}");
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with("this is no database"));
+}
+
+/// Not a promise, but a figure to look at: `cargo nextest run --run-ignored all commit_cost --no-capture`.
+#[tokio::test]
+#[ignore = "prints a measurement"]
+async fn commit_cost() {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let store = open(dir.path()).await.unwrap();
+    let mut times = Vec::new();
+    for number in 0..500 {
+        let batch = Batch { sessions: vec![Arc::new(session(number))], ..Batch::default() };
+        let begun = std::time::Instant::now();
+        store.commit(&batch).await.unwrap();
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    println!("commit of one session: p50 {:?}, p99 {:?}", times[250], times[495]);
+}
