@@ -1,0 +1,388 @@
+//! The sandbox backends of this worker: which are there, which can be used, and which one new
+//! sessions get.
+//!
+//! `auto` is native where its preflight passes (faster, and with its own user namespaces stronger), else
+//! docker. A backend that is named is used or the worker does not start: never another in its place.
+//! A template that names a backend, an image or a root has the say over the worker's choice.
+//!
+//! `fake` isolates nothing, so it exists only in a worker that was configured with it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use berth_proto::{
+    Error, Reason,
+    domain::{Backend, BackendChoice, TemplateSpec},
+    v1,
+};
+use tracing::{info, warn};
+
+use crate::{
+    config::{Config, StartError},
+    sandbox::{Preflight, Problem, SandboxBackend, docker, fake, native},
+};
+
+/// A preflight that takes longer is one that failed.
+const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The backends, as last looked at. Short locks only; looking is done outside of them.
+pub struct Backends {
+    all: BTreeMap<Backend, Arc<dyn SandboxBackend>>,
+    seen: RwLock<Seen>,
+}
+
+struct Seen {
+    choice: BackendChoice,
+    preflights: BTreeMap<Backend, Preflight>,
+}
+
+/// Makes the backends that this configuration can use. Those that can't be made come as a preflight.
+fn construct(
+    config: &Config,
+    instance: &str,
+) -> (Vec<Arc<dyn SandboxBackend>>, BTreeMap<Backend, Preflight>) {
+    let mut made: Vec<Arc<dyn SandboxBackend>> = Vec::new();
+    let mut failed = BTreeMap::new();
+    if config.sandbox == BackendChoice::Only(Backend::Fake) {
+        made.push(Arc::new(fake::FakeBackend::new(config.fake.clone())));
+        return (made, failed);
+    }
+    let agent = std::path::absolute(&config.agent).unwrap_or_else(|_| config.agent.clone());
+    made.push(Arc::new(native::NativeBackend::new(native::Settings {
+        instance: instance.to_owned(),
+        agent: agent.clone(),
+        launcher: config.launcher.clone(),
+        state_dir: config.state_dir.clone(),
+    })));
+    let mut settings = docker::Settings::new(instance, agent);
+    settings.default_image.clone_from(&config.docker_image);
+    match docker::DockerBackend::new(settings) {
+        Ok(docker) => made.push(Arc::new(docker)),
+        Err(error) => {
+            failed.insert(Backend::Docker, broken(&error.to_string(), error.hint_text().unwrap_or_default()));
+        }
+    }
+    (made, failed)
+}
+
+fn broken(what: &str, hint: &str) -> Preflight {
+    Preflight {
+        problems: vec![Problem { what: what.to_owned(), hint: hint.to_owned() }],
+        ..Default::default()
+    }
+}
+
+/// Looks at each backend as this configuration would use it, for `berth doctor`. Starts nothing.
+pub async fn preflight(config: &Config) -> Vec<(Backend, Preflight)> {
+    let (made, mut seen) = construct(config, "doctor");
+    for backend in made {
+        let preflight = look(&*backend).await;
+        seen.insert(backend.backend(), preflight);
+    }
+    seen.into_iter().collect()
+}
+
+async fn look(backend: &dyn SandboxBackend) -> Preflight {
+    match tokio::time::timeout(PREFLIGHT_TIMEOUT, backend.preflight()).await {
+        Ok(preflight) => preflight,
+        Err(_) => broken(
+            &format!("the {} backend did not answer within {PREFLIGHT_TIMEOUT:?}", backend.backend()),
+            "see `berth doctor`",
+        ),
+    }
+}
+
+impl Backends {
+    /// Makes the backends, looks at them and chooses.
+    pub async fn open(config: &Config, instance: &str) -> Result<Self, StartError> {
+        let (made, failed) = construct(config, instance);
+        Self::with(made, failed, config.sandbox).await
+    }
+
+    /// The same over backends that are there already.
+    pub async fn with(
+        made: Vec<Arc<dyn SandboxBackend>>,
+        failed: BTreeMap<Backend, Preflight>,
+        choice: BackendChoice,
+    ) -> Result<Self, StartError> {
+        let all: BTreeMap<_, _> = made.into_iter().map(|backend| (backend.backend(), backend)).collect();
+        let this = Self { all, seen: RwLock::new(Seen { choice, preflights: failed }) };
+        this.refresh().await;
+        let seen = this.read();
+        match (choice, this.chosen()) {
+            (_, Some(chosen)) => {
+                let why = match choice {
+                    BackendChoice::Only(_) => "it is the one that was asked for",
+                    BackendChoice::Auto if chosen == Backend::Native => "its preflight passes",
+                    BackendChoice::Auto => "native can't be used here",
+                };
+                info!(backend = %chosen, why, facts = seen.summary(chosen), "sandbox backend chosen");
+                for (backend, preflight) in seen.preflights.iter().filter(|(_, p)| !p.ready()) {
+                    info!(%backend, problems = preflight.summary(), "sandbox backend not usable");
+                }
+            }
+            (BackendChoice::Only(backend), None) => {
+                return Err(StartError::Backend {
+                    backend,
+                    problems: seen.problems(backend),
+                    hint: seen.hints([backend]),
+                });
+            }
+            (BackendChoice::Auto, None) => {
+                let problems = [Backend::Native, Backend::Docker]
+                    .map(|backend| format!("{backend}: {}", seen.problems(backend)))
+                    .join("; ");
+                return Err(StartError::NoBackend {
+                    problems,
+                    hint: seen.hints([Backend::Native, Backend::Docker]),
+                });
+            }
+        }
+        drop(seen);
+        Ok(this)
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Seen> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at all backends anew. True: one of them changed between usable and not.
+    pub async fn refresh(&self) -> bool {
+        let looks = self.all.iter().map(|(name, backend)| async move { (*name, look(&**backend).await) });
+        let found = futures::future::join_all(looks).await;
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = false;
+        for (backend, preflight) in found {
+            let before = seen.preflights.get(&backend).map(Preflight::ready);
+            if before.is_some_and(|before| before != preflight.ready()) {
+                changed = true;
+                warn!(%backend, ready = preflight.ready(), summary = preflight.summary(), "sandbox backend changed");
+            }
+            seen.preflights.insert(backend, preflight);
+        }
+        changed
+    }
+
+    /// The backend that new sessions get, if it can be used.
+    pub fn chosen(&self) -> Option<Backend> {
+        let seen = self.read();
+        match seen.choice {
+            BackendChoice::Only(backend) => seen.ready(backend).then_some(backend),
+            BackendChoice::Auto => {
+                [Backend::Native, Backend::Docker].into_iter().find(|backend| seen.ready(*backend))
+            }
+        }
+    }
+
+    /// Changes the choice for new sessions. One that can't be used changes nothing.
+    pub async fn choose(&self, choice: BackendChoice) -> Result<(), Error> {
+        self.refresh().await;
+        let usable = {
+            let seen = self.read();
+            match choice {
+                BackendChoice::Auto => seen.ready(Backend::Native) || seen.ready(Backend::Docker),
+                BackendChoice::Only(backend) => seen.ready(backend),
+            }
+        };
+        if !usable {
+            let problems = match choice {
+                BackendChoice::Only(backend) => self.read().problems(backend),
+                BackendChoice::Auto => "neither native nor docker can be used".to_owned(),
+            };
+            return Err(unavailable(choice.as_str(), &problems));
+        }
+        self.seen.write().unwrap_or_else(PoisonError::into_inner).choice = choice;
+        info!(choice = choice.as_str(), "sandbox backend for new sessions changed");
+        Ok(())
+    }
+
+    pub fn get(&self, backend: Backend) -> Option<Arc<dyn SandboxBackend>> {
+        self.all.get(&backend).cloned()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn SandboxBackend>> {
+        self.all.values()
+    }
+
+    /// The backend for a session of this template.
+    pub fn resolve(&self, template: &TemplateSpec) -> Result<Arc<dyn SandboxBackend>, Error> {
+        let named = match template.backend {
+            BackendChoice::Only(backend) => Some(backend),
+            BackendChoice::Auto if template.root.is_some() => Some(Backend::Native),
+            BackendChoice::Auto if template.image.is_some() => Some(Backend::Docker),
+            BackendChoice::Auto => None,
+        };
+        // In a worker of fakes a template's root or image means nothing: only a backend by name does.
+        let fake = self.read().choice == BackendChoice::Only(Backend::Fake);
+        let named = named.filter(|_| !fake || template.backend != BackendChoice::Auto);
+        let backend = match named {
+            Some(backend) => backend,
+            None => self.chosen().ok_or_else(|| {
+                let choice = self.read().choice;
+                unavailable(choice.as_str(), "no backend can be used on this worker now")
+            })?,
+        };
+        if !self.read().ready(backend) {
+            return Err(unavailable(backend.as_str(), &self.read().problems(backend)));
+        }
+        self.get(backend).ok_or_else(|| unavailable(backend.as_str(), "the worker was not started with it"))
+    }
+
+    /// As they are told to the coordinator.
+    pub fn statuses(&self) -> Vec<v1::BackendStatus> {
+        let chosen = self.chosen();
+        self.read()
+            .preflights
+            .iter()
+            .map(|(backend, preflight)| v1::BackendStatus {
+                name: backend.to_string(),
+                ready: preflight.ready(),
+                message: preflight.summary(),
+                chosen: chosen == Some(*backend),
+            })
+            .collect()
+    }
+
+    /// Names of the templates that can be served now.
+    pub async fn servable(&self, templates: &[TemplateSpec]) -> Vec<String> {
+        let mut names = Vec::new();
+        for template in templates {
+            let Ok(backend) = self.resolve(template) else { continue };
+            match tokio::time::timeout(PREFLIGHT_TIMEOUT, backend.can_serve(template)).await {
+                Ok(Ok(())) => names.push(template.name.clone()),
+                Ok(Err(error)) => info!(template = template.name, %error, "template not served here"),
+                Err(_) => {
+                    warn!(template = template.name, "the backend did not say in time whether it serves it")
+                }
+            }
+        }
+        names
+    }
+}
+
+fn unavailable(backend: &str, problems: &str) -> Error {
+    Error::unavailable(
+        Reason::BackendUnavailable,
+        format!("the sandbox backend {backend} can't be used on this worker: {problems}"),
+    )
+}
+
+impl Seen {
+    fn ready(&self, backend: Backend) -> bool {
+        self.preflights.get(&backend).is_some_and(Preflight::ready)
+    }
+
+    fn summary(&self, backend: Backend) -> String {
+        self.preflights.get(&backend).map(Preflight::summary).unwrap_or_default()
+    }
+
+    fn problems(&self, backend: Backend) -> String {
+        match self.preflights.get(&backend) {
+            Some(preflight) => {
+                preflight.problems.iter().map(|problem| problem.what.clone()).collect::<Vec<_>>().join("; ")
+            }
+            None => "the worker was not started with it".to_owned(),
+        }
+    }
+
+    fn hints<const N: usize>(&self, backends: [Backend; N]) -> String {
+        let mut hints: Vec<&str> = Vec::new();
+        for problem in backends.iter().filter_map(|b| self.preflights.get(b)).flat_map(|p| &p.problems) {
+            if !problem.hint.is_empty() && !hints.contains(&problem.hint.as_str()) {
+                hints.push(&problem.hint);
+            }
+        }
+        hints.join("; or: ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::sandbox::{Identity, Running, SandboxSpec, SessionDirs};
+
+    /// A backend that only says whether it is ready.
+    struct Named(Backend, Option<&'static str>);
+
+    #[async_trait]
+    impl SandboxBackend for Named {
+        fn backend(&self) -> Backend {
+            self.0
+        }
+        async fn preflight(&self) -> Preflight {
+            self.1.map(|what| broken(what, "repair it")).unwrap_or_default()
+        }
+        async fn can_serve(&self, _: &TemplateSpec) -> Result<(), Error> {
+            Ok(())
+        }
+        async fn start(&self, _: &SandboxSpec) -> Result<Running, Error> {
+            Err(Error::internal("not started here"))
+        }
+        async fn adopt(&self, _: &Identity, _: &SessionDirs) -> Result<Option<Running>, Error> {
+            Ok(None)
+        }
+        async fn remove(&self, _: &Identity) -> Result<(), Error> {
+            Ok(())
+        }
+        async fn leftovers(&self) -> Result<Vec<Identity>, Error> {
+            Ok(Vec::new())
+        }
+    }
+
+    async fn backends(
+        native: Option<&'static str>,
+        docker: Option<&'static str>,
+        choice: BackendChoice,
+    ) -> Result<Backends, StartError> {
+        let made: Vec<Arc<dyn SandboxBackend>> =
+            vec![Arc::new(Named(Backend::Native, native)), Arc::new(Named(Backend::Docker, docker))];
+        Backends::with(made, BTreeMap::new(), choice).await
+    }
+
+    fn template(backend: BackendChoice, image: Option<&str>) -> TemplateSpec {
+        TemplateSpec {
+            name: "t".into(),
+            root: None,
+            image: image.map(str::to_owned),
+            backend,
+            user: "user".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn auto_is_native_else_docker_else_a_clear_word() {
+        let chosen = |result: Result<Backends, StartError>| result.map(|b| b.chosen().unwrap());
+        assert_eq!(chosen(backends(None, None, BackendChoice::Auto).await).unwrap(), Backend::Native);
+        assert_eq!(chosen(backends(Some("x"), None, BackendChoice::Auto).await).unwrap(), Backend::Docker);
+        let error = backends(Some("no root"), Some("no engine"), BackendChoice::Auto).await.err().unwrap();
+        assert!(error.to_string().contains("no root") && error.to_string().contains("no engine"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("repair it"));
+    }
+
+    #[tokio::test]
+    async fn a_named_backend_is_used_or_refused() {
+        let docker = BackendChoice::Only(Backend::Docker);
+        assert_eq!(backends(None, None, docker).await.unwrap().chosen(), Some(Backend::Docker));
+        let error = backends(None, Some("its image is absent"), docker).await.err().unwrap();
+        assert!(error.to_string().contains("its image is absent"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_template_has_the_say() {
+        let backends = backends(None, Some("stopped"), BackendChoice::Auto).await.unwrap();
+        let of = |t| backends.resolve(&t).map(|b| b.backend());
+        assert_eq!(of(template(BackendChoice::Auto, None)).unwrap(), Backend::Native);
+        assert!(of(template(BackendChoice::Auto, Some("img"))).unwrap_err().to_string().contains("stopped"));
+        assert!(of(template(BackendChoice::Only(Backend::Fake), None)).is_err());
+        let refused = backends.choose(BackendChoice::Only(Backend::Docker)).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::BackendUnavailable);
+        assert_eq!(backends.chosen(), Some(Backend::Native));
+        let served = backends.servable(&[template(BackendChoice::Auto, None)]).await;
+        assert_eq!(served, ["t"]);
+    }
+}

@@ -1,0 +1,32 @@
+//! The worker: owns the sandboxes of one machine and serves their sessions.
+//!
+//! It dials the coordinator and nothing listens by default. It has the last word on what it
+//! takes, and owns the truth about what it holds: the coordinator's view is rebuilt from its Hello.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | what it is told |
+//! | [`worker`] | start, status, shutdown |
+//! | [`link`] | to the coordinator: attach, heartbeats, reports, data connections |
+//! | [`sessions`] | the sessions it holds |
+//! | [`backends`], [`sandbox`] | how sessions are kept apart |
+//! | [`health`] | how the machine is, and whether a canary lives |
+//! | [`workspace`], [`state`] | what is on the disk |
+#![allow(clippy::module_inception)]
+
+pub mod backends;
+pub mod config;
+pub mod health;
+pub mod link;
+pub mod sandbox;
+pub mod sessions;
+pub mod state;
+pub mod worker;
+pub mod workspace;
+
+#[cfg(test)]
+mod tests;
+
+pub use backends::preflight;
+pub use config::{CapacityOverride, Config, StartError};
+pub use worker::{Running, Status, Worker};

@@ -1,0 +1,303 @@
+//! Data connections: plain connections to the coordinator's port on which the coordinator is the HTTP/2
+//! client. What clients send travels here, so that bulk output never delays a heartbeat.
+//!
+//! A connection belongs to a token. When an attach brings a new one, the connections of the old are told
+//! to finish (what streams on them has a moment to do so) and new ones are dialled.
+
+use std::{
+    future::Future,
+    io,
+    net::Shutdown,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use berth_proto::{
+    relay::Relay,
+    spawn::spawn,
+    transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
+    v1::{DataPreface, file_service_server::FileServiceServer, task_service_server::TaskServiceServer},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::watch,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{
+    Request, Status,
+    service::{Routes, interceptor::InterceptedService},
+    transport::server::{Connected, TcpConnectInfo},
+};
+use tracing::debug;
+
+use super::backoff::Backoff;
+use crate::sessions::route::SessionRoute;
+
+/// Streams of a connection that is replaced have this long to finish.
+const LINGER: Duration = Duration::from_secs(10);
+/// A coordinator that asks for more is not taken at its word.
+const CONNECTIONS_MAX: u32 = 16;
+
+/// The data plane as this worker serves it, on whatever it is reached.
+pub fn services(route: &SessionRoute, health: Routes) -> Routes {
+    health
+        .add_service(
+            TaskServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT),
+        )
+        .add_service(
+            FileServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT),
+        )
+}
+
+/// The same behind a bearer token; health is open.
+pub fn guarded_services(route: &SessionRoute, health: Routes, token: &str) -> Routes {
+    let expected = format!("Bearer {token}");
+    let check = move |request: Request<()>| {
+        let presented = request.metadata().get("authorization").map(|value| value.as_bytes());
+        match presented {
+            Some(presented) if same(presented, expected.as_bytes()) => Ok(request),
+            Some(_) => Err(Status::from(berth_proto::Error::new(
+                berth_proto::Code::Unauthenticated,
+                berth_proto::Reason::TokenInvalid,
+                "the token is not this worker's",
+            ))),
+            None => Err(Status::from(
+                berth_proto::Error::new(
+                    berth_proto::Code::Unauthenticated,
+                    berth_proto::Reason::TokenMissing,
+                    "the call carries no token",
+                )
+                .hint("it is in the file `data_token` of the worker's state directory"),
+            )),
+        }
+    };
+    let tasks = TaskServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT);
+    let files = FileServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT);
+    health
+        .add_service(InterceptedService::new(tasks, check.clone()))
+        .add_service(InterceptedService::new(files, check))
+}
+
+/// Compares without telling by its time where the two differ.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+}
+
+/// The data connections of a worker.
+pub struct DataPool {
+    address: String,
+    services: Routes,
+    /// Dial only while this is true.
+    attached: watch::Receiver<bool>,
+    open: Arc<AtomicUsize>,
+    current: Option<Current>,
+}
+
+struct Current {
+    preface: DataPreface,
+    count: u32,
+    /// Ends all connections of this token when it is dropped.
+    _stop: DropGuard,
+}
+
+impl DataPool {
+    pub fn new(
+        address: String,
+        services: Routes,
+        attached: watch::Receiver<bool>,
+        open: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { address, services, attached, open, current: None }
+    }
+
+    /// Has `count` connections with this preface. Those of another are ended.
+    pub fn renew(&mut self, preface: DataPreface, count: u32) {
+        let count = count.clamp(1, CONNECTIONS_MAX);
+        if self.current.as_ref().is_some_and(|known| known.preface == preface && known.count == count) {
+            return;
+        }
+        let stop = CancellationToken::new();
+        for _ in 0..count {
+            let keep = Keep {
+                address: self.address.clone(),
+                preface: preface.clone(),
+                services: self.services.clone(),
+                attached: self.attached.clone(),
+                open: self.open.clone(),
+                stop: stop.clone(),
+            };
+            spawn("data-connection", keep.run());
+        }
+        self.current = Some(Current { preface, count, _stop: stop.drop_guard() });
+    }
+
+    /// Ends all of them.
+    pub fn end(&mut self) {
+        self.current = None;
+    }
+}
+
+/// Keeps one connection up.
+struct Keep {
+    address: String,
+    preface: DataPreface,
+    services: Routes,
+    attached: watch::Receiver<bool>,
+    open: Arc<AtomicUsize>,
+    stop: CancellationToken,
+}
+
+impl Keep {
+    async fn run(mut self) {
+        let stop = self.stop.clone();
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                attached = self.attached.wait_for(|attached| *attached) => if attached.is_err() { return },
+            }
+            let dialled = tokio::select! {
+                () = stop.cancelled() => return,
+                dialled = transport::dial_data(&self.address, &self.preface) => dialled,
+            };
+            match dialled {
+                Ok(stream) => {
+                    let begun = tokio::time::Instant::now();
+                    self.open.fetch_add(1, Ordering::Relaxed);
+                    serve(stream, self.services.clone(), stop.clone()).await;
+                    self.open.fetch_sub(1, Ordering::Relaxed);
+                    backoff.lived(begun.elapsed());
+                }
+                Err(error) => debug!(%error, "a data connection could not be made"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = backoff.wait() => {}
+            }
+        }
+    }
+}
+
+/// Serves one connection until it ends. After `stop` it takes no new calls, and ends when the open ones have
+/// or the time to linger is over.
+async fn serve(stream: TcpStream, services: Routes, stop: CancellationToken) {
+    // A second handle on the socket, to end it while the server owns the first.
+    let (stream, handle) = match split(stream) {
+        Ok(both) => both,
+        Err(error) => {
+            debug!(%error, "a data connection could not be set up");
+            return;
+        }
+    };
+    let closed = CancellationToken::new();
+    let tracked = Tracked { io: stream, _closed: closed.clone().drop_guard() };
+    let incoming = futures::stream::unfold((Some(tracked), closed), |(io, closed)| async move {
+        match io {
+            Some(io) => Some((Ok::<_, io::Error>(io), (None, closed))),
+            // The server serves for as long as there may be more to come.
+            None => {
+                closed.cancelled().await;
+                None
+            }
+        }
+    });
+    let serving = transport::server(DATA_STREAMS)
+        .add_routes(services)
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let lingered = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        result = serving => if let Err(error) = result {
+            debug!(%error, "a data connection ended");
+        },
+        () = lingered => {}
+    }
+    let _ = handle.shutdown(Shutdown::Both);
+}
+
+fn split(stream: TcpStream) -> io::Result<(TcpStream, std::net::TcpStream)> {
+    let stream = stream.into_std()?;
+    let handle = stream.try_clone()?;
+    Ok((TcpStream::from_std(stream)?, handle))
+}
+
+/// A connection that reports its end by being dropped.
+struct Tracked {
+    io: TcpStream,
+    _closed: DropGuard,
+}
+
+impl Connected for Tracked {
+    type ConnectInfo = TcpConnectInfo;
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.io.connect_info()
+    }
+}
+
+impl AsyncRead for Tracked {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Tracked {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Serves the optional listener until `stop`.
+pub fn listen(
+    listener: tokio::net::TcpListener,
+    services: Routes,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + 'static {
+    let incoming = futures::StreamExt::map(transport::accept(listener), Ok::<_, io::Error>);
+    async move {
+        let serving = transport::server(transport::CLIENT_STREAMS)
+            .add_routes(services)
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let lingered = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LINGER).await;
+        };
+        tokio::select! {
+            result = serving => if let Err(error) = result {
+                tracing::error!(%error, "the data-plane listener ended");
+            },
+            () = lingered => {}
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The link to the coordinator. The worker dials; nothing has to reach it.
+//!
+//! One control stream carries Hello, heartbeats and reports out, and leases and commands in; bulk data
+//! has connections of its own ([`data`]). The stream is made anew for ever, in any order of starts: sessions
+//! live on meanwhile, and the next Hello says which they are. Commands are level-triggered wishes that are
+//! noted and never waited for, so that a slow session can't hold up a heartbeat.
+//!
+//! The one thing that ends a link for good is STALE_INCARNATION: a newer process has this worker's id, and the
+//! newest wins.
+
+mod backoff;
+pub mod data;
+pub mod outbox;
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use berth_proto::{
+    Code, Error, Reason, VERSION, WorkerId, convert,
+    domain::{BackendChoice, Labels, TemplateSpec},
+    error::reason_of,
+    spawn::spawn,
+    transport,
+    v1::{
+        self, coordinator_message::Message as Command, worker_message::Message,
+        worker_service_client::WorkerServiceClient,
+    },
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, Streaming, metadata::MetadataValue, service::Routes};
+use tracing::{debug, error, info, warn};
+
+use self::{backoff::Backoff, data::DataPool, outbox::Outbox};
+use crate::{backends::Backends, health::Health, sessions::Sessions};
+
+/// The coordinator has this long to answer an attach, and then to say Welcome.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages handed to the transport ahead of it. More wait in the outbox, where they can still be replaced.
+const SEND_AHEAD: usize = 16;
+/// A coordinator may not make a worker beat faster than this.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
+/// ... nor slower.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+/// Between two heartbeats that news made due.
+const NEWS_PAUSE: Duration = Duration::from_millis(20);
+
+/// How the link stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkState {
+    pub attached: bool,
+    /// As the last Welcome gave it; 0 before the first.
+    pub incarnation: u64,
+    /// Why it is not attached.
+    pub reason: String,
+}
+
+/// The worker's side of the link.
+pub struct Link {
+    pub settings: Settings,
+    pub sessions: Sessions,
+    pub outbox: Arc<Outbox>,
+    pub backends: Arc<Backends>,
+    pub health: Arc<Health>,
+    pub state: watch::Sender<LinkState>,
+    /// What the coordinator may ask for, and the names of those that can be served.
+    pub templates: Templates,
+    /// Data connections that are up.
+    pub open: Arc<AtomicUsize>,
+    pub sequence: AtomicU64,
+}
+
+/// What the link is told at start.
+pub struct Settings {
+    pub coordinator: String,
+    pub join_token: String,
+    pub worker: WorkerId,
+    pub labels: Labels,
+    /// Drawn for this process.
+    pub process_id: String,
+}
+
+/// The coordinator's templates.
+#[derive(Default)]
+pub struct Templates {
+    known: Mutex<Vec<TemplateSpec>>,
+    served: Mutex<Vec<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why an attach ended.
+enum Ended {
+    /// Try again; the text is for the log and the status.
+    Broken(String),
+    /// A newer process has our id.
+    Superseded(String),
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        let text = match convert_hint(&status) {
+            Some(hint) => format!("{} ({hint})", status.message()),
+            None => status.message().to_owned(),
+        };
+        if reason_of(&status) == Some(Reason::StaleIncarnation) {
+            return Self::Superseded(text);
+        }
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied => {
+                Self::Broken(format!("the coordinator refused the join token: {text}"))
+            }
+            code => Self::Broken(format!("{code:?}: {text}")),
+        }
+    }
+}
+
+fn convert_hint(status: &Status) -> Option<String> {
+    berth_proto::error::detail_of(status, "hint")
+}
+
+impl Link {
+    /// Keeps the link up until `stop`. `Err`: a newer process has this worker's id.
+    pub async fn run(self: Arc<Self>, services: Routes, stop: CancellationToken) -> Result<(), Error> {
+        let (attached, attached_seen) = watch::channel(false);
+        let address = self.settings.coordinator.trim_start_matches("http://").to_owned();
+        let mut pool = DataPool::new(address, services, attached_seen, self.open.clone());
+        let mut backoff = Backoff::default();
+        let mut last_reason = String::new();
+        loop {
+            let begun = Instant::now();
+            let ended = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                ended = self.attach(&mut pool, &attached) => match ended {
+                    Ok(never) => match never {},
+                    Err(ended) => ended,
+                },
+            };
+            if self.state.borrow().attached {
+                backoff.lived(begun.elapsed());
+            }
+            attached.send_replace(false);
+            match ended {
+                Ended::Broken(reason) => {
+                    // Told once, not at each try.
+                    if reason != last_reason {
+                        warn!(
+                            coordinator = self.settings.coordinator,
+                            reason, "no link to the coordinator: will try on"
+                        );
+                        last_reason.clone_from(&reason);
+                    }
+                    self.detached(reason);
+                }
+                Ended::Superseded(reason) => {
+                    pool.end();
+                    error!(worker.id = %self.settings.worker, reason, "a newer process has this worker's id: stopping");
+                    self.detached(reason.clone());
+                    return Err(Error::precondition(
+                        Reason::StaleIncarnation,
+                        format!(
+                            "another process has registered as worker {}: {reason}",
+                            self.settings.worker
+                        ),
+                    )
+                    .hint("give each worker an id of its own with WORKER_ID, or stop one of the two"));
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = backoff.wait() => {}
+            }
+        }
+    }
+
+    fn detached(&self, reason: String) {
+        self.state.send_modify(|state| {
+            state.attached = false;
+            state.reason = reason;
+        });
+    }
+
+    // ---- one attach -----------------------------------------------------------------
+
+    async fn attach(
+        self: &Arc<Self>,
+        pool: &mut DataPool,
+        attached: &watch::Sender<bool>,
+    ) -> Result<Infallible, Ended> {
+        let broken = |error: &dyn std::error::Error| Ended::Broken(with_sources(error));
+        let endpoint =
+            transport::endpoint(transport::uri_of(&self.settings.coordinator)).map_err(|e| broken(&e))?;
+        let channel = endpoint.connect().await.map_err(|e| broken(&e))?;
+        let (sender, receiver) = mpsc::channel(SEND_AHEAD);
+        let mut request = Request::new(ReceiverStream::new(receiver));
+        let bearer = format!("Bearer {}", self.settings.join_token);
+        let mut bearer = MetadataValue::try_from(bearer)
+            .map_err(|_| Ended::Broken("the join token has characters that no header takes".to_owned()))?;
+        bearer.set_sensitive(true);
+        request.metadata_mut().insert("authorization", bearer);
+        let hello = v1::WorkerMessage { message: Some(Message::Hello(self.hello())) };
+        sender.try_send(hello).map_err(|e| broken(&e))?;
+
+        let mut client =
+            WorkerServiceClient::new(channel).max_decoding_message_size(transport::MESSAGE_LIMIT);
+        let greeting = async {
+            let mut incoming = client.attach(request).await?.into_inner();
+            let first = incoming.message().await?;
+            Ok::<_, Status>((incoming, first.and_then(|message| message.message)))
+        };
+        let (incoming, first) = tokio::time::timeout(ATTACH_TIMEOUT, greeting)
+            .await
+            .map_err(|_| Ended::Broken("the coordinator did not answer the attach in time".to_owned()))??;
+        let Some(Command::Welcome(welcome)) = first else {
+            return Err(Ended::Broken("the coordinator did not say Welcome first".to_owned()));
+        };
+        let pace = self.welcomed(welcome, pool)?;
+        attached.send_replace(true);
+        self.converse(incoming, sender, pace).await
+    }
+
+    fn hello(&self) -> v1::Hello {
+        v1::Hello {
+            worker_id: self.settings.worker.to_string(),
+            process_id: self.settings.process_id.clone(),
+            incarnation: self.state.borrow().incarnation,
+            version: VERSION.to_owned(),
+            capacity: Some(self.sessions.capacity().into()),
+            labels: self.settings.labels.clone().into_iter().collect(),
+            running: self.sessions.running(),
+            backends: self.backends.statuses(),
+            templates: lock(&self.templates.served).clone(),
+            health: Some(self.health.sample()),
+        }
+    }
+
+    fn welcomed(self: &Arc<Self>, welcome: v1::Welcome, pool: &mut DataPool) -> Result<Pace, Ended> {
+        let bad = |error: Error| Ended::Broken(format!("the coordinator's Welcome makes no sense: {error}"));
+        let lease = convert::required("lease", welcome.lease)
+            .and_then(|lease| convert::duration("lease", lease))
+            .map_err(bad)?;
+        let every = convert::required("heartbeat_interval", welcome.heartbeat_interval)
+            .and_then(|every| convert::duration("heartbeat_interval", every))
+            .map_err(bad)?
+            .clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
+        let mut templates = Vec::new();
+        for wire in welcome.templates {
+            let name = wire.name.clone();
+            match TemplateSpec::try_from(wire) {
+                Ok(template) => templates.push(template),
+                Err(error) => warn!(template = name, %error, "a template makes no sense here"),
+            }
+        }
+        *lock(&self.templates.known) = templates;
+        self.review_templates();
+        self.state.send_modify(|state| {
+            state.attached = true;
+            state.incarnation = welcome.incarnation;
+            state.reason.clear();
+        });
+        for end in &welcome.end {
+            self.sessions.end(end);
+        }
+        self.outbox.renew();
+        let preface = v1::DataPreface {
+            worker_id: self.settings.worker.to_string(),
+            incarnation: welcome.incarnation,
+            data_token: welcome.data_token,
+        };
+        pool.renew(preface, welcome.data_connections);
+        info!(coordinator = self.settings.coordinator, incarnation = welcome.incarnation, "attached");
+        Ok(Pace { every, lease: lease.max(every * 2) })
+    }
+
+    /// Finds out which templates can be served, and tells with the next heartbeat.
+    pub fn review_templates(self: &Arc<Self>) {
+        let this = self.clone();
+        spawn("templates", async move {
+            let known = lock(&this.templates.known).clone();
+            let served = this.backends.servable(&known).await;
+            *lock(&this.templates.served) = served;
+            this.health.tell();
+        });
+    }
+
+    /// Speaks and listens until the stream breaks or the lease is over.
+    async fn converse(
+        self: &Arc<Self>,
+        mut incoming: Streaming<v1::CoordinatorMessage>,
+        sender: mpsc::Sender<v1::WorkerMessage>,
+        pace: Pace,
+    ) -> Result<Infallible, Ended> {
+        let mut next_beat = Instant::now();
+        let mut lease_over = Instant::now() + pace.lease;
+        // Reports first: the first heartbeat's answer then covers them.
+        let mut reports = true;
+        let mut first_beat = true;
+        loop {
+            let beat_due = next_beat <= Instant::now();
+            tokio::select! {
+                biased;
+                message = incoming.message() => match message? {
+                    Some(v1::CoordinatorMessage { message: Some(command) }) => {
+                        if let Command::Lease(lease) = &command {
+                            lease_over = Instant::now() + renewed(lease, pace);
+                        }
+                        self.obey(command);
+                    }
+                    Some(_) => debug!("a message of a kind that this version does not know"),
+                    None => return Err(Ended::Broken("the coordinator ended the stream".to_owned())),
+                },
+                () = tokio::time::sleep_until(lease_over) => {
+                    return Err(Ended::Broken("the coordinator did not renew the lease".to_owned()));
+                }
+                permit = sender.reserve(), if beat_due || reports => {
+                    let Ok(permit) = permit else {
+                        return Err(Ended::Broken("the stream to the coordinator is closed".to_owned()));
+                    };
+                    let heartbeat = self.sequence.load(Ordering::Relaxed) + 1;
+                    // A flood of reports must not starve the lease: a heartbeat that is due goes first,
+                    // but for the attach's first, whose answer is to cover the reports before it.
+                    let report = if beat_due && !first_beat { None } else { self.outbox.next(heartbeat) };
+                    let message = match report {
+                        Some(report) => report,
+                        None if beat_due => {
+                            first_beat = false;
+                            next_beat = Instant::now() + pace.every;
+                            Message::Heartbeat(self.heartbeat())
+                        }
+                        None => {
+                            reports = false;
+                            continue;
+                        }
+                    };
+                    permit.send(v1::WorkerMessage { message: Some(message) });
+                }
+                () = self.outbox.filled(), if !reports => reports = true,
+                () = self.health.news(), if !beat_due => {
+                    next_beat = next_beat.min(Instant::now() + NEWS_PAUSE);
+                }
+                () = tokio::time::sleep_until(next_beat), if !beat_due => {}
+            }
+        }
+    }
+
+    fn heartbeat(&self) -> v1::Heartbeat {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        v1::Heartbeat {
+            sequence,
+            health: Some(self.health.sample()),
+            backends: self.backends.statuses(),
+            templates: lock(&self.templates.served).clone(),
+        }
+    }
+
+    /// Does what the coordinator says. Never waits.
+    fn obey(self: &Arc<Self>, command: Command) {
+        match command {
+            Command::Welcome(_) => warn!("a second Welcome on one stream is ignored"),
+            Command::Lease(lease) => self.outbox.acknowledged(lease.sequence),
+            Command::Place(place) => self.sessions.place(place),
+            Command::End(end) => self.sessions.end(&end),
+            Command::Pause(pause) => self.sessions.pause(&pause),
+            Command::Update(update) => self.sessions.update(update),
+            Command::SetBackend(wish) => self.set_backend(wish.backend),
+            Command::Cordoned(cordoned) => self.sessions.cordon(cordoned.cordoned),
+        }
+    }
+
+    fn set_backend(self: &Arc<Self>, wish: String) {
+        let this = self.clone();
+        spawn("set-backend", async move {
+            let chosen = match wish.parse::<BackendChoice>() {
+                Ok(choice) => this.backends.choose(choice).await,
+                Err(error) => Err(error),
+            };
+            match chosen {
+                Ok(()) => {
+                    this.health.sing();
+                    this.review_templates();
+                }
+                Err(error) => warn!(backend = wish, %error, "the backend stays as it was"),
+            }
+            this.health.tell();
+        });
+    }
+}
+
+/// How often to beat, and how long the coordinator may be silent.
+#[derive(Clone, Copy)]
+struct Pace {
+    every: Duration,
+    lease: Duration,
+}
+
+fn renewed(lease: &v1::LeaseRenewed, pace: Pace) -> Duration {
+    let given = lease.lease.and_then(|lease| convert::duration("lease", lease).ok());
+    given.unwrap_or(pace.lease).max(pace.every * 2)
+}
+
+/// An error with its causes: tonic's own text for a refused connection is "transport error".
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,261 @@
+//! The cgroups of sessions. One tree per worker instance in every hierarchy that matters,
+//! below the worker's own cgroup, so that whatever bounds the worker bounds its sessions too:
+//!
+//! ```text
+//! <hierarchy>/<own path>/berth-<instance>/<session>/        one session
+//!                                          ├─ agent/        PID 1 and its server
+//!                                          └─ t/            all limits are set here
+//!                                             └─ <task>/    made by the agent, one a task
+//! ```
+//!
+//! A session's directory is mounted into its sandbox where only the agent can see it. The
+//! agent may make children of `t` and move processes below the session; the limits on `t`
+//! stay the worker's. (A v1 child can't be called `tasks`: that is a file there.)
+//!
+//! Three layouts: pure v2; v1; and hybrid, where controllers are on v1 while `cgroup.kill`,
+//! `cgroup.freeze` and `cpu.stat` are taken from the v2 mount, which needs no controller
+//! for them. Which is in force is told at start.
+
+mod file;
+mod hierarchy;
+mod limits;
+mod remove;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use berth_proto::{Error, SessionId, agent_config::Cgroups, domain::Limits};
+
+pub use self::limits::AGENT_MEMORY;
+use self::{
+    file::{ignore_missing, mkdir, write},
+    hierarchy::{enable, hierarchies, make, missing, v2_parent},
+    limits::{AGENT_PIDS, CPU_PERIOD_US, delegate, limit_memory_v1, limit_v2, quota, shares},
+    remove::remove_tree,
+};
+
+/// How long the processes of a killed session may take to be gone.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// Which cgroup versions hold the controllers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    V1,
+    Hybrid,
+    V2,
+}
+
+impl Layout {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Layout::V1 => "v1",
+            Layout::Hybrid => "v1-hybrid",
+            Layout::V2 => "v2",
+        }
+    }
+}
+
+/// This instance's part of each hierarchy.
+#[derive(Clone, Debug)]
+pub struct CgroupTree {
+    layout: Layout,
+    /// `unified`, `memory`, `pids`, `cpu` → `.../berth-<instance>`.
+    bases: BTreeMap<&'static str, PathBuf>,
+}
+
+/// The cgroups of one session.
+#[derive(Clone, Debug)]
+pub struct SessionCgroups {
+    layout: Layout,
+    /// Host directory and name, for mounting at `<inside>/<name>`.
+    pub binds: Vec<(PathBuf, String)>,
+}
+
+/// v1 controllers that limits need.
+const V1: [&str; 3] = ["memory", "pids", "cpu"];
+
+impl CgroupTree {
+    /// Finds the hierarchies and makes this instance's directory in each.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION, naming what is missing or can't be written.
+    pub fn detect(instance: &str) -> Result<Self, Error> {
+        let read = |path: &str| {
+            fs::read_to_string(path)
+                .map_err(|cause| missing(format!("{path} can't be read: {cause}")).cause(cause))
+        };
+        let mountinfo = read("/proc/self/mountinfo")?;
+        let own = read("/proc/self/cgroup")?;
+        Self::from_proc(&mountinfo, &own, instance)
+    }
+
+    fn from_proc(mountinfo: &str, own: &str, instance: &str) -> Result<Self, Error> {
+        let found = hierarchies(mountinfo, own);
+        let name = format!("berth-{instance}");
+        let on_v1 = V1.iter().filter(|c| found.contains_key::<str>(c)).count();
+        let mut bases = BTreeMap::new();
+        let layout = match (found.get("unified"), on_v1) {
+            (unified, 3) => {
+                for controller in V1 {
+                    bases.insert(controller, found[controller].dir.join(&name));
+                }
+                if let Some(unified) = unified {
+                    bases.insert("unified", unified.dir.join(&name));
+                }
+                if unified.is_some() { Layout::Hybrid } else { Layout::V1 }
+            }
+            (Some(unified), 0) => {
+                bases.insert("unified", v2_parent(unified)?.join(&name));
+                Layout::V2
+            }
+            _ => {
+                return Err(missing("the memory, pids and cpu cgroup controllers are not all mounted")
+                    .hint("mount cgroup v2 at /sys/fs/cgroup, or enable these controllers"));
+            }
+        };
+        let tree = Self { layout, bases };
+        for base in tree.bases.values() {
+            make(base)?;
+        }
+        if layout == Layout::V2 {
+            enable(&tree.bases["unified"])?;
+        }
+        Ok(tree)
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Makes a session's cgroups with its limits. `owner` is the agent, as host ids.
+    ///
+    /// # Errors
+    /// INTERNAL, and nothing of the session is left.
+    pub fn create(
+        &self,
+        session: &SessionId,
+        limits: &Limits,
+        owner: (u32, u32),
+    ) -> Result<SessionCgroups, Error> {
+        let result = self.try_create(session, limits, owner);
+        if result.is_err() {
+            let _ = self.remove(session);
+        }
+        result.map_err(|cause| Error::internal("the session's cgroups could not be made").cause(cause))
+    }
+
+    fn try_create(
+        &self,
+        session: &SessionId,
+        limits: &Limits,
+        owner: (u32, u32),
+    ) -> io::Result<SessionCgroups> {
+        let mut binds = Vec::new();
+        for (&name, base) in &self.bases {
+            let dir = base.join(session.to_string());
+            let (tasks, agent) = (dir.join("t"), dir.join("agent"));
+            mkdir(&dir)?;
+            if self.layout == Layout::V2 {
+                write(&dir.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+            }
+            mkdir(&agent)?;
+            mkdir(&tasks)?;
+            match name {
+                "memory" => {
+                    limit_memory_v1(&tasks, limits.memory_bytes)?;
+                    limit_memory_v1(&agent, AGENT_MEMORY)?;
+                }
+                "pids" => {
+                    write(&tasks.join("pids.max"), limits.pids)?;
+                    write(&agent.join("pids.max"), AGENT_PIDS)?;
+                }
+                "cpu" => {
+                    write(&tasks.join("cpu.cfs_period_us"), CPU_PERIOD_US)?;
+                    write(&tasks.join("cpu.cfs_quota_us"), quota(limits))?;
+                    write(&tasks.join("cpu.shares"), shares(limits))?;
+                }
+                _ if self.layout == Layout::V2 => limit_v2(&tasks, &agent, limits)?,
+                _ => {}
+            }
+            delegate(&dir, &tasks, owner)?;
+            binds.push((dir, name.to_owned()));
+        }
+        Ok(SessionCgroups { layout: self.layout, binds })
+    }
+
+    /// The cgroups of a session that is there already.
+    pub fn existing(&self, session: &SessionId) -> SessionCgroups {
+        let binds =
+            self.bases.iter().map(|(name, base)| (base.join(session.to_string()), (*name).to_owned()));
+        SessionCgroups { layout: self.layout, binds: binds.collect() }
+    }
+
+    /// Kills whatever is in a session's cgroups and removes them. Idempotent. Blocks for
+    /// up to ten seconds.
+    ///
+    /// # Errors
+    /// INTERNAL when processes or directories stay.
+    pub fn remove(&self, session: &SessionId) -> Result<(), Error> {
+        let dirs = self.existing(session).binds.into_iter().map(|(dir, _)| dir).filter(|dir| dir.exists());
+        let deadline = Instant::now() + KILL_WAIT;
+        for dir in dirs.collect::<Vec<_>>() {
+            remove_tree(&dir, deadline).map_err(|cause| {
+                Error::internal(format!("the cgroup {} could not be removed", dir.display())).cause(cause)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sessions that have a cgroup of this instance.
+    pub fn sessions(&self) -> Vec<SessionId> {
+        let mut found: Vec<SessionId> = self
+            .bases
+            .values()
+            .filter_map(|base| fs::read_dir(base).ok())
+            .flat_map(|entries| entries.flatten())
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Removes this instance's own directories. Fails, harmlessly, while a session is there.
+    pub fn close(&self) {
+        for base in self.bases.values() {
+            if let Err(error) = fs::remove_dir(base).or_else(ignore_missing) {
+                tracing::debug!(%error, dir = %base.display(), "a cgroup directory stays");
+            }
+        }
+    }
+}
+
+impl SessionCgroups {
+    /// The paths as the agent sees them, with each bind mounted at `inside/<name>`.
+    pub fn agent_config(&self, inside: &Path) -> Cgroups {
+        let mut config = Cgroups { v2_memory: self.layout == Layout::V2, ..Cgroups::default() };
+        for (_, name) in &self.binds {
+            let path = inside.join(name);
+            match name.as_str() {
+                "unified" => config.v2 = Some(path),
+                "memory" => config.v1_memory = Some(path),
+                _ => config.v1_shared.push(path),
+            }
+        }
+        config
+    }
+
+    /// Files to which a process id is written to put the agent where it belongs.
+    pub fn agent_procs(&self) -> Vec<PathBuf> {
+        self.binds.iter().map(|(dir, _)| dir.join("agent/cgroup.procs")).collect()
+    }
+
+    /// Puts the agent where it belongs.
+    pub fn join_agent(&self, pid: i32) -> io::Result<()> {
+        self.agent_procs().iter().try_for_each(|file| write(file, pid))
+    }
+}

@@ -1,0 +1,123 @@
+//! The cgroup tree of docker sessions, which the worker makes beside Docker's own and gives
+//! to the agents. Docker's cgroup then holds the agent alone, and its limits are only the
+//! agent's: an OOM of tasks never reaches PID 1.
+//!
+//! The tree is made when the first session needs it and removed with the last one, so that
+//! a worker that only looks leaves nothing. Its name differs from the native backend's:
+//! each may sweep only what is its own.
+//!
+//! The agent is left in Docker's cgroups rather than moved into `agent/` of the tree: the
+//! engine keeps its figures and its limits, and nothing can be forked in between.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use berth_proto::{Error, SessionId, agent_config, domain::Limits};
+
+use super::engine::Facts;
+use crate::sandbox::cgroup::{CgroupTree, Layout};
+
+/// Where the agent finds its cgroups: `<CG_DIR>/<name>`.
+pub const CG_DIR: &str = "/.berth/cg";
+
+#[derive(Clone)]
+pub struct Cgroups {
+    instance: String,
+    tree: Arc<Mutex<Option<CgroupTree>>>,
+}
+
+/// What one session has: mounts and the agent's view. Empty where the tree can't be used.
+#[derive(Default)]
+pub struct Made {
+    pub binds: Vec<(PathBuf, String)>,
+    pub config: agent_config::Cgroups,
+}
+
+impl Cgroups {
+    pub fn new(instance: &str) -> Self {
+        Self { instance: format!("{instance}-docker"), tree: Arc::default() }
+    }
+
+    fn tree(&self) -> MutexGuard<'_, Option<CgroupTree>> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(
+        &self,
+        held: &mut Option<CgroupTree>,
+        work: impl FnOnce(&CgroupTree) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match held {
+            Some(tree) => work(tree),
+            None => work(held.insert(CgroupTree::detect(&self.instance)?)),
+        }
+    }
+
+    /// Makes a session's cgroups. Blocks, shortly.
+    pub fn create(&self, session: &SessionId, limits: &Limits) -> Result<Made, Error> {
+        let mut held = self.tree();
+        self.with(&mut held, |tree| {
+            // Container root is the host's root here: see `why_not`.
+            let made = tree.create(session, limits, (0, 0))?;
+            Ok(Made { config: made.agent_config(Path::new(CG_DIR)), binds: made.binds })
+        })
+    }
+
+    /// Kills what is in a session's cgroups and removes them. Blocks for up to ten seconds.
+    pub fn remove(&self, session: &SessionId) -> Result<(), Error> {
+        let mut held = self.tree();
+        let tree = self.with(&mut held, |tree| Ok(tree.clone()))?;
+        drop(held);
+        // Not under the lock: processes may take their time to die.
+        let removed = tree.remove(session);
+        self.close_unused();
+        removed
+    }
+
+    /// Sessions that have a cgroup here. Blocks, shortly.
+    pub fn sessions(&self) -> Result<Vec<SessionId>, Error> {
+        let mut held = self.tree();
+        let sessions = self.with(&mut held, |tree| Ok(tree.sessions()));
+        drop(held);
+        self.close_unused();
+        sessions
+    }
+
+    /// The layout, or why there is no tree. Leaves nothing. Blocks, shortly.
+    pub fn probe(&self) -> Result<Layout, Error> {
+        let mut held = self.tree();
+        let layout = self.with(&mut held, |tree| Ok(tree.layout()));
+        drop(held);
+        self.close_unused();
+        layout
+    }
+
+    fn close_unused(&self) {
+        let mut held = self.tree();
+        // On v2 finding our place moves this process into a leaf: that is done once.
+        let unused = held.as_ref().is_some_and(|t| t.layout() != Layout::V2 && t.sessions().is_empty());
+        if let (true, Some(tree)) = (unused, held.take_if(|_| unused)) {
+            tree.close();
+        }
+    }
+}
+
+/// Why the tree can't be used with this engine, whatever the machine has.
+pub fn why_not(facts: &Facts, contained: bool) -> Option<&'static str> {
+    if contained {
+        Some("the worker itself runs in a container")
+    } else if facts.rootless {
+        Some("the engine runs without root")
+    } else if facts.remapped {
+        Some("the engine maps user ids")
+    } else if !nix::unistd::geteuid().is_root() {
+        Some("the worker does not run as root")
+    } else if facts.cgroup_version == "2" && facts.cgroup_driver == "systemd" {
+        // Moving tasks out of systemd's scope for the container breaks its one-writer rule.
+        Some("the engine leaves cgroups to systemd")
+    } else {
+        None
+    }
+}

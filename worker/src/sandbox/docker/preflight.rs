@@ -1,0 +1,155 @@
+//! Whether the docker backend can work here: everything that is wrong, at once, each with
+//! what to do about it.
+
+use std::{io::Read, path::Path};
+
+use super::{Inner, cgroups, engine::Facts, hosts, image};
+use crate::sandbox::{Preflight, Problem};
+
+pub(super) async fn check(inner: &Inner) -> Preflight {
+    let mut report = Preflight::default();
+    if let Err(problem) = agent(&inner.settings.agent) {
+        report.problems.push(problem);
+    }
+    // An engine that was there when we last asked may be gone.
+    if let Err(problem) = inner.engine.answers().await {
+        report.problems.push(problem);
+        return report;
+    }
+    let (docker, facts) = match (inner.engine.client().await, inner.engine.look().await) {
+        (Ok(docker), Ok(facts)) => (docker, facts),
+        (Err(error), _) | (_, Err(error)) => {
+            report.problems.push(problem(&error));
+            return report;
+        }
+    };
+    describe(&facts, &mut report);
+    tree(inner, &facts, &mut report).await;
+
+    let default = &inner.settings.default_image;
+    match image::find(docker, default, default).await {
+        Ok(_) => report.facts.push(format!("image {default}")),
+        Err(_) => report.problems.push(Problem {
+            what: format!("the sandbox image {default} is not on the engine"),
+            hint: "make sandbox-image".into(),
+        }),
+    }
+    match inner.owner().await {
+        Ok(owner) if owner.needs_help() => report.weaker.push(
+            "each session takes two short-lived containers more, to set the owners of its files (no root)"
+                .into(),
+        ),
+        Ok(_) => {}
+        Err(error) => report.problems.push(problem(&error)),
+    }
+    report
+}
+
+/// What the engine has in force, and what it lacks.
+fn describe(facts: &Facts, report: &mut Preflight) {
+    report.facts.push(format!("engine {} (API {})", facts.version, facts.api));
+    report.facts.push(format!("storage {}", facts.storage));
+    report.facts.push(format!("cgroup v{} by {}", facts.cgroup_version, facts.cgroup_driver));
+    if facts.seccomp {
+        report.facts.push("seccomp".into());
+    } else {
+        report.problems.push(Problem {
+            what: "the engine has no seccomp".into(),
+            hint: "use an engine and a kernel with seccomp support".into(),
+        });
+    }
+    if facts.cgroup_driver == "none" {
+        report.weaker.push("the engine can't limit memory, cpu and processes".into());
+    }
+    if !facts.live_restore {
+        report.weaker.push("sandboxes end when the engine restarts (its live-restore is off)".into());
+    }
+    if !facts.remapped && !facts.rootless {
+        report.weaker.push("the agent is the host's root with four capabilities (no user namespace)".into());
+    }
+}
+
+async fn tree(inner: &Inner, facts: &Facts, report: &mut Preflight) {
+    let cgroups = inner.cgroups.clone();
+    let usable = match cgroups::why_not(facts, hosts::own_container().is_some()) {
+        Some(why) => Err(why.to_owned()),
+        None => match tokio::task::spawn_blocking(move || cgroups.probe()).await {
+            Ok(Ok(layout)) => Ok(layout),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        },
+    };
+    match usable {
+        Ok(layout) => report.facts.push(format!("a cgroup for each task ({})", layout.as_str())),
+        Err(why) => report.weaker.push(format!(
+            "tasks share the agent's cgroup, so memory is limited for a session only, and a runaway task may end it ({why})"
+        )),
+    }
+}
+
+fn problem(error: &berth_proto::Error) -> Problem {
+    let hint = error.hint_text().unwrap_or("see the worker's log").to_owned();
+    Problem { what: error.message().to_owned(), hint }
+}
+
+/// The agent must be there, be a program, and bring its own libc: it runs in any image.
+fn agent(path: &Path) -> Result<(), Problem> {
+    let hint = "build it: `sh scripts/build.sh`, or name another with BERTH_AGENT".to_owned();
+    let absent = |what: String| Problem { what, hint: hint.clone() };
+    let mut head = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(64 << 10).read_to_end(&mut head))
+        .map_err(|error| absent(format!("the agent {} can't be read: {error}", path.display())))?;
+    match interpreter(&head) {
+        Some(false) => Ok(()),
+        Some(true) => Err(absent(format!("the agent {} is not a static program", path.display()))),
+        None => Err(absent(format!("the agent {} is not a 64-bit program", path.display()))),
+    }
+}
+
+/// Whether a 64-bit little-endian ELF file asks for a dynamic loader. `None`: it is no such file.
+fn interpreter(head: &[u8]) -> Option<bool> {
+    const PT_INTERP: u32 = 3;
+    let half = |at: usize| head.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let word = |at: usize| head.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    if !head.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    // The program headers follow the file header in every linker's output.
+    let (offset, size, count) = (word(32)?, half(54)?, half(56)?);
+    for i in 0..usize::from(count) {
+        let at = usize::try_from(offset).ok()?.checked_add(i.checked_mul(usize::from(size))?)?;
+        if word(at)? == PT_INTERP {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_needs_the_hosts_libraries_is_refused() {
+        // Tests are linked dynamically on every target that we build on.
+        let own = std::env::current_exe().expect("it has a path");
+        let problem = agent(&own).expect_err("it is dynamic");
+        assert!(problem.what.contains("not a static program"), "{}", problem.what);
+        assert!(agent(Path::new("/nonexistent")).is_err());
+        assert_eq!(interpreter(b"#!/bin/sh\n"), None);
+        assert_eq!(interpreter(b"\x7fELF\x02\x01"), None, "cut short");
+    }
+
+    #[test]
+    fn an_engine_without_seccomp_is_a_problem_and_without_live_restore_is_weaker() {
+        let facts = Facts { seccomp: false, ..Facts::sample() };
+        let mut report = Preflight::default();
+        describe(&facts, &mut report);
+        assert_eq!(report.problems.len(), 1);
+        assert!(report.weaker.iter().any(|w| w.contains("live-restore")));
+        let mut report = Preflight::default();
+        describe(&Facts { seccomp: true, live_restore: true, ..facts }, &mut report);
+        assert!(report.ready() && !report.weaker.iter().any(|w| w.contains("live-restore")));
+    }
+}

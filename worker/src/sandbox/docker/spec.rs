@@ -1,0 +1,336 @@
+//! What the engine is asked for: one pure function from a plan to a container. All that
+//! makes a container a sandbox is on this page, so that it can be read, and tested, as one.
+//!
+//! Nothing of a template gets here but an image, a user's name and limits: there is no way
+//! to ask for a mount, a device, a capability or a network.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use berth_proto::{SessionId, agent_config::AGENT_PATH, domain::Limits};
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
+    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
+};
+use sha2::{Digest, Sha256};
+
+use super::{engine::Facts, image::Image};
+use crate::sandbox::cgroup::AGENT_MEMORY;
+
+/// Labels of everything that we make on an engine.
+pub const LABEL_INSTANCE: &str = "berth.instance";
+pub const LABEL_SESSION: &str = "berth.session";
+pub const LABEL_UID: &str = "berth.uid";
+pub const LABEL_USER: &str = "berth.user";
+/// The session's directory as the worker sees it: where files must be taken back from.
+pub const LABEL_ROOT: &str = "berth.root";
+
+/// What the agent needs: these and no more (ARCHITECTURE, decision 1).
+pub const CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
+/// Threads of the agent: PID 1, the server, its file threads.
+const AGENT_PIDS: i64 = 64;
+/// Open files of a process: what it starts with, and what it may ask for.
+const NOFILE: (i64, i64) = (4096, 16_384);
+/// Locked memory of a process; the kernel's own old default. A task has no use for more.
+const MEMLOCK: i64 = 64 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Everything about one container that is not the same for all.
+pub struct Plan<'a> {
+    pub instance: &'a str,
+    pub session: SessionId,
+    pub uid: u32,
+    pub user: &'a str,
+    pub image: &'a Image,
+    pub limits: Limits,
+    pub mounts: Vec<Bind>,
+    /// The session's directory on the worker.
+    pub root: String,
+    /// Tasks have cgroups of their own: Docker's holds the agent alone.
+    pub own_cgroups: bool,
+    pub facts: &'a Facts,
+    /// A group that the agent needs to reach its own files: the worker's, where the worker is not root.
+    pub agent_group: Option<u32>,
+    /// `None`: the engine's own. (Per template, for `runsc`, in a later issue.)
+    pub runtime: Option<String>,
+}
+
+/// A host path and where it appears inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    pub host: PathBuf,
+    pub inside: String,
+    pub read_only: bool,
+    /// Below the engine's own directory (a volume): it insists on its own kind of propagation there.
+    pub on_volume: bool,
+}
+
+/// `berth-<8 of the instance's hash>-<session>`: names are for people, labels are what counts.
+pub fn name(instance: &str, session: SessionId) -> String {
+    let hash = Sha256::digest(instance.as_bytes());
+    format!("berth-{:02x}{:02x}{:02x}{:02x}-{session}", hash[0], hash[1], hash[2], hash[3])
+}
+
+/// What the inside calls its machine. The end of the id: its beginning is the time.
+pub fn hostname(session: SessionId) -> String {
+    session.to_string()[20..].to_owned()
+}
+
+/// The container for a plan.
+pub fn container(plan: Plan<'_>) -> ContainerCreateBody {
+    ContainerCreateBody {
+        hostname: Some(hostname(plan.session)),
+        user: Some("0:0".into()),
+        // A name without `=` removes what the image sets. The agent gives tasks an environment anyway.
+        env: Some(plan.image.env.clone()),
+        entrypoint: Some(vec![AGENT_PATH.into()]),
+        cmd: Some(Vec::new()),
+        image: Some(plan.image.id.clone()),
+        working_dir: Some("/".into()),
+        // The image's own would run as root beside the agent.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
+        attach_stdin: Some(false),
+        attach_stdout: Some(false),
+        attach_stderr: Some(false),
+        open_stdin: Some(false),
+        tty: Some(false),
+        network_disabled: Some(true),
+        labels: Some(HashMap::from([
+            (LABEL_INSTANCE.to_owned(), plan.instance.to_owned()),
+            (LABEL_SESSION.to_owned(), plan.session.to_string()),
+            (LABEL_UID.to_owned(), plan.uid.to_string()),
+            (LABEL_USER.to_owned(), plan.user.to_owned()),
+            (LABEL_ROOT.to_owned(), plan.root.clone()),
+        ])),
+        host_config: Some(host_config(plan)),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host_config(plan: Plan<'_>) -> HostConfig {
+    let sizes = Sizes::of(plan.limits, plan.image);
+    // Files that the agent writes to a tmpfs are charged to it, so its own share covers them all.
+    let memory = if plan.own_cgroups { sizes.total() } else { plan.limits.memory_bytes } + AGENT_MEMORY;
+    let memory = i64::try_from(memory).unwrap_or(i64::MAX);
+    let cpu_millis = plan.limits.cpu_millis.clamp(10, plan.facts.cpus.saturating_mul(1000));
+    HostConfig {
+        // ---- who it is on the host
+        cap_drop: Some(vec!["ALL".into()]),
+        cap_add: Some(CAPABILITIES.map(String::from).to_vec()),
+        // Docker's seccomp profile stays in force as the outer layer; the agent's filter is the inner one.
+        security_opt: Some(vec!["no-new-privileges:true".into()]),
+        privileged: Some(false),
+        group_add: plan.agent_group.map(|gid| vec![gid.to_string()]),
+        userns_mode: None,
+        // ---- what it sees
+        network_mode: Some("none".into()),
+        ipc_mode: Some("private".into()),
+        // With a cgroup namespace of its own the kernel may refuse to move tasks out to our tree.
+        cgroupns_mode: Some(if plan.own_cgroups {
+            HostConfigCgroupnsModeEnum::HOST
+        } else {
+            HostConfigCgroupnsModeEnum::PRIVATE
+        }),
+        masked_paths: Some(MASKED.map(String::from).to_vec()),
+        readonly_paths: Some(READ_ONLY.map(String::from).to_vec()),
+        // ---- what it can write
+        readonly_rootfs: Some(true),
+        mounts: Some(plan.mounts.iter().map(bind).collect()),
+        tmpfs: Some(sizes.mounts()),
+        shm_size: Some(i64::try_from(sizes.shm).unwrap_or(i64::MAX)),
+        // ---- how much of the machine it has
+        memory: Some(memory),
+        // Memory and swap together: no swap.
+        memory_swap: Some(memory),
+        memory_swappiness: (plan.facts.cgroup_version != "2").then_some(0),
+        nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
+        pids_limit: Some(i64::from(plan.limits.pids) + AGENT_PIDS),
+        ulimits: Some(vec![
+            ulimit("core", 0, 0),
+            ulimit("nofile", NOFILE.0, NOFILE.1),
+            ulimit("memlock", MEMLOCK, MEMLOCK),
+        ]),
+        // ---- how it lives: its exit code must survive a worker's crash, and it never comes back by itself
+        init: Some(false),
+        auto_remove: Some(false),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), ..Default::default() }),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".into()),
+            config: Some([("max-size", "1m"), ("max-file", "1")].map(|(k, v)| (k.into(), v.into())).into()),
+        }),
+        runtime: plan.runtime,
+        ..HostConfig::default()
+    }
+}
+
+/// Docker's own list, and what else tells about the host or its other tenants.
+const MASKED: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/cgroup",
+];
+/// Docker's own list.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+fn bind(bind: &Bind) -> Mount {
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(bind.host.to_string_lossy().into_owned()),
+        target: Some(bind.inside.clone()),
+        read_only: Some(bind.read_only),
+        bind_options: (!bind.on_volume).then(|| MountBindOptions {
+            propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+            ..MountBindOptions::default()
+        }),
+        ..Mount::default()
+    }
+}
+
+fn ulimit(name: &str, soft: i64, hard: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.into()), soft: Some(soft), hard: Some(hard) }
+}
+
+/// Bytes of the file systems that live in memory. What is in them counts as the session's memory.
+struct Sizes<'a> {
+    tmp: u64,
+    var_tmp: u64,
+    run: u64,
+    shm: u64,
+    /// Paths that the image declares as volumes: they would be on the host's disk, with no limit.
+    volumes: (&'a [String], u64),
+}
+
+impl<'a> Sizes<'a> {
+    fn of(limits: Limits, image: &'a Image) -> Self {
+        let part = |divisor: u64, least: u64, most: u64| (limits.memory_bytes / divisor).clamp(least, most);
+        Self {
+            tmp: part(2, 16 * MIB, 1024 * MIB),
+            var_tmp: part(8, 8 * MIB, 256 * MIB),
+            run: 8 * MIB,
+            shm: part(4, 8 * MIB, 256 * MIB),
+            volumes: (&image.volumes, part(8, 8 * MIB, 64 * MIB)),
+        }
+    }
+
+    fn total(&self) -> u64 {
+        let volumes = self.volumes.1 * u64::try_from(self.volumes.0.len()).unwrap_or(0);
+        self.tmp + self.var_tmp + self.run + self.shm + volumes
+    }
+
+    fn mounts(&self) -> HashMap<String, String> {
+        // As many as there are pages; each costs about 1 KiB, which counts as the session's memory too.
+        let inodes = |size: u64| size / (4 << 10);
+        let options = |size: u64, mode: &str, exec: &str| {
+            format!("rw,nosuid,nodev,{exec},size={size},nr_inodes={},mode={mode}", inodes(size))
+        };
+        let volumes =
+            self.volumes.0.iter().map(|path| (path.clone(), options(self.volumes.1, "1777", "exec")));
+        volumes
+            .chain([
+                ("/tmp".to_owned(), options(self.tmp, "1777", "exec")),
+                ("/var/tmp".to_owned(), options(self.var_tmp, "1777", "exec")),
+                ("/run".to_owned(), options(self.run, "755", "noexec")),
+            ])
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { cpu_millis: 1500, memory_bytes: 512 << 20, disk_bytes: 1 << 30, pids: 100 };
+
+    fn body(limits: Limits, own_cgroups: bool, image: &Image) -> ContainerCreateBody {
+        container(Plan {
+            instance: "i",
+            session: SessionId::from_u128(7),
+            uid: 70_000,
+            user: "user",
+            image,
+            limits,
+            root: "/s".into(),
+            mounts: vec![Bind {
+                host: "/h".into(),
+                inside: "/workspace".into(),
+                read_only: false,
+                on_volume: false,
+            }],
+            own_cgroups,
+            facts: &Facts::sample(),
+            agent_group: None,
+            runtime: None,
+        })
+    }
+
+    #[test]
+    fn the_image_decides_nothing_that_runs_as_root() {
+        let image =
+            Image { id: "sha256:x".into(), env: vec!["LD_PRELOAD".into()], volumes: vec!["/data".into()] };
+        let body = body(LIMITS, true, &image);
+        assert_eq!(body.entrypoint.as_deref(), Some(&[AGENT_PATH.to_owned()][..]));
+        assert_eq!(body.cmd.as_deref(), Some(&[][..]));
+        assert_eq!(body.user.as_deref(), Some("0:0"));
+        assert_eq!(body.healthcheck.and_then(|h| h.test), Some(vec!["NONE".to_owned()]));
+        assert_eq!(body.env, Some(vec!["LD_PRELOAD".to_owned()]));
+        let host = body.host_config.expect("it has one");
+        assert!(
+            host.tmpfs.expect("it has some").contains_key("/data"),
+            "a volume would be on the host's disk"
+        );
+    }
+
+    #[test]
+    fn the_agent_always_has_room_beside_the_tasks() {
+        let image = Image { id: "x".into(), env: vec![], volumes: vec![] };
+        let memory =
+            |limits, own| body(limits, own, &image).host_config.and_then(|h| h.memory).expect("it is set");
+        let headroom = i64::try_from(AGENT_MEMORY).expect("fits");
+        assert_eq!(memory(LIMITS, false), (512 << 20) + headroom);
+        // All of what the agent could be made to put into memory, and its own.
+        assert_eq!(memory(LIMITS, true), ((256 + 64 + 8 + 128) << 20) + headroom);
+        let host = body(LIMITS, true, &image).host_config.expect("it has one");
+        assert_eq!(host.pids_limit, Some(164));
+        assert_eq!(host.memory, host.memory_swap);
+    }
+
+    #[test]
+    fn a_bind_is_private_but_on_a_volume_as_the_engine_has_it() {
+        let propagation = |on_volume| {
+            let bind = Bind { host: "/h".into(), inside: "/i".into(), read_only: true, on_volume };
+            super::bind(&bind).bind_options.and_then(|options| options.propagation)
+        };
+        assert_eq!(propagation(false), Some(MountBindOptionsPropagationEnum::RPRIVATE));
+        assert_eq!(propagation(true), None);
+    }
+
+    #[test]
+    fn an_engine_is_not_asked_for_more_cores_than_it_has() {
+        let image = Image { id: "x".into(), env: vec![], volumes: vec![] };
+        let cpus = |cpu_millis| {
+            body(Limits { cpu_millis, ..LIMITS }, true, &image).host_config.and_then(|h| h.nano_cpus)
+        };
+        assert_eq!(cpus(1500), Some(1_500_000_000));
+        assert_eq!(cpus(64_000), Some(2_000_000_000));
+        assert_eq!(cpus(1), Some(10_000_000));
+    }
+
+    #[test]
+    fn names_are_short_and_of_one_instance() {
+        let (a, b) = (name("a", SessionId::from_u128(1)), name("b", SessionId::from_u128(1)));
+        assert_ne!(a, b);
+        assert_eq!(a.len(), "berth-".len() + 8 + 1 + 32);
+        assert_eq!(hostname(SessionId::from_u128(0xabc)), "000000000abc");
+    }
+}

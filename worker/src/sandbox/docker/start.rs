@@ -1,0 +1,221 @@
+//! From a spec to a running container, or to nothing at all.
+
+use std::path::Path;
+
+use berth_proto::{
+    Error, SessionId,
+    agent_config::{AGENT_PATH, AgentConfig, BERTH_DIR, HOME, User, WORKSPACE},
+};
+use bollard::{Docker, query_parameters::CreateContainerOptionsBuilder};
+
+use super::{
+    Inner,
+    cgroups::{CG_DIR, Made},
+    check_user,
+    engine::{CHANGE, CallError, Facts, call},
+    files,
+    hosts::HostPaths,
+    image::{self, Image},
+    list,
+    spec::{self, Bind, LABEL_INSTANCE, LABEL_SESSION, LABEL_UID, Plan},
+    user,
+};
+use crate::sandbox::{Running, SandboxSpec};
+
+/// How often another number is drawn, or a container of the same name removed, before it is
+/// taken for a defect. With 65,536 numbers even two draws in a row that collide are a wonder.
+const TRIES: u32 = 5;
+
+/// What does not change between the attempts of one start.
+struct Start<'a> {
+    inner: &'a Inner,
+    spec: &'a SandboxSpec,
+    docker: &'a Docker,
+    facts: &'a Facts,
+    image: Image,
+}
+
+pub(super) async fn start(inner: &Inner, spec: &SandboxSpec) -> Result<Running, Error> {
+    check_user(&spec.template.user)?;
+    let docker = inner.engine.client().await?;
+    let facts = inner.engine.facts().await?;
+    let default = &inner.settings.default_image;
+    let image = image::find(docker, image::reference(&spec.template, default)?, default).await?;
+    let start = Start { inner, spec, docker, facts, image };
+
+    let result = start.attempt().await;
+    if result.is_err() {
+        // Whatever was made, it carries the labels or the session's name.
+        if let Err(error) = inner.remove_session(spec.session, Some(spec.dirs.root.clone())).await {
+            tracing::warn!(session = %spec.session, %error, "parts of a failed sandbox stay for the next sweep");
+        }
+        inner.uids.release(spec.session);
+    }
+    result
+}
+
+impl Start<'_> {
+    async fn attempt(&self) -> Result<Running, Error> {
+        let session = self.spec.session;
+        let made = self.cgroups().await?;
+        let (first, count) = self.inner.owner().await?.range(self.facts);
+        for _ in 0..TRIES {
+            let uid = self.inner.uids.draw(session, first, count)?;
+            let user = user(self.spec.template.user.clone(), uid);
+            self.files(&user, &made).await?;
+            let id = self.create(&user, &made).await?;
+            if is_shared(self.docker, uid, &id).await? {
+                tracing::info!(uid, "another session of this engine has this uid: drawing again");
+                super::remove_container(self.docker, &id).await?;
+                continue;
+            }
+            call("start a container", CHANGE, self.docker.start_container(&id, None)).await?;
+            return Ok(self.inner.running(session, id, user, &self.spec.dirs));
+        }
+        Err(Error::internal("no free user id was found for the sandbox"))
+    }
+
+    async fn cgroups(&self) -> Result<Made, Error> {
+        if !self.inner.own_cgroups().await? {
+            return Ok(Made::default());
+        }
+        let (cgroups, session, limits) = (self.inner.cgroups.clone(), self.spec.session, self.spec.limits);
+        blocking(move || cgroups.create(&session, &limits)).await?
+    }
+
+    /// All that must be on disk, with its owners.
+    async fn files(&self, user: &User, made: &Made) -> Result<(), Error> {
+        let config = AgentConfig {
+            session_id: self.spec.session.to_string(),
+            backend: "docker".into(),
+            user: user.clone(),
+            workspace: WORKSPACE.into(),
+            run_dir: Path::new(BERTH_DIR).join("run"),
+            spool_dir: Path::new(BERTH_DIR).join("spool"),
+            cgroups: made.config.clone(),
+            seccomp: true,
+        };
+        let (dirs, hostname) = (self.spec.dirs.clone(), spec::hostname(self.spec.session));
+        let points: Vec<_> = made.binds.iter().map(|(_, name)| Path::new("cg").join(name)).collect();
+        let copy = self.agent_copy().await?;
+        blocking(move || {
+            files::prepare(&dirs, &config, &hostname, &points)?;
+            match copy {
+                Some((from, to)) => files::copy(&from, &to),
+                None => Ok(()),
+            }
+        })
+        .await?
+        .map_err(|cause| Error::internal("the sandbox's own files could not be written").cause(cause))?;
+
+        let root = self.inner.paths().await?.there(&self.spec.dirs.root)?;
+        let helper = self.inner.helper(self.docker, self.spec.session, &root);
+        self.inner.owner().await?.give(&self.spec.dirs, user.uid, helper).await
+    }
+
+    /// Where the agent's binary must be copied to because the engine can't see it: it is in the
+    /// worker's own image.
+    async fn agent_copy(&self) -> Result<Option<(std::path::PathBuf, std::path::PathBuf)>, Error> {
+        let agent = &self.inner.settings.agent;
+        let visible = self.inner.paths().await?.there(agent).is_ok();
+        Ok((!visible).then(|| (agent.clone(), self.spec.dirs.root.join("agent"))))
+    }
+
+    /// Makes the container. One of the same name is a leftover of this session, or the end of us.
+    async fn create(&self, user: &User, made: &Made) -> Result<String, Error> {
+        let name = spec::name(&self.inner.settings.instance, self.spec.session);
+        for _ in 0..TRIES {
+            let body = spec::container(self.plan(user, made).await?);
+            let options = CreateContainerOptionsBuilder::default().name(&name).build();
+            let create = self.docker.create_container(Some(options), body);
+            match call("create a container", CHANGE, create).await {
+                Ok(created) => {
+                    for warning in created.warnings {
+                        tracing::warn!(session = %self.spec.session, warning, "the engine warns about a sandbox");
+                    }
+                    return Ok(created.id);
+                }
+                Err(CallError::Conflict(message)) => self.clear(message).await?,
+                Err(CallError::NotFound) => {
+                    return Err(image::absent(&self.image.id, &self.inner.settings.default_image));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Error::internal("the container's name stays taken").cause(name))
+    }
+
+    /// Removes an earlier container of this session, if that is what is in the way.
+    async fn clear(&self, message: String) -> Result<(), Error> {
+        let session: SessionId = self.spec.session;
+        let labels =
+            [(LABEL_INSTANCE, self.inner.settings.instance.clone()), (LABEL_SESSION, session.to_string())];
+        let found = list(self.docker, &labels).await?;
+        if found.is_empty() {
+            return Err(CallError::Conflict(message).into());
+        }
+        for container in found {
+            super::remove_container(self.docker, container.id.as_deref().unwrap_or_default()).await?;
+        }
+        Ok(())
+    }
+
+    async fn plan(&self, user: &'_ User, made: &Made) -> Result<Plan<'_>, Error> {
+        let owner = self.inner.owner().await?;
+        Ok(Plan {
+            instance: &self.inner.settings.instance,
+            session: self.spec.session,
+            uid: user.uid,
+            user: &self.spec.template.user,
+            image: &self.image,
+            limits: self.spec.limits,
+            mounts: self.mounts(made).await?,
+            root: self.spec.dirs.root.to_string_lossy().into_owned(),
+            own_cgroups: !made.binds.is_empty(),
+            facts: self.facts,
+            agent_group: owner.agent_group(),
+            runtime: None,
+        })
+    }
+
+    async fn mounts(&self, made: &Made) -> Result<Vec<Bind>, Error> {
+        let paths = self.inner.paths().await?;
+        let dirs = &self.spec.dirs;
+        let agent = match self.agent_copy().await? {
+            Some((_, copy)) => copy,
+            None => self.inner.settings.agent.clone(),
+        };
+        let bind = |host: &Path, inside: &str, read_only| -> Result<Bind, Error> {
+            let on_volume = matches!(paths, HostPaths::Mounted(_));
+            Ok(Bind { host: paths.there(host)?, inside: inside.to_owned(), read_only, on_volume })
+        };
+        let mut mounts = vec![
+            bind(&dirs.berth(), BERTH_DIR, false)?,
+            bind(&agent, AGENT_PATH, true)?,
+            bind(&dirs.workspace(), WORKSPACE, false)?,
+            bind(&dirs.home(), HOME, false)?,
+        ];
+        for (host, inside) in files::etc_binds(dirs) {
+            mounts.push(bind(&host, &inside, true)?);
+        }
+        // Not translated: the tree is only used where the engine's paths are ours.
+        for (host, name) in &made.binds {
+            let inside = format!("{CG_DIR}/{name}");
+            mounts.push(Bind { host: host.clone(), inside, read_only: false, on_volume: false });
+        }
+        Ok(mounts)
+    }
+}
+
+/// Whether another container of this engine, of any worker, claims this uid. It is asked
+/// after our own claim can be seen, so of two that draw the same at least one sees it.
+pub(super) async fn is_shared(docker: &Docker, uid: u32, own: &str) -> Result<bool, Error> {
+    let claims = list(docker, &[(LABEL_UID, uid.to_string())]).await?;
+    Ok(claims.iter().any(|c| c.id.as_deref() != Some(own)))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|cause| Error::internal("preparing the sandbox broke off").cause(cause))
+}

@@ -1,0 +1,383 @@
+//! The fake sandbox and its agent: what the machine knows, its deadlines, `AgentService`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use berth_proto::{
+    Error, Reason, SessionId, TaskId, VERSION, convert,
+    domain::{Labels, Outcome, TaskDefaults, TaskDefaultsPatch},
+    spawn::spawn,
+    transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
+    v1::{
+        self, agent_event::Event, agent_service_server::AgentService,
+        agent_service_server::AgentServiceServer, file_service_server::FileServiceServer,
+        task_service_server::TaskServiceServer,
+    },
+};
+use futures::Stream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{Notify, broadcast, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, transport::server::Connected};
+
+use super::{Faults, files::Tree, lock, tasks::Task};
+use crate::sandbox::SandboxSpec;
+
+/// Done tasks that a session remembers.
+const DONE_KEPT: usize = 1000;
+
+/// One fake sandbox.
+pub(super) struct Machine {
+    session: SessionId,
+    faults: Faults,
+    /// The sandbox is no more.
+    gone: CancellationToken,
+    /// Shutdown was asked for: what is being served may end, then the machine is gone.
+    stopping: CancellationToken,
+    state: Mutex<State>,
+    pub files: Mutex<Tree>,
+    pub frozen: watch::Sender<bool>,
+    events: broadcast::Sender<v1::AgentEvent>,
+    /// A call or a task began or ended, or a deadline was set.
+    moved: Notify,
+}
+
+struct State {
+    tasks: BTreeMap<TaskId, Arc<Task>>,
+    /// Request ids, with what they asked for.
+    ledger: HashMap<String, (v1::TaskSpec, TaskId)>,
+    next_pid: u32,
+    calls: usize,
+    last_activity: Instant,
+    configured: bool,
+    env: Labels,
+    defaults: TaskDefaults,
+    ttl: Option<Instant>,
+    idle_timeout: Option<Duration>,
+}
+
+/// Counts a call for as long as it lives.
+pub(super) struct Call(Arc<Machine>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        state.calls -= 1;
+        state.last_activity = Instant::now();
+        self.0.moved.notify_one();
+    }
+}
+
+impl Machine {
+    pub fn start(spec: &SandboxSpec, faults: &Faults) -> Arc<Self> {
+        let machine = Arc::new(Self {
+            session: spec.session,
+            faults: faults.clone(),
+            gone: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+            state: Mutex::new(State {
+                tasks: BTreeMap::new(),
+                ledger: HashMap::new(),
+                next_pid: 2,
+                calls: 0,
+                last_activity: Instant::now(),
+                configured: false,
+                env: Labels::new(),
+                defaults: TaskDefaults::default(),
+                ttl: None,
+                idle_timeout: None,
+            }),
+            files: Mutex::new(Tree::new(spec.limits.disk_bytes)),
+            frozen: watch::channel(false).0,
+            events: broadcast::channel(1024).0,
+            moved: Notify::new(),
+        });
+        if let Some(after) = faults.die_after {
+            let dying = machine.clone();
+            spawn("fake-death", async move {
+                tokio::select! {
+                    () = tokio::time::sleep(after) => dying.die(),
+                    () = dying.gone.cancelled() => {}
+                }
+            });
+        }
+        if !faults.no_deadlines {
+            spawn("fake-deadlines", machine.clone().deadlines());
+        }
+        machine
+    }
+
+    pub fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// All at once, without a word.
+    pub fn die(&self) {
+        self.gone.cancel();
+        for task in lock(&self.state).tasks.values() {
+            task.stop(Outcome::SandboxFailed);
+        }
+    }
+
+    /// Checks whom a call is for, and counts it.
+    pub fn enter(self: &Arc<Self>, session: &str) -> Result<Call, Error> {
+        if session != self.session.to_string() {
+            return Err(Error::not_found(Reason::SessionNotFound, "this is another session's sandbox"));
+        }
+        let mut state = lock(&self.state);
+        if !state.configured {
+            return Err(Error::precondition(Reason::SessionNotReady, "the agent is not configured yet"));
+        }
+        state.calls += 1;
+        Ok(Call(self.clone()))
+    }
+
+    pub fn task(&self, id: &str) -> Result<Arc<Task>, Error> {
+        let id = convert::task_id(id)?;
+        lock(&self.state)
+            .tasks
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| Error::not_found(Reason::TaskNotFound, format!("the session has no task {id}")))
+    }
+
+    /// Newest first.
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        lock(&self.state).tasks.values().rev().cloned().collect()
+    }
+
+    /// Starts a task, or returns the one that this request id started before.
+    pub fn start_task(
+        self: &Arc<Self>,
+        wire: Option<v1::TaskSpec>,
+        request_id: String,
+    ) -> Result<Arc<Task>, Error> {
+        let wire = convert::required("task", wire)?;
+        let request_id = convert::request_id(request_id)?;
+        let spec = convert_spec(wire.clone())?;
+        if !lock(&self.files).is_dir(super::commands::cwd_or_workspace(&spec.cwd)) {
+            return Err(Error::precondition(Reason::CwdNotFound, format!("{}: no such directory", spec.cwd)));
+        }
+        let mut state = lock(&self.state);
+        if let Some((earlier, id)) = request_id.as_ref().and_then(|key| state.ledger.get(key)) {
+            if *earlier != wire {
+                return Err(Error::new(
+                    berth_proto::Code::AlreadyExists,
+                    Reason::RequestIdReused,
+                    "the request id was used for another task",
+                ));
+            }
+            let task = state.tasks.get(id).cloned();
+            return task.ok_or_else(|| Error::not_found(Reason::TaskNotFound, "that task is forgotten"));
+        }
+        if self.stopping.is_cancelled() || self.gone.is_cancelled() {
+            return Err(Error::precondition(Reason::SessionEnded, "the session is ending"));
+        }
+        let running = state.tasks.values().filter(|task| !task.done()).count();
+        let most = state.defaults.max_concurrent as usize;
+        if running >= most {
+            return Err(Error::exhausted(
+                Reason::TooManyTasks,
+                format!("the session runs {running} tasks, and may run {most}"),
+            ));
+        }
+        let pid = state.next_pid;
+        state.next_pid += 1;
+        let mut env = state.env.clone();
+        env.extend(spec.env.clone());
+        let timeout = state.defaults.timeout;
+        let task = Arc::new(Task::new(self.session, spec, wire, pid, env, self, timeout));
+        state.tasks.insert(task.id(), task.clone());
+        if let Some(key) = request_id {
+            state.ledger.insert(key, (task.asked().clone(), task.id()));
+        }
+        forget_old(&mut state.tasks);
+        let _ = self.events.send(event(Event::Started(task.snapshot())));
+        drop(state);
+        self.moved.notify_one();
+        spawn("fake-task", task.clone().supervise(self.clone()));
+        Ok(task)
+    }
+
+    /// A task is done: told to those who watch the agent.
+    pub fn finished(&self, task: &Task) {
+        let mut state = lock(&self.state);
+        state.last_activity = Instant::now();
+        let _ = self.events.send(event(Event::Ended(task.snapshot())));
+        drop(state);
+        self.moved.notify_one();
+    }
+
+    async fn end_tasks(&self) {
+        let tasks: Vec<_> = lock(&self.state).tasks.values().cloned().collect();
+        for task in &tasks {
+            task.stop(Outcome::SessionEnded);
+        }
+        for task in &tasks {
+            task.wait().await;
+        }
+    }
+
+    /// Ends the session when its time is up.
+    async fn deadlines(self: Arc<Self>) {
+        loop {
+            let (ttl, idle) = {
+                let state = lock(&self.state);
+                let busy =
+                    state.calls > 0 || *self.frozen.borrow() || state.tasks.values().any(|task| !task.done());
+                let idle = state.idle_timeout.filter(|_| !busy).map(|idle| state.last_activity + idle);
+                (state.ttl, idle)
+            };
+            let next = [ttl, idle].into_iter().flatten().min();
+            tokio::select! {
+                () = self.gone.cancelled() => return,
+                () = self.moved.notified() => {}
+                () = sleep_until(next) => {
+                    let idle = ttl.is_none_or(|ttl| idle.is_some_and(|idle| idle < ttl));
+                    self.end_tasks().await;
+                    let _ = self.events.send(event(Event::Expired(v1::agent_event::Expired { idle })));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Never, when there is no deadline.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn event(event: Event) -> v1::AgentEvent {
+    v1::AgentEvent { event: Some(event) }
+}
+
+fn convert_spec(wire: v1::TaskSpec) -> Result<berth_proto::domain::TaskSpec, Error> {
+    wire.try_into()
+}
+
+fn forget_old(tasks: &mut BTreeMap<TaskId, Arc<Task>>) {
+    let done: Vec<TaskId> = tasks.iter().filter(|(_, task)| task.done()).map(|(id, _)| *id).collect();
+    for id in done.iter().take(done.len().saturating_sub(DONE_KEPT)) {
+        tasks.remove(id);
+    }
+}
+
+/// Serves the agent on one connection until that ends or the machine does.
+pub(super) async fn serve<Io>(machine: Arc<Machine>, incoming: impl Stream<Item = std::io::Result<Io>>)
+where
+    Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    if machine.faults.never_answer {
+        machine.gone.cancelled().await;
+        return;
+    }
+    let handle = Served(machine.clone());
+    let serving = transport::server(DATA_STREAMS)
+        .add_service(AgentServiceServer::new(handle.clone()))
+        .add_service(TaskServiceServer::new(handle.clone()).max_decoding_message_size(MESSAGE_LIMIT))
+        .add_service(FileServiceServer::new(handle).max_decoding_message_size(MESSAGE_LIMIT))
+        .serve_with_incoming_shutdown(incoming, machine.stopping.clone().cancelled_owned());
+    tokio::select! {
+        _ = serving => {}
+        () = machine.gone.cancelled() => {}
+    }
+}
+
+/// The services' handle on a machine.
+#[derive(Clone)]
+pub(super) struct Served(pub Arc<Machine>);
+
+#[tonic::async_trait]
+impl AgentService for Served {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentEvent, Status>> + Send>>;
+
+    async fn configure(
+        &self,
+        request: Request<v1::ConfigureRequest>,
+    ) -> Result<Response<v1::ConfigureResponse>, Status> {
+        let wire = request.into_inner();
+        if wire.session_id != self.0.session.to_string() {
+            return Err(Error::invalid("session_id", "this is another session's sandbox").into());
+        }
+        let defaults = TaskDefaultsPatch::try_from(wire.task_defaults.unwrap_or_default())?;
+        let ttl = wire.ttl_left.map(|left| convert::duration("ttl_left", left)).transpose()?;
+        let idle = convert::optional_limit("idle_timeout", wire.idle_timeout)?.flatten();
+        let mut state = lock(&self.0.state);
+        state.env = convert::env("env", wire.env)?;
+        state.defaults = defaults.over(TaskDefaults::default());
+        state.ttl = ttl.map(|left| Instant::now() + left);
+        state.idle_timeout = idle;
+        if !state.configured {
+            state.last_activity = Instant::now();
+        }
+        state.configured = true;
+        drop(state);
+        self.0.moved.notify_one();
+        Ok(Response::new(v1::ConfigureResponse { version: VERSION.to_owned(), protections: Vec::new() }))
+    }
+
+    async fn watch(
+        &self,
+        _request: Request<v1::WatchAgentRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        // Under the lock that events are sent under, so that none is missed or told twice.
+        let state = lock(&self.0.state);
+        let receiver = self.0.events.subscribe();
+        let now: Vec<_> = state
+            .tasks
+            .values()
+            .filter(|task| !task.done())
+            .map(|task| Ok(event(Event::Started(task.snapshot()))))
+            .collect();
+        drop(state);
+        let stopping = self.0.stopping.clone();
+        let later = futures::stream::unfold((receiver, stopping), |(mut receiver, stopping)| async move {
+            let next = tokio::select! {
+                biased;
+                next = receiver.recv() => next,
+                // All tasks were ended before: their events are in the queue, which was looked at first.
+                () = stopping.cancelled() => return None,
+            };
+            match next {
+                Ok(event) => Some((Ok(event), (receiver, stopping))),
+                Err(broadcast::error::RecvError::Closed) => None,
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((
+                    Err(Status::data_loss("the watcher is too slow: watch anew")),
+                    (receiver, stopping),
+                )),
+            }
+        });
+        Ok(Response::new(Box::pin(futures::StreamExt::chain(futures::stream::iter(now), later))))
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<v1::FreezeRequest>,
+    ) -> Result<Response<v1::FreezeResponse>, Status> {
+        tokio::time::sleep(self.0.faults.freeze_delay).await;
+        self.0.frozen.send_replace(request.into_inner().frozen);
+        lock(&self.0.state).last_activity = Instant::now();
+        self.0.moved.notify_one();
+        Ok(Response::new(v1::FreezeResponse {}))
+    }
+
+    async fn shutdown(
+        &self,
+        _request: Request<v1::ShutdownRequest>,
+    ) -> Result<Response<v1::ShutdownResponse>, Status> {
+        self.0.end_tasks().await;
+        self.0.stopping.cancel();
+        Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}

@@ -1,0 +1,172 @@
+//! Sandboxes: how a session is kept apart from the rest. One trait, three backends:
+//! `native` (our own launcher over namespaces and cgroups), `docker` (the Engine API)
+//! and `fake` (in memory, for tests of everything else).
+//!
+//! A backend only starts and removes sandboxes. What happens inside is the agent's
+//! business, and is the same for all: a backend hands out a channel to it.
+//!
+//! Everything that a backend makes carries the worker's instance id and the session id,
+//! so that it can be found and removed after any crash, and nothing else ever is.
+
+pub mod cgroup;
+pub mod docker;
+pub mod fake;
+pub mod native;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use berth_proto::{
+    Error, SessionId,
+    agent_config::User,
+    domain::{Backend, Limits, TemplateSpec},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+/// What a backend needs to start a sandbox. The directories exist when it is called,
+/// made by [`crate::workspace`]; ownership is the backend's to set, since it draws the ids.
+#[derive(Clone, Debug)]
+pub struct SandboxSpec {
+    pub session: SessionId,
+    pub template: TemplateSpec,
+    pub limits: Limits,
+    pub dirs: SessionDirs,
+}
+
+/// Where a session lives on the worker's disk.
+#[derive(Clone, Debug)]
+pub struct SessionDirs {
+    /// `<state>/sessions/<session id>`, 0711.
+    pub root: PathBuf,
+}
+
+impl SessionDirs {
+    /// Becomes `/.berth` inside: `run/`, `spool/`, `config.json`. 0700, the agent's.
+    pub fn berth(&self) -> PathBuf {
+        self.root.join("berth")
+    }
+    /// Holds the agent's socket.
+    pub fn run(&self) -> PathBuf {
+        self.berth().join("run")
+    }
+    pub fn spool(&self) -> PathBuf {
+        self.berth().join("spool")
+    }
+    /// Becomes `/workspace`. 0755, the user's.
+    pub fn workspace(&self) -> PathBuf {
+        self.root.join("files/workspace")
+    }
+    /// Becomes `/home/user`. 0755, the user's.
+    pub fn home(&self) -> PathBuf {
+        self.root.join("files/home")
+    }
+    /// What the agent prints.
+    pub fn agent_log(&self) -> PathBuf {
+        self.root.join("agent.log")
+    }
+    /// The backend's note of what it made: its [`Identity`] as JSON.
+    pub fn identity(&self) -> PathBuf {
+        self.root.join("sandbox.json")
+    }
+}
+
+/// Enough to find a sandbox again after the worker's restart, and never to mistake
+/// another for it: a process by pid and start time, a container by id and label.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "backend", rename_all = "lowercase")]
+pub enum Identity {
+    Native {
+        session: String,
+        pid: i32,
+        /// Field 22 of /proc/PID/stat: clock ticks since boot.
+        start_time: u64,
+        /// First host uid of the session's range.
+        uid_base: u32,
+    },
+    Docker {
+        session: String,
+        container: String,
+        uid: u32,
+    },
+    Fake {
+        session: String,
+    },
+}
+
+/// A started sandbox.
+pub struct Running {
+    pub identity: Identity,
+    /// To the agent's services.
+    pub agent: Channel,
+    /// Cancelled when the sandbox is gone, for whatever reason.
+    pub gone: CancellationToken,
+    /// Who tasks run as, for messages.
+    pub user: User,
+}
+
+/// Whether a backend can be used here, and how well.
+#[derive(Clone, Debug, Default)]
+pub struct Preflight {
+    /// What keeps it from working. Empty: it works.
+    pub problems: Vec<Problem>,
+    /// What of it is weaker here than it should be, each a sentence.
+    pub weaker: Vec<String>,
+    /// What is in force, each a few words: "cgroup hybrid", "seccomp", ...
+    pub facts: Vec<String>,
+}
+
+/// One thing that is wrong with this machine, and what to do about it.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    pub what: String,
+    pub hint: String,
+}
+
+impl Preflight {
+    pub fn ready(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// One line for a status or a log.
+    pub fn summary(&self) -> String {
+        if self.ready() {
+            let mut parts = self.facts.clone();
+            parts.extend(self.weaker.iter().map(|w| format!("weaker: {w}")));
+            parts.join(", ")
+        } else {
+            self.problems.iter().map(|p| format!("{} ({})", p.what, p.hint)).collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+/// A way to make sandboxes.
+#[async_trait]
+pub trait SandboxBackend: Send + Sync + 'static {
+    fn backend(&self) -> Backend;
+
+    /// Looks at the machine. Makes nothing that outlives the call.
+    async fn preflight(&self) -> Preflight;
+
+    /// Whether this backend can serve a template here (its image or root is present).
+    async fn can_serve(&self, template: &TemplateSpec) -> Result<(), Error>;
+
+    /// Starts a sandbox. On an error nothing of it is left. The agent may need a moment
+    /// before it answers: the caller asks it until its own deadline.
+    async fn start(&self, spec: &SandboxSpec) -> Result<Running, Error>;
+
+    /// Finds a sandbox that an earlier process of this worker started. `None`: it is gone,
+    /// or it is not the one that `identity` names.
+    async fn adopt(&self, identity: &Identity, dirs: &SessionDirs) -> Result<Option<Running>, Error>;
+
+    /// Kills all that is in a sandbox and removes it, cgroups included. The directories stay.
+    /// Idempotent.
+    async fn remove(&self, identity: &Identity) -> Result<(), Error>;
+
+    /// Sessions of which this instance has something left, whether or not it works.
+    async fn leftovers(&self) -> Result<Vec<Identity>, Error>;
+
+    /// Removes what the instance made for itself. Called when no session is left and none
+    /// will come.
+    async fn close(&self) {}
+}

@@ -1,0 +1,170 @@
+//! What an earlier process of this worker left, at start: sandboxes that are alive are taken up with
+//! their sessions, everything else of this instance is removed. Only what carries our instance's mark
+//! or lies in our own directory is touched.
+//!
+//! Runs before the link dials, so that the first Hello lists what is held.
+
+use std::{collections::HashSet, time::Duration};
+
+use berth_proto::{
+    SessionId,
+    domain::{Backend, SessionState},
+};
+use tracing::{info, warn};
+
+use super::{
+    Sessions,
+    actor::Origin,
+    launch::{remove_dirs, take_down},
+    record::{self, Found},
+    slot::Slot,
+};
+use crate::{
+    sandbox::{Identity, Running},
+    state::State,
+    workspace::remove_tree,
+};
+
+/// Time for a backend to say whether a sandbox lives.
+const ADOPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for removing one thing that was left. What takes longer is left to the next start.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Sessions {
+    /// Takes up or removes what is there. Returns how many sessions live on.
+    pub async fn adopt(&self, state: &State) -> usize {
+        let (sessions, others) = match self.inner.workspaces.list() {
+            Ok(listing) => listing,
+            Err(error) => {
+                warn!(%error, "the sessions directory can't be read");
+                return 0;
+            }
+        };
+        for path in others {
+            warn!(path = %path.display(), "no session's directory: kept aside");
+            self.keep_aside(state, &path).await;
+        }
+        let mut alive = HashSet::new();
+        let mut corrupt = Vec::new();
+        for session in sessions {
+            let dirs = self.inner.workspaces.dirs(session);
+            match record::read(session, &dirs) {
+                Found::Nothing => self.remove(session, None).await,
+                Found::Corrupt(error) => {
+                    warn!(session.id = %session, %error, "the session's record can't be read: kept aside");
+                    corrupt.push(dirs.root);
+                }
+                Found::Session { placement, backend, paused, identity } => {
+                    let running = self.find(backend, identity.as_ref(), &dirs).await;
+                    match (running, self.inner.backends.get(backend)) {
+                        (Some(running), Some(sandboxes)) => {
+                            alive.insert(session.to_string());
+                            let calls = self.inner.settings.session_calls;
+                            let slot = Slot::new(*placement, backend, paused, calls);
+                            let mut table = self.inner.lock();
+                            self.enter(&mut table, slot, sandboxes, Origin::Adopted(running));
+                        }
+                        _ => {
+                            info!(session.id = %session, "the session's sandbox is gone: removing the rest");
+                            self.remove(session, identity.map(|identity| (backend, identity))).await;
+                        }
+                    }
+                }
+            }
+        }
+        self.sweep(&alive).await;
+        // Their sandboxes are gone now.
+        for path in corrupt {
+            self.keep_aside(state, &path).await;
+        }
+        alive.len()
+    }
+
+    async fn find(
+        &self,
+        backend: Backend,
+        identity: Option<&Identity>,
+        dirs: &crate::sandbox::SessionDirs,
+    ) -> Option<Running> {
+        let sandboxes = self.inner.backends.get(backend)?;
+        match tokio::time::timeout(ADOPT_TIMEOUT, sandboxes.adopt(identity?, dirs)).await {
+            Ok(Ok(running)) => running,
+            Ok(Err(error)) => {
+                warn!(?error, "a sandbox could not be taken up");
+                None
+            }
+            Err(_) => {
+                warn!("the {backend} backend did not say in time whether a sandbox lives");
+                None
+            }
+        }
+    }
+
+    async fn remove(&self, session: SessionId, identity: Option<(Backend, Identity)>) {
+        let work = async {
+            match identity.and_then(|(backend, identity)| Some((self.inner.backends.get(backend)?, identity)))
+            {
+                Some((backend, identity)) => {
+                    take_down(&*backend, &self.inner.workspaces, session, Some(&identity)).await;
+                }
+                None => remove_dirs(&self.inner.workspaces, session).await,
+            }
+        };
+        if tokio::time::timeout(REMOVE_TIMEOUT, work).await.is_err() {
+            warn!(session.id = %session, "what is left of the session could not be removed in time");
+        }
+    }
+
+    /// Removes the sandboxes of this instance that belong to no session held.
+    async fn sweep(&self, alive: &HashSet<String>) {
+        for backend in self.inner.backends.all() {
+            let left = match tokio::time::timeout(ADOPT_TIMEOUT, backend.leftovers()).await {
+                Ok(Ok(left)) => left,
+                Ok(Err(error)) => {
+                    warn!(?error, backend = %backend.backend(), "leftovers can't be listed");
+                    continue;
+                }
+                Err(_) => {
+                    warn!(backend = %backend.backend(), "leftovers could not be listed in time");
+                    continue;
+                }
+            };
+            for identity in left.iter().filter(|identity| !alive.contains(session_of(identity))) {
+                info!(session.id = session_of(identity), backend = %backend.backend(), "removing a leftover sandbox");
+                match tokio::time::timeout(REMOVE_TIMEOUT, backend.remove(identity)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => warn!(?error, "a leftover could not be removed"),
+                    Err(_) => warn!("a leftover could not be removed in time"),
+                }
+                if let Ok(session) = session_of(identity).parse() {
+                    self.remove(session, None).await;
+                }
+            }
+        }
+    }
+
+    async fn keep_aside(&self, state: &State, path: &std::path::Path) {
+        if let Err(error) = state.quarantine(path) {
+            // Another file system: moving is not to be had, and the place is needed.
+            warn!(%error, path = %path.display(), "could not be kept aside: removing it");
+            let path = path.to_owned();
+            let removed = crate::workspace::blocking(move || remove_tree(&path)).await;
+            if let Err(error) = removed {
+                warn!(%error, "could not be removed either");
+            }
+        }
+    }
+
+    /// A held session's state, for status and tests.
+    pub fn state_of(&self, session: SessionId) -> Option<SessionState> {
+        self.held(session).map(|slot| slot.state())
+    }
+}
+
+fn session_of(identity: &Identity) -> &str {
+    match identity {
+        Identity::Native { session, .. } | Identity::Docker { session, .. } | Identity::Fake { session } => {
+            session
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The sessions that this worker holds: the table, the commands that change it, and admission.
+//!
+//! The worker owns the truth about its sessions. A command names the epoch that it is meant for; one of an
+//! older epoch changes nothing, one of a newer epoch ends what is held. What is over is remembered for a
+//! while (tombstones), so that a placement that comes late, or twice, starts nothing.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`admission`] | whether a session fits (pure) |
+//! | [`slot`] | one session as others see it |
+//! | [`actor`] | its life |
+//! | [`launch`] | starting and removing sandboxes, shared with the canary |
+//! | [`events`] | the agent's events |
+//! | [`record`] | what is on the disk |
+//! | [`adopt`] | taking up what an earlier process left |
+//! | [`route`] | the data plane's way to the agents |
+
+mod actor;
+pub mod admission;
+mod adopt;
+mod events;
+pub(crate) mod launch;
+pub(crate) mod record;
+pub mod route;
+mod slot;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use berth_proto::{
+    Epoch, SessionId,
+    domain::{Capacity, EndReason, Placement, SessionState},
+    spawn::spawn,
+    v1,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use self::{
+    actor::{Actor, Origin},
+    admission::{Disk, Reserved},
+    slot::{End, Slot},
+};
+use crate::{
+    backends::Backends, health::machine, link::outbox::Outbox, sandbox::SandboxBackend, workspace::Workspaces,
+};
+
+/// Placements that are over and remembered. More than come within any delay of a message.
+const TOMBSTONES: usize = 4096;
+
+/// What sessions are held to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub capacity: Capacity,
+    pub disk_margin_bytes: u64,
+    pub end_grace: Duration,
+    pub session_calls: usize,
+}
+
+/// The sessions of a worker. A cheap handle.
+#[derive(Clone)]
+pub struct Sessions {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    settings: Settings,
+    workspaces: Workspaces,
+    backends: Arc<Backends>,
+    outbox: Arc<Outbox>,
+    table: Mutex<Table>,
+    /// How many are held.
+    count: watch::Sender<usize>,
+    /// The process is gone, as far as the actors know.
+    crash: CancellationToken,
+}
+
+#[derive(Default)]
+struct Table {
+    slots: HashMap<SessionId, Arc<Slot>>,
+    over: HashMap<SessionId, Epoch>,
+    over_order: VecDeque<SessionId>,
+    /// Why nothing new is taken.
+    closed: Option<String>,
+    cordoned: bool,
+}
+
+impl Table {
+    fn bury(&mut self, session: SessionId, epoch: Epoch) {
+        match self.over.get_mut(&session) {
+            Some(known) => *known = (*known).max(epoch),
+            None => {
+                self.over.insert(session, epoch);
+                self.over_order.push_back(session);
+                if self.over_order.len() > TOMBSTONES
+                    && let Some(oldest) = self.over_order.pop_front()
+                {
+                    self.over.remove(&oldest);
+                }
+            }
+        }
+    }
+
+    /// Reserved by all sessions but this one, whose newer placement takes its place.
+    fn reserved(&self, but: SessionId) -> Reserved {
+        let mut sum = Reserved::default();
+        for (_, slot) in self.slots.iter().filter(|(id, _)| **id != but) {
+            sum.add(&slot.placement.limits);
+        }
+        sum
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing of the session is left. It is reported (if it was not before) before its place is free, and
+    /// both under the lock: who sees the free place, or a table without it, also finds the report.
+    fn over(&self, slot: &Arc<Slot>, report: Option<v1::SessionReport>) {
+        let session = slot.placement.session;
+        let mut table = self.lock();
+        if let Some(report) = report {
+            self.outbox.session(session, report);
+        }
+        table.bury(session, slot.placement.epoch);
+        if table.slots.get(&session).is_some_and(|held| Arc::ptr_eq(held, slot)) {
+            table.slots.remove(&session);
+        }
+        self.count.send_replace(table.slots.len());
+        drop(table);
+        slot.done.cancel();
+    }
+}
+
+impl Sessions {
+    pub fn new(
+        settings: Settings,
+        workspaces: Workspaces,
+        backends: Arc<Backends>,
+        outbox: Arc<Outbox>,
+        crash: CancellationToken,
+    ) -> Self {
+        let inner = Inner {
+            settings,
+            workspaces,
+            backends,
+            outbox,
+            table: Mutex::default(),
+            count: watch::channel(0).0,
+            crash,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub fn capacity(&self) -> Capacity {
+        self.inner.settings.capacity
+    }
+
+    /// How many are held; changes wake.
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.inner.count.subscribe()
+    }
+
+    /// What is held, for Hello. A session that is missing here has its end in the outbox.
+    pub fn running(&self) -> Vec<v1::RunningSession> {
+        let table = self.inner.lock();
+        table
+            .slots
+            .values()
+            .map(|slot| v1::RunningSession {
+                session_id: slot.placement.session.to_string(),
+                epoch: slot.placement.epoch.0,
+                state: v1::SessionState::from(slot.state()).into(),
+                backend: slot.backend.to_string(),
+            })
+            .collect()
+    }
+
+    /// Takes no new sessions any more, and says why.
+    pub fn close(&self, why: &str) {
+        self.inner.lock().closed.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// Why nothing new is taken, if so.
+    pub fn closed(&self) -> Option<String> {
+        self.inner.lock().closed.clone()
+    }
+
+    /// The coordinator's wish; it is obeyed here too, should a placement cross it.
+    pub fn cordon(&self, cordoned: bool) {
+        self.inner.lock().cordoned = cordoned;
+    }
+
+    pub fn cordoned(&self) -> bool {
+        self.inner.lock().cordoned
+    }
+
+    // ---- commands -----------------------------------------------------------------
+
+    /// Takes a placement, or refuses it by a report. Never waits.
+    pub fn place(&self, wire: v1::PlaceSession) {
+        let (id, epoch) = (wire.session_id.clone(), wire.epoch);
+        let placement = match Placement::try_from(wire) {
+            Ok(placement) => placement,
+            Err(error) => {
+                tracing::warn!(session.id = id, %error, "a placement makes no sense");
+                if let Ok(session) = id.parse() {
+                    self.inner.outbox.session(session, refusal(session, Epoch(epoch), &error.to_string()));
+                }
+                return;
+            }
+        };
+        let (session, epoch) = (placement.session, placement.epoch);
+        let disk = Disk {
+            free_bytes: machine::disk_free(self.inner.workspaces.base()).unwrap_or(0),
+            margin_bytes: self.inner.settings.disk_margin_bytes,
+        };
+        let mut table = self.inner.lock();
+        let mut predecessor = None;
+        if let Some(held) = table.slots.get(&session) {
+            match held.placement.epoch.cmp(&epoch) {
+                std::cmp::Ordering::Equal => {
+                    debug!(session.id = %session, %epoch, "placed twice: told again how it stands");
+                    self.inner.outbox.again(session, epoch);
+                    return;
+                }
+                std::cmp::Ordering::Greater => {
+                    info!(session.id = %session, %epoch, held = %held.placement.epoch, "a stale placement is ignored");
+                    return;
+                }
+                std::cmp::Ordering::Less => {
+                    held.end(End::new(EndReason::WorkerLost, "a newer placement of the session exists"));
+                    predecessor = Some(held.done.clone());
+                }
+            }
+        }
+        if table.over.get(&session).is_some_and(|over| *over >= epoch) {
+            info!(session.id = %session, %epoch, "a placement that is over already is not started");
+            if !self.inner.outbox.again(session, epoch) {
+                let report = refusal(session, epoch, "this placement is over already");
+                self.inner.outbox.session(session, report);
+            }
+            return;
+        }
+        match self.admit(&table, &placement, disk) {
+            Ok(backend) => {
+                let slot = Slot::new(placement, backend.backend(), false, self.inner.settings.session_calls);
+                self.enter(&mut table, slot, backend, Origin::Placed { predecessor });
+            }
+            Err(message) => {
+                info!(session.id = %session, %epoch, message, "placement refused");
+                self.inner.outbox.session(session, refusal(session, epoch, &message));
+            }
+        }
+    }
+
+    fn admit(
+        &self,
+        table: &Table,
+        placement: &Placement,
+        disk: Disk,
+    ) -> Result<Arc<dyn SandboxBackend>, String> {
+        if let Some(why) = &table.closed {
+            return Err(why.clone());
+        }
+        if table.cordoned {
+            return Err("the worker is cordoned".to_owned());
+        }
+        let reserved = table.reserved(placement.session);
+        admission::admit(&self.inner.settings.capacity, &reserved, &placement.limits, disk)?;
+        self.inner.backends.resolve(&placement.template).map_err(|error| error.to_string())
+    }
+
+    fn enter(&self, table: &mut Table, slot: Slot, backend: Arc<dyn SandboxBackend>, origin: Origin) {
+        let slot = Arc::new(slot);
+        if matches!(origin, Origin::Placed { .. }) {
+            slot.enter(&self.inner.outbox, SessionState::Placed, "");
+        }
+        table.slots.insert(slot.placement.session, slot.clone());
+        self.inner.count.send_replace(table.slots.len());
+        let initial = slot.desired.borrow().clone();
+        let actor = Actor { inner: self.inner.clone(), initial, slot, backend };
+        spawn("session", actor.run(origin));
+    }
+
+    /// Ends a session; one that is not held counts as ended, and stays so.
+    pub fn end(&self, wire: &v1::EndSession) {
+        let Ok(session) = wire.session_id.parse::<SessionId>() else { return };
+        let epoch = Epoch(wire.epoch);
+        let reason = berth_proto::convert::end_reason(wire.reason).unwrap_or(EndReason::Deleted);
+        let mut table = self.inner.lock();
+        match table.slots.get(&session) {
+            Some(held) if held.placement.epoch > epoch => {
+                debug!(session.id = %session, %epoch, "the end of an older placement is ignored");
+                return;
+            }
+            Some(held) => {
+                held.end(End::new(reason, ""));
+                if held.placement.epoch == epoch {
+                    return;
+                }
+            }
+            None => {}
+        }
+        table.bury(session, epoch);
+        let known = self.inner.outbox.again(session, epoch);
+        if !known {
+            let report = v1::SessionReport {
+                session_id: session.to_string(),
+                epoch: epoch.0,
+                state: v1::SessionState::Ended.into(),
+                end_reason: v1::EndReason::from(reason).into(),
+                message: "the worker does not hold it".to_owned(),
+                ..Default::default()
+            };
+            self.inner.outbox.session(session, report);
+        }
+    }
+
+    pub fn pause(&self, wire: &v1::PauseCommand) {
+        self.wish(&wire.session_id, wire.epoch, |desired| desired.paused = wire.paused);
+    }
+
+    pub fn update(&self, wire: v1::UpdateCommand) {
+        let expires_at = wire.expires_at.and_then(|at| SystemTime::try_from(at).ok());
+        let idle = match berth_proto::convert::optional_limit("idle_timeout", wire.idle_timeout) {
+            Ok(idle) => idle.flatten(),
+            Err(error) => {
+                tracing::warn!(%error, "an update makes no sense");
+                return;
+            }
+        };
+        self.wish(&wire.session_id, wire.epoch, |desired| {
+            desired.expires_at = expires_at;
+            desired.expires = slot::deadline(expires_at);
+            desired.idle_timeout = idle;
+        });
+    }
+
+    fn wish(&self, session: &str, epoch: u64, change: impl FnOnce(&mut slot::Desired)) {
+        let Ok(session) = session.parse::<SessionId>() else { return };
+        let held = self.inner.lock().slots.get(&session).cloned();
+        match held {
+            Some(slot) if slot.placement.epoch == Epoch(epoch) => slot.desired.send_modify(change),
+            _ => debug!(session.id = %session, epoch, "a command for a session that is not held"),
+        }
+    }
+
+    /// Ends all sessions, for this reason.
+    pub fn end_all(&self, reason: EndReason, message: &str) {
+        for slot in self.inner.lock().slots.values() {
+            slot.end(End::new(reason, message));
+        }
+    }
+
+    /// Returns when no session is held.
+    pub async fn empty(&self) {
+        let mut count = self.inner.count.subscribe();
+        let _ = count.wait_for(|count| *count == 0).await;
+    }
+
+    fn held(&self, session: SessionId) -> Option<Arc<Slot>> {
+        self.inner.lock().slots.get(&session).cloned()
+    }
+}
+
+fn refusal(session: SessionId, epoch: Epoch, message: &str) -> v1::SessionReport {
+    v1::SessionReport {
+        session_id: session.to_string(),
+        epoch: epoch.0,
+        state: v1::SessionState::Ended.into(),
+        end_reason: v1::EndReason::NoPlace.into(),
+        message: message.to_owned(),
+        refused: true,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,37 @@
+//! What the worker adds to a data-plane call: whether the session is here and ready, how many calls it
+//! may have open, and that the call counts as activity.
+
+use berth_proto::{
+    Error, Reason, SessionId,
+    relay::{self, Hop, Route},
+};
+use tonic::metadata::MetadataMap;
+
+use super::Sessions;
+
+/// The worker's [`Route`].
+#[derive(Clone)]
+pub struct SessionRoute {
+    sessions: Sessions,
+}
+
+impl SessionRoute {
+    pub fn new(sessions: Sessions) -> Self {
+        Self { sessions }
+    }
+}
+
+impl Route for SessionRoute {
+    async fn route(&self, session: SessionId, call: &'static str, _: &MetadataMap) -> Result<Hop, Error> {
+        match self.sessions.held(session) {
+            Some(slot) => slot.hop(call),
+            None => {
+                Err(Error::not_found(Reason::SessionNotFound, format!("the worker has no session {session}")))
+            }
+        }
+    }
+
+    fn lost(&self) -> Error {
+        relay::agent_unreachable()
+    }
+}

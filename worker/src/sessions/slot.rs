@@ -1,0 +1,267 @@
+//! One session as the rest of the worker sees it: what is wanted of it, what is seen of it, and
+//! how busy it is. Its actor alone changes what is seen; anyone may change what is wanted.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use berth_proto::{
+    Error, Reason, TaskId, convert,
+    domain::{Backend, EndReason, Placement, SessionState},
+    relay::Hop,
+    v1,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::{link::outbox::Outbox, sandbox::Identity};
+
+/// What is wanted of a session while it lives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    pub paused: bool,
+    /// On the monotonic clock: a jump of the wall clock expires nothing.
+    pub expires: Option<Instant>,
+    /// For the record only.
+    pub expires_at: Option<SystemTime>,
+    pub idle_timeout: Option<Duration>,
+}
+
+/// Why a session shall end, or did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    pub reason: EndReason,
+    pub message: String,
+}
+
+impl End {
+    pub fn new(reason: EndReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// What is seen of a session.
+struct Observed {
+    state: SessionState,
+    agent: Option<Channel>,
+    identity: Option<Identity>,
+    /// Tasks that run now, as they were told last.
+    tasks: BTreeMap<TaskId, v1::Task>,
+    calls: usize,
+    last_activity: Instant,
+}
+
+/// One session that this worker holds.
+pub struct Slot {
+    pub placement: Placement,
+    pub backend: Backend,
+    pub desired: watch::Sender<Desired>,
+    end: watch::Sender<Option<End>>,
+    observed: Mutex<Observed>,
+    calls: Arc<Semaphore>,
+    /// Cancelled when nothing of the session is left.
+    pub done: CancellationToken,
+}
+
+/// A wall-clock deadline, on the monotonic clock.
+pub fn deadline(at: Option<SystemTime>) -> Option<Instant> {
+    let left = at?.duration_since(SystemTime::now()).unwrap_or_default();
+    Some(Instant::now() + left.min(convert::bounds::DURATION_MAX))
+}
+
+impl Slot {
+    pub fn new(placement: Placement, backend: Backend, paused: bool, most_calls: usize) -> Self {
+        let desired = Desired {
+            paused,
+            expires: deadline(placement.expires_at),
+            expires_at: placement.expires_at,
+            idle_timeout: placement.idle_timeout,
+        };
+        Self {
+            placement,
+            backend,
+            desired: watch::channel(desired).0,
+            end: watch::channel(None).0,
+            observed: Mutex::new(Observed {
+                state: SessionState::Placed,
+                agent: None,
+                identity: None,
+                tasks: BTreeMap::new(),
+                calls: 0,
+                last_activity: Instant::now(),
+            }),
+            calls: Arc::new(Semaphore::new(most_calls)),
+            done: CancellationToken::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn state(&self) -> SessionState {
+        self.lock().state
+    }
+
+    /// Wishes the session to end. The first to do so is right.
+    pub fn end(&self, end: End) {
+        self.end.send_if_modified(|wish| {
+            let first = wish.is_none();
+            if first {
+                *wish = Some(end);
+            }
+            first
+        });
+    }
+
+    /// Returns when the session shall end.
+    pub async fn end_wanted(&self) -> End {
+        let mut wish = self.end.subscribe();
+        match wish.wait_for(Option::is_some).await.ok().and_then(|wish| wish.clone()) {
+            Some(end) => end,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Enters a state and tells the coordinator.
+    pub fn enter(&self, outbox: &Outbox, state: SessionState, message: &str) {
+        self.lock().state = state;
+        outbox.session(self.placement.session, self.report(state, message));
+    }
+
+    /// A report of this session.
+    pub fn report(&self, state: SessionState, message: &str) -> v1::SessionReport {
+        v1::SessionReport {
+            session_id: self.placement.session.to_string(),
+            epoch: self.placement.epoch.0,
+            state: v1::SessionState::from(state).into(),
+            message: message.to_owned(),
+            backend: self.backend.to_string(),
+            ..Default::default()
+        }
+    }
+
+    /// Enters `Ending` and tells the coordinator, with the reason: the first one told stays.
+    pub fn ending(&self, outbox: &Outbox, end: &End) {
+        self.lock().state = SessionState::Ending;
+        outbox.session(self.placement.session, self.reasoned(SessionState::Ending, end));
+    }
+
+    /// The last report.
+    pub fn end_report(&self, end: &End) -> v1::SessionReport {
+        self.reasoned(SessionState::Ended, end)
+    }
+
+    fn reasoned(&self, state: SessionState, end: &End) -> v1::SessionReport {
+        v1::SessionReport {
+            end_reason: v1::EndReason::from(end.reason).into(),
+            ..self.report(state, &end.message)
+        }
+    }
+
+    pub fn set_identity(&self, identity: Identity) {
+        self.lock().identity = Some(identity);
+    }
+
+    pub fn identity(&self) -> Option<Identity> {
+        self.lock().identity.clone()
+    }
+
+    /// Calls may go to this agent; `None`: no more.
+    pub fn set_agent(&self, agent: Option<Channel>) {
+        self.lock().agent = agent;
+    }
+
+    /// Counts as activity: the idle clock begins anew.
+    pub fn touch(&self) {
+        self.lock().last_activity = Instant::now();
+    }
+
+    /// A task began, runs, or ended.
+    pub fn task(&self, outbox: &Outbox, task: v1::Task) {
+        let Ok(id) = convert::task_id(&task.id) else { return };
+        {
+            let mut observed = self.lock();
+            observed.last_activity = Instant::now();
+            if task.state == i32::from(v1::TaskState::Done) {
+                observed.tasks.remove(&id);
+            } else {
+                observed.tasks.insert(id, task.clone());
+            }
+        }
+        outbox.task(self.placement.session, id, self.placement.epoch, task);
+    }
+
+    /// Whether a task ran when it was last told of.
+    pub fn runs(&self, task: &str) -> bool {
+        convert::task_id(task).is_ok_and(|id| self.lock().tasks.contains_key(&id))
+    }
+
+    /// Takes out the tasks whose end nobody told.
+    pub fn orphans(&self) -> Vec<v1::Task> {
+        std::mem::take(&mut self.lock().tasks).into_values().collect()
+    }
+
+    /// When the idle time is over if nothing happens, or when to look again while something does.
+    /// The idle clock does not run while the session is paused.
+    pub fn idle_check(&self, idle: Duration) -> Instant {
+        let observed = self.lock();
+        let busy = observed.calls > 0 || !observed.tasks.is_empty() || observed.state == SessionState::Paused;
+        if busy { Instant::now() + idle } else { observed.last_activity + idle }
+    }
+
+    /// Whether a call may go on, and where to.
+    pub fn hop(self: &Arc<Self>, call: &'static str) -> Result<Hop, Error> {
+        let mut observed = self.lock();
+        match observed.state {
+            SessionState::Ready => {}
+            SessionState::Paused if !matches!(call, "Run" | "StartTask") => {}
+            SessionState::Paused => {
+                return Err(Error::precondition(Reason::SessionPaused, "the session is paused")
+                    .hint("resume it first"));
+            }
+            SessionState::Pending | SessionState::Placed => {
+                return Err(Error::precondition(
+                    Reason::SessionNotReady,
+                    "the session's sandbox still starts",
+                ));
+            }
+            SessionState::Ending | SessionState::Ended => {
+                return Err(Error::precondition(Reason::SessionEnded, "the session is over"));
+            }
+        }
+        let Some(channel) = observed.agent.clone() else {
+            return Err(Error::precondition(Reason::SessionNotReady, "the session's sandbox still starts"));
+        };
+        let permit = self.calls.clone().try_acquire_owned().map_err(|_| {
+            Error::exhausted(
+                Reason::TooManyCalls,
+                format!("the session has {} calls open, as many as it may", observed.calls),
+            )
+        })?;
+        observed.calls += 1;
+        drop(observed);
+        let guard = Call { slot: self.clone(), _permit: permit };
+        Ok(Hop { channel, guard: Some(Box::new(guard)) })
+    }
+}
+
+/// Marks the session as busy for as long as a call is open.
+struct Call {
+    slot: Arc<Slot>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let mut observed = self.slot.lock();
+        observed.calls -= 1;
+        observed.last_activity = Instant::now();
+    }
+}

@@ -1,0 +1,473 @@
+use std::time::Duration;
+
+use berth_proto::{
+    Code, Epoch, Reason, SessionId, convert,
+    domain::Outcome,
+    error::reason_of,
+    v1::{
+        self, coordinator_message::Message as Command, file_service_client::FileServiceClient,
+        task_service_client::TaskServiceClient,
+    },
+};
+use tonic::Request;
+
+use super::script::{PATIENCE, Rig, eventually, run, shell, small, soon};
+use crate::sessions::record;
+
+const READY: v1::SessionState = v1::SessionState::Ready;
+const ENDED: v1::SessionState = v1::SessionState::Ended;
+
+fn outcome(end: v1::TaskEnd) -> Outcome {
+    end.outcome.unwrap().try_into().unwrap()
+}
+
+#[tokio::test]
+async fn place_run_end() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.script.place(session).await;
+    let report = rig.script.state(session, READY).await;
+    assert_eq!((report.epoch, report.backend.as_str()), (1, "fake"));
+    assert_eq!(rig.on_disk(), [session.to_string()]);
+
+    let channel = rig.script.data().await;
+    let (stdout, end) = run(channel.clone(), shell(session, "echo hello; exit 3")).await.unwrap();
+    assert_eq!((stdout.as_str(), outcome(end)), ("hello\n", Outcome::Exited(3)));
+    // The session's environment and the file plane.
+    let (stdout, _) = run(channel.clone(), shell(session, "env")).await.unwrap();
+    assert_eq!(stdout, "A=1\n");
+    let mut files = FileServiceClient::new(channel.clone());
+    let made = files
+        .make_dir(v1::MakeDirRequest {
+            session_id: session.to_string(),
+            path: "d".into(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(made.into_inner().path, "d");
+    // Both tasks' ends were told. (A start that was over before it could be sent is not.)
+    let done = |report: &&v1::TaskReport| report.task.as_ref().is_some_and(|task| task.end.is_some());
+    rig.script.until("two ends", |seen| (seen.tasks.iter().filter(done).count() == 2).then_some(())).await;
+    assert!(rig.script.look(|seen| seen.tasks.iter().all(|report| report.epoch == 1)));
+
+    let other = run(channel.clone(), shell(SessionId::new(), "true")).await.unwrap_err();
+    assert_eq!(reason_of(&other), Some(Reason::SessionNotFound));
+
+    rig.script.end(session, 1).await;
+    let report = rig.script.state(session, ENDED).await;
+    assert_eq!(report.end_reason(), v1::EndReason::Deleted);
+    assert!(rig.on_disk().is_empty() && rig.backend.sandboxes().is_empty());
+    let gone = run(channel, shell(session, "true")).await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_placement_that_comes_twice_starts_once() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.placed(session).await;
+    let heard = rig.script.look(|seen| seen.sessions[&session.to_string()].len());
+    rig.script.place(session).await;
+    let again =
+        rig.script.until("the state again", |seen| seen.sessions[&session.to_string()].get(heard).cloned());
+    assert_eq!(again.await.state(), READY);
+    assert_eq!((worker.status().sessions, rig.backend.sandboxes().len()), (1, 1));
+
+    // Once it is over, it is over: a copy that comes late starts nothing.
+    rig.script.end(session, 1).await;
+    rig.script.state(session, ENDED).await;
+    rig.script.place(session).await;
+    // Nor does a placement whose end came first.
+    let crossed = SessionId::new();
+    rig.script.end(crossed, 1).await;
+    rig.script.place(crossed).await;
+    // Commands are obeyed in order: when this one is ready, those before it had their effect.
+    let marker = SessionId::new();
+    rig.placed(marker).await;
+    assert_eq!(worker.status().sessions, 1);
+    assert_eq!(rig.on_disk(), [marker.to_string()]);
+    rig.script.look(|seen| {
+        assert_eq!(seen.state(session), Some(ENDED));
+        assert_eq!(seen.state(crossed), Some(ENDED));
+    });
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn epochs_fence() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    let mut placement = record::sample(session);
+    placement.epoch = Epoch(5);
+    rig.script.send(Command::Place(placement.clone().into())).await;
+    rig.script.state(session, READY).await;
+    let channel = rig.script.data().await;
+    let path =
+        v1::MakeDirRequest { session_id: session.to_string(), path: "mark".into(), ..Default::default() };
+    FileServiceClient::new(channel.clone()).make_dir(path.clone()).await.unwrap();
+
+    // An older placement, and an older end, change nothing.
+    placement.epoch = Epoch(4);
+    rig.script.send(Command::Place(placement.clone().into())).await;
+    rig.script.end(session, 4).await;
+    // A newer one ends what is here first: its sandbox is another.
+    placement.epoch = Epoch(6);
+    rig.script.send(Command::Place(placement.into())).await;
+    rig.script
+        .until("epoch 6 ready", |seen| {
+            seen.last(session).filter(|r| r.epoch == 6 && r.state() == READY).cloned()
+        })
+        .await;
+    assert_eq!((worker.status().sessions, rig.backend.sandboxes().len()), (1, 1));
+    FileServiceClient::new(channel).make_dir(path).await.expect("a fresh tree has no such directory");
+    rig.script.look(|seen| {
+        let epochs: Vec<u64> =
+            seen.sessions[&session.to_string()].iter().map(|report| report.epoch).collect();
+        assert!(epochs.is_sorted() && !epochs.contains(&4), "{epochs:?}");
+    });
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_with_the_figure() {
+    let rig = Rig::new().await;
+    let worker = rig.start_with(|config| config.max_sessions = 2).await;
+    rig.script.ready().await;
+    let refused = async |limits, word: &str| {
+        let session = SessionId::new();
+        let mut placement = record::sample(session);
+        placement.limits = limits;
+        rig.script.send(Command::Place(placement.into())).await;
+        let report = rig.script.state(session, ENDED).await;
+        assert!(report.refused && report.message.contains(word), "{report:?}");
+    };
+    refused(small(100, 5 << 30), "memory").await;
+    refused(small(2001, 64 << 20), "core").await;
+    rig.script.send(Command::Cordoned(v1::Cordoned { cordoned: true })).await;
+    refused(small(100, 64 << 20), "cordoned").await;
+    rig.script.send(Command::Cordoned(v1::Cordoned { cordoned: false })).await;
+    let (first, second) = (SessionId::new(), SessionId::new());
+    rig.placed(first).await;
+    rig.placed(second).await;
+    refused(small(100, 64 << 20), "may hold 2").await;
+    // An end frees the place.
+    rig.script.end(first, 1).await;
+    rig.script.state(first, ENDED).await;
+    rig.placed(SessionId::new()).await;
+    assert_eq!(worker.status().sessions, 2);
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_dies_ends_its_session() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.placed(session).await;
+    let channel = rig.script.data().await;
+    let mut tasks = TaskServiceClient::new(channel.clone());
+    tasks.run(shell(session, "sleep 1000")).await.unwrap();
+    rig.script.until("the task", |seen| seen.tasks.first().map(|_| ())).await;
+    rig.backend.kill(&session.to_string());
+    let report = rig.script.state(session, ENDED).await;
+    assert_eq!(report.end_reason(), v1::EndReason::SandboxFailed);
+    assert!(report.message.contains("died"), "{}", report.message);
+    // The task that ran has an end too, and says the same.
+    let end = rig.script.until("the task's end", |seen| seen.tasks.iter().find_map(|r| r.task.clone()?.end));
+    assert_eq!(outcome(end.await), Outcome::SandboxFailed);
+    assert!(rig.on_disk().is_empty());
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_never_answers_is_given_up_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let failed = async |timeout_ms, word: &str| {
+        let session = SessionId::new();
+        let mut placement = record::sample(session);
+        placement.start_timeout = Duration::from_millis(timeout_ms);
+        rig.script.send(Command::Place(placement.into())).await;
+        let report = rig.script.state(session, ENDED).await;
+        assert_eq!(report.end_reason(), v1::EndReason::SandboxFailed);
+        assert!(!report.refused && report.message.contains(word), "{}", report.message);
+        eventually("nothing left", || rig.on_disk().is_empty() && worker.status().sessions == 0).await;
+        assert!(rig.backend.sandboxes().is_empty());
+    };
+    rig.backend.faults(|faults| faults.never_answer = true);
+    failed(200, "in time").await;
+    rig.backend.faults(|faults| {
+        faults.never_answer = false;
+        faults.fail_start = Some("out of ids".to_owned());
+    });
+    failed(5000, "out of ids").await;
+    // A start that returns too late is undone when it does.
+    rig.backend.faults(|faults| {
+        faults.fail_start = None;
+        faults.start_delay = Duration::from_millis(400);
+    });
+    failed(100, "in time").await;
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_is_tried_again() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.placed(session).await;
+    rig.backend.faults(|faults| faults.fail_removes = 2);
+    rig.script.end(session, 1).await;
+    rig.script.state(session, ENDED).await;
+    assert!(rig.on_disk().is_empty() && rig.backend.sandboxes().is_empty());
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn time_to_live_and_idleness_end_a_session() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let (ttl, idle, missed) = (SessionId::new(), SessionId::new(), SessionId::new());
+    let mut placement = record::sample(ttl);
+    placement.expires_at = soon(Duration::from_millis(300));
+    rig.script.send(Command::Place(placement.into())).await;
+    let mut placement = record::sample(idle);
+    placement.idle_timeout = Some(Duration::from_millis(300));
+    rig.script.send(Command::Place(placement.into())).await;
+    assert_eq!(rig.script.state(ttl, ENDED).await.end_reason(), v1::EndReason::TtlExpired);
+    assert_eq!(rig.script.state(idle, ENDED).await.end_reason(), v1::EndReason::Idle);
+    // An agent that forgets its deadline: the worker does not.
+    rig.backend.faults(|faults| faults.no_deadlines = true);
+    let mut placement = record::sample(missed);
+    placement.expires_at = soon(Duration::from_millis(100));
+    rig.script.send(Command::Place(placement.into())).await;
+    assert_eq!(rig.script.state(missed, ENDED).await.end_reason(), v1::EndReason::TtlExpired);
+    assert!(rig.on_disk().is_empty());
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_update_moves_the_deadline() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.placed(session).await;
+    let update = v1::UpdateCommand {
+        session_id: session.to_string(),
+        epoch: 1,
+        expires_at: soon(Duration::from_millis(50)).map(convert::time_out),
+        idle_timeout: None,
+    };
+    // One for another epoch is none of ours.
+    rig.script.send(Command::Update(v1::UpdateCommand { epoch: 9, ..update.clone() })).await;
+    rig.placed(SessionId::new()).await;
+    assert_eq!(rig.script.look(|seen| seen.state(session)), Some(READY));
+    rig.script.send(Command::Update(update)).await;
+    assert_eq!(rig.script.state(session, ENDED).await.end_reason(), v1::EndReason::TtlExpired);
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_paused_session_takes_no_tasks_and_holds_up_nobody() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let (slow, other) = (SessionId::new(), SessionId::new());
+    rig.backend.faults(|faults| faults.freeze_delay = Duration::from_secs(5));
+    rig.placed(slow).await;
+    rig.backend.faults(|faults| faults.freeze_delay = Duration::ZERO);
+    let pause = |session: SessionId, paused| {
+        Command::Pause(v1::PauseCommand { session_id: session.to_string(), epoch: 1, paused })
+    };
+    rig.script.send(pause(slow, true)).await;
+    // While that freeze hangs, another session comes, runs, is paused, resumed and ended.
+    rig.placed(other).await;
+    let channel = rig.script.data().await;
+    run(channel.clone(), shell(other, "true")).await.unwrap();
+    rig.script.send(pause(other, true)).await;
+    rig.script.state(other, v1::SessionState::Paused).await;
+    let refused = run(channel.clone(), shell(other, "true")).await.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::SessionPaused));
+    let list = v1::ListTasksRequest { session_id: other.to_string(), ..Default::default() };
+    TaskServiceClient::new(channel.clone()).list_tasks(list).await.expect("looking is allowed");
+    rig.script.send(pause(other, false)).await;
+    rig.script.state(other, READY).await;
+    run(channel, shell(other, "true")).await.unwrap();
+    // And the end of the slow one does not wait for its freeze.
+    rig.script.end(slow, 1).await;
+    rig.script.state(slow, ENDED).await;
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_template_that_is_not_here_is_refused() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    let mut placement = record::sample(session);
+    placement.template.backend =
+        berth_proto::domain::BackendChoice::Only(berth_proto::domain::Backend::Docker);
+    rig.script.send(Command::Place(placement.into())).await;
+    let report = rig.script.state(session, ENDED).await;
+    assert!(report.refused && report.message.contains("docker"), "{}", report.message);
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_session_has_a_bound_on_its_calls() {
+    let rig = Rig::new().await;
+    let worker = rig.start_with(|config| config.session_calls = 2).await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.placed(session).await;
+    let mut tasks = TaskServiceClient::new(rig.script.data().await);
+    let one = tasks.run(shell(session, "sleep 1000")).await.unwrap();
+    let _two = tasks.run(shell(session, "sleep 1000")).await.unwrap();
+    let three = tasks.run(shell(session, "true")).await.unwrap_err();
+    assert_eq!((three.code(), reason_of(&three)), (Code::ResourceExhausted, Some(Reason::TooManyCalls)));
+    drop(one);
+    let free = async {
+        while tasks.run(shell(session, "true")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, free).await.expect("a call that ended gives its place back");
+    worker.shutdown().await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_all_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let (idle, busy) = (SessionId::new(), SessionId::new());
+    rig.placed(idle).await;
+    rig.placed(busy).await;
+    let mut tasks = TaskServiceClient::new(rig.script.data().await);
+    tasks.run(shell(busy, "sleep 1000")).await.unwrap();
+    rig.script.until("the task", |seen| seen.tasks.first().map(|_| ())).await;
+
+    let stopping = worker.shutdown_within(Duration::from_millis(500));
+    let watching = async {
+        let health = rig.script.until("not ready", |seen| seen.health().filter(|h| !h.ready).cloned()).await;
+        assert!(health.reason.contains("shutting down"), "{}", health.reason);
+        // What is placed meanwhile is refused.
+        let late = SessionId::new();
+        rig.script.place(late).await;
+        assert!(rig.script.state(late, ENDED).await.refused);
+    };
+    tokio::join!(stopping, watching);
+    for session in [idle, busy] {
+        let report = rig.script.state(session, ENDED).await;
+        assert_eq!(report.end_reason(), v1::EndReason::Drained);
+    }
+    let ended =
+        rig.script.until("the task's end", |seen| seen.tasks.iter().find_map(|r| r.task.clone()?.end));
+    assert_eq!(outcome(ended.await), Outcome::SessionEnded);
+    assert!(rig.on_disk().is_empty() && rig.backend.sandboxes().is_empty());
+}
+
+#[tokio::test]
+async fn a_restarted_worker_takes_up_what_lives_and_removes_the_rest() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let (lives, died, paused) = (SessionId::new(), SessionId::new(), SessionId::new());
+    for session in [lives, died, paused] {
+        rig.placed(session).await;
+    }
+    let channel = rig.script.data().await;
+    let dir = v1::MakeDirRequest { session_id: lives.to_string(), path: "kept".into(), ..Default::default() };
+    FileServiceClient::new(channel).make_dir(dir).await.unwrap();
+    rig.script
+        .send(Command::Pause(v1::PauseCommand { session_id: paused.to_string(), epoch: 1, paused: true }))
+        .await;
+    rig.script.state(paused, v1::SessionState::Paused).await;
+    let meta = rig.temp.path().join("sessions").join(paused.to_string()).join("meta.json");
+    eventually("the pause on disk", || {
+        std::fs::read_to_string(&meta).is_ok_and(|text| text.contains("\"paused\": true"))
+    })
+    .await;
+
+    // As killed: nothing is cleaned up.
+    drop(worker);
+    assert_eq!(rig.on_disk().len(), 3);
+    rig.backend.kill(&died.to_string());
+    // A start that was cut short, a broken record, and something that is no session.
+    let sessions = rig.temp.path().join("sessions");
+    let cut = SessionId::new();
+    std::fs::create_dir_all(sessions.join(cut.to_string()).join("files")).unwrap();
+    let broken = SessionId::new();
+    std::fs::create_dir(sessions.join(broken.to_string())).unwrap();
+    std::fs::write(sessions.join(broken.to_string()).join("meta.json"), "{ torn").unwrap();
+    std::fs::write(sessions.join("README"), "?").unwrap();
+
+    let worker = rig.start().await;
+    let hello = rig.script.until("a second hello", |seen| seen.hellos.get(1).cloned()).await;
+    let mut running: Vec<&str> = hello.running.iter().map(|r| r.session_id.as_str()).collect();
+    running.sort_unstable();
+    let mut expected = [lives.to_string(), paused.to_string()];
+    expected.sort_unstable();
+    assert_eq!(running, expected);
+    assert_eq!(hello.incarnation, 0);
+    // The canary's directory comes and goes beside them.
+    rig.script.ready().await;
+    eventually("only the living are left", || {
+        let mut left = rig.on_disk();
+        left.sort_unstable();
+        left == expected
+    })
+    .await;
+    let quarantine = std::fs::read_dir(rig.temp.path().join("quarantine")).unwrap().count();
+    assert_eq!(quarantine, 2, "what can't be understood is kept aside");
+
+    rig.script.state(paused, v1::SessionState::Paused).await;
+    rig.script.state(lives, READY).await;
+    let channel = rig.script.until("a new data connection", |seen| seen.data.get(2).cloned()).await;
+    let stat = v1::StatRequest { session_id: lives.to_string(), path: "kept".into(), follow: false };
+    FileServiceClient::new(channel).stat(stat).await.expect("the session's files are there");
+    worker.shutdown_within(Duration::ZERO).await;
+    assert!(rig.on_disk().is_empty() && rig.backend.sandboxes().is_empty());
+}
+
+#[tokio::test]
+async fn the_workers_own_listener_wants_its_token() {
+    let rig = Rig::new().await;
+    let worker = rig.start_with(|config| config.data_listen = Some("127.0.0.1:0".parse().unwrap())).await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.placed(session).await;
+    let address = worker.data_address().unwrap();
+    let endpoint = berth_proto::transport::endpoint(format!("http://{address}")).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let refused = run(channel.clone(), shell(session, "true")).await.unwrap_err();
+    assert_eq!((refused.code(), reason_of(&refused)), (Code::Unauthenticated, Some(Reason::TokenMissing)));
+    let token = std::fs::read_to_string(worker.data_token().unwrap()).unwrap();
+    let mut request = Request::new(shell(session, "true"));
+    let bearer = format!("Bearer {}", token.trim()).parse().unwrap();
+    request.metadata_mut().insert("authorization", bearer);
+    let mut events = TaskServiceClient::new(channel.clone()).run(request).await.unwrap().into_inner();
+    let mut ended = false;
+    while let Some(event) = events.message().await.unwrap() {
+        ended |= matches!(event.event, Some(v1::task_event::Event::Ended(_)));
+    }
+    assert!(ended);
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let answer = health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(answer.into_inner().status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    worker.shutdown().await;
+}

@@ -1,0 +1,6 @@
+//! The worker against a scripted coordinator, over loopback, with fake sandboxes.
+
+mod fake;
+mod life;
+mod link;
+mod script;

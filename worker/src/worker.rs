@@ -1,0 +1,388 @@
+//! The worker as a whole: start, status, shutdown.
+//!
+//! Start: lock the state, look at the backends (a named one that can't work is an error within a second, not
+//! later), take up or remove what an earlier process left, then dial. It returns before the coordinator is
+//! there: any start order works.
+//!
+//! Shutdown is a sequence: say "not ready" and refuse → let sessions end by themselves for the grace → end them
+//! and remove all that was theirs → tell the coordinator → close. A [`Running`] that is dropped without it leaves
+//! everything as a killed process would, for the next one to take up.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use berth_proto::{
+    Error, WorkerId,
+    domain::EndReason,
+    spawn::spawn,
+    v1::{self, file_service_server::FileServiceServer, task_service_server::TaskServiceServer},
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::service::Routes;
+use tracing::{info, warn};
+
+use crate::{
+    backends::Backends,
+    config::{Config, StartError},
+    health::{self, Health, canary, machine},
+    link::{self, Link, LinkState, data, outbox::Outbox},
+    sandbox::SandboxBackend,
+    sessions::{self, Sessions, route::SessionRoute},
+    state::State,
+    workspace::Workspaces,
+};
+
+/// After the grace: time for ending and removing all sessions.
+const END_TIMEOUT: Duration = Duration::from_secs(40);
+/// Time for the coordinator to hear the last reports.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often readiness is looked at for those that watch the health service.
+const READINESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts workers.
+pub struct Worker;
+
+/// A worker that runs.
+pub struct Running {
+    id: WorkerId,
+    parts: Arc<Parts>,
+    /// Ends link, canary and listener.
+    stop: CancellationToken,
+    /// Why it stopped by itself.
+    failed: watch::Receiver<Option<Failure>>,
+    canary: JoinHandle<()>,
+    data_address: Option<SocketAddr>,
+    data_token: Option<PathBuf>,
+    shutdown_grace: Duration,
+    _crash: DropGuard,
+    /// Last: the lock is given back when nothing uses the directory any more.
+    _state: State,
+}
+
+#[derive(Clone)]
+struct Failure(Arc<Error>);
+
+/// What runs in the background.
+struct Served {
+    canary: JoinHandle<()>,
+    data_address: Option<SocketAddr>,
+    data_token: Option<PathBuf>,
+}
+
+struct Parts {
+    backends: Arc<Backends>,
+    sessions: Sessions,
+    outbox: Arc<Outbox>,
+    health: Arc<Health>,
+    link: Arc<Link>,
+    workspaces: Workspaces,
+}
+
+/// How a worker is, for its own command line and for tests.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub id: WorkerId,
+    pub incarnation: u64,
+    pub attached: bool,
+    pub ready: bool,
+    /// Why it is not ready.
+    pub reason: String,
+    pub sessions: usize,
+    pub data_connections: usize,
+    pub cordoned: bool,
+    pub backends: Vec<v1::BackendStatus>,
+    pub canary: Option<v1::Canary>,
+}
+
+impl Worker {
+    /// Starts a worker with the backends that its configuration names.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        let state = State::open(&config.state_dir)?;
+        let config = Config { state_dir: state.dir().to_owned(), ..config };
+        let instance = state.instance()?;
+        let backends = Backends::open(&config, &instance).await?;
+        Self::start_in(config, state, backends).await
+    }
+
+    /// The same with backends that are there already.
+    pub async fn start_with(
+        config: Config,
+        made: Vec<Arc<dyn SandboxBackend>>,
+    ) -> Result<Running, StartError> {
+        let state = State::open(&config.state_dir)?;
+        let backends = Backends::with(made, Default::default(), config.sandbox).await?;
+        Self::start_in(config, state, backends).await
+    }
+
+    async fn start_in(config: Config, state: State, backends: Backends) -> Result<Running, StartError> {
+        let id = state.worker_id(config.worker_id.as_ref())?;
+        if config.join_token.is_empty() {
+            return Err(StartError::Config("no join token was given".to_owned()));
+        }
+        if config.max_sessions == 0 {
+            return Err(StartError::Config("MAX_SESSIONS is 0: this worker could take nothing".to_owned()));
+        }
+        let base = config.base_workspace.clone().unwrap_or_else(|| state.dir().to_owned());
+        let failed = |source| StartError::State { path: base.clone(), source };
+        let workspaces = Workspaces::open(&base).map_err(failed)?;
+        let capacity =
+            machine::capacity(&config.capacity, config.max_sessions, workspaces.base()).map_err(failed)?;
+        let listener = match config.data_listen {
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                let bound = bound.map_err(|source| StartError::Listen { address, source })?;
+                Some((bound, state.data_token()?))
+            }
+            None => None,
+        };
+
+        let crash = CancellationToken::new();
+        let stop = crash.child_token();
+        let backends = Arc::new(backends);
+        let outbox = Arc::new(Outbox::default());
+        let sessions = Sessions::new(
+            sessions::Settings {
+                capacity,
+                disk_margin_bytes: config.disk_margin_bytes,
+                end_grace: config.end_grace,
+                session_calls: config.session_calls.max(1),
+            },
+            workspaces.clone(),
+            backends.clone(),
+            outbox.clone(),
+            crash.clone(),
+        );
+        let health = Arc::new(Health::new(
+            health::Settings {
+                workspaces: workspaces.base().to_owned(),
+                disk_margin_bytes: config.disk_margin_bytes,
+                canary_interval: config.canary_interval,
+                canary_timeout: config.canary_timeout,
+            },
+            backends.clone(),
+            sessions.clone(),
+        ));
+        let adopted = sessions.adopt(&state).await;
+        if adopted > 0 {
+            info!(adopted, "sessions of an earlier process live on");
+        }
+        let link = Arc::new(Link {
+            settings: link::Settings {
+                coordinator: config.coordinator.clone(),
+                join_token: config.join_token.clone(),
+                worker: id.clone(),
+                labels: config.labels.clone(),
+                process_id: format!("{:032x}", rand::random::<u128>()),
+            },
+            sessions: sessions.clone(),
+            outbox: outbox.clone(),
+            backends: backends.clone(),
+            health: health.clone(),
+            state: watch::channel(LinkState { reason: "not attached yet".to_owned(), ..Default::default() })
+                .0,
+            templates: link::Templates::default(),
+            open: Arc::new(AtomicUsize::new(0)),
+            sequence: AtomicU64::new(0),
+        });
+        let parts = Arc::new(Parts { backends, sessions, outbox, health, link, workspaces });
+        let (failure, failed) = watch::channel(None);
+        let Served { canary, data_address, data_token } = parts.serve(&crash, &stop, failure, listener);
+        info!(worker.id = %id, coordinator = config.coordinator, ?capacity, "worker started");
+        Ok(Running {
+            id,
+            parts,
+            stop,
+            failed,
+            canary,
+            data_address,
+            data_token,
+            shutdown_grace: config.shutdown_grace,
+            _crash: crash.drop_guard(),
+            _state: state,
+        })
+    }
+}
+
+impl Parts {
+    /// Starts all that runs in the background.
+    fn serve(
+        self: &Arc<Self>,
+        crash: &CancellationToken,
+        stop: &CancellationToken,
+        failure: watch::Sender<Option<Failure>>,
+        listener: Option<(TcpListener, (String, PathBuf))>,
+    ) -> Served {
+        let (reporter, health_server) = tonic_health::server::health_reporter();
+        let health = Routes::new(health_server);
+        let route = SessionRoute::new(self.sessions.clone());
+
+        let (parts, stopped) = (self.clone(), stop.clone());
+        spawn("readiness", async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = parts.report_readiness(reporter) => {}
+            }
+        });
+        let (parts, stopped, crashed) = (self.clone(), stop.clone(), crash.clone());
+        let canary = spawn("canary", async move {
+            tokio::select! {
+                () = crashed.cancelled() => {}
+                () = parts.health.run(&parts.workspaces, &stopped) => {}
+            }
+        });
+        let (parts, stopped) = (self.clone(), stop.clone());
+        let services = data::services(&route, health.clone());
+        spawn("link", async move {
+            if let Err(error) = parts.link.clone().run(services, stopped.clone()).await {
+                parts.sessions.close("a newer process has this worker's id");
+                stopped.cancel();
+                failure.send_replace(Some(Failure(Arc::new(error))));
+            }
+        });
+        let Some((listener, (token, path))) = listener else {
+            return Served { canary, data_address: None, data_token: None };
+        };
+        let data_address = listener.local_addr().ok();
+        let services = data::guarded_services(&route, health, &token);
+        spawn("data-listener", data::listen(listener, services, stop.clone()));
+        Served { canary, data_address, data_token: Some(path) }
+    }
+
+    /// Why the worker is not ready, if so.
+    fn unready(&self) -> Option<String> {
+        let link = self.link.state.borrow();
+        if !link.attached {
+            return Some(format!("no link to the coordinator: {}", link.reason));
+        }
+        drop(link);
+        self.health.unready()
+    }
+
+    async fn report_readiness(&self, reporter: tonic_health::server::HealthReporter) {
+        let mut link = self.link.state.subscribe();
+        let mut canary = self.health.canary();
+        loop {
+            let status = match self.unready() {
+                None => tonic_health::ServingStatus::Serving,
+                Some(_) => tonic_health::ServingStatus::NotServing,
+            };
+            reporter.set_service_status("", status).await;
+            for name in [
+                <TaskServiceServer<()> as tonic::server::NamedService>::NAME,
+                <FileServiceServer<()> as tonic::server::NamedService>::NAME,
+            ] {
+                reporter.set_service_status(name, status).await;
+            }
+            tokio::select! {
+                changed = link.changed() => if changed.is_err() { return },
+                changed = canary.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // At the canary's pace: an image that was missing may be there now.
+                    self.link.review_templates();
+                }
+                () = tokio::time::sleep(READINESS_EVERY) => {}
+            }
+        }
+    }
+}
+
+impl Running {
+    pub fn id(&self) -> &WorkerId {
+        &self.id
+    }
+
+    /// Where the data-plane listener is, if there is one.
+    pub fn data_address(&self) -> Option<SocketAddr> {
+        self.data_address
+    }
+
+    /// The file with the listener's bearer token.
+    pub fn data_token(&self) -> Option<&std::path::Path> {
+        self.data_token.as_deref()
+    }
+
+    pub fn status(&self) -> Status {
+        let link = self.parts.link.state.borrow().clone();
+        let reason = self.parts.unready();
+        Status {
+            id: self.id.clone(),
+            incarnation: link.incarnation,
+            attached: link.attached,
+            ready: reason.is_none(),
+            reason: reason.unwrap_or_default(),
+            sessions: *self.parts.sessions.count().borrow(),
+            data_connections: self.parts.link.open.load(Ordering::Relaxed),
+            cordoned: self.parts.sessions.cordoned(),
+            backends: self.parts.backends.statuses(),
+            canary: self.parts.health.canary().borrow().as_ref().map(v1::Canary::from),
+        }
+    }
+
+    /// Returns when the worker is ready: attached, and its canary alive. For a start message or a test;
+    /// bound it.
+    pub async fn ready(&self) {
+        let mut link = self.parts.link.state.subscribe();
+        let mut canary: watch::Receiver<Option<canary::Report>> = self.parts.health.canary();
+        while self.parts.unready().is_some() {
+            tokio::select! {
+                _ = link.changed() => {}
+                _ = canary.changed() => {}
+                () = tokio::time::sleep(READINESS_EVERY) => {}
+            }
+        }
+    }
+
+    /// Returns when the worker can't go on, with the reason. Call [`Running::shutdown`] then too.
+    pub async fn wait(&self) -> Arc<Error> {
+        let mut failed = self.failed.clone();
+        match failed.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone()) {
+            Some(Failure(error)) => error,
+            // The link ended as it was told to: shutdown says the rest.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends the worker with the grace that it was configured with.
+    pub async fn shutdown(self) {
+        let grace = self.shutdown_grace;
+        self.shutdown_within(grace).await;
+    }
+
+    /// Ends the worker: sessions have `grace` to end by themselves, then they are ended.
+    pub async fn shutdown_within(self, grace: Duration) {
+        let Parts { sessions, health, outbox, link, .. } = &*self.parts;
+        sessions.close("the worker is shutting down");
+        health.tell();
+        if self.failed.borrow().is_none() {
+            let _ = tokio::time::timeout(grace, sessions.empty()).await;
+        }
+        sessions.end_all(EndReason::Drained, "its worker was shut down");
+        if tokio::time::timeout(END_TIMEOUT, sessions.empty()).await.is_err() {
+            warn!("some sessions could not be removed in time: the next start will");
+        }
+        let flush = Instant::now() + FLUSH_TIMEOUT;
+        while !outbox.settled() && link.state.borrow().attached && Instant::now() < flush {
+            // The answer to a heartbeat settles what was sent before it.
+            health.tell();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.stop.cancel();
+        if tokio::time::timeout(END_TIMEOUT, self.canary).await.is_err() {
+            warn!("the canary could not be removed in time: the next start will");
+        }
+        for backend in self.parts.backends.all() {
+            backend.close().await;
+        }
+        info!(worker.id = %self.id, "worker stopped");
+    }
+}
