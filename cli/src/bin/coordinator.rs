@@ -1,0 +1,5 @@
+//! `coordinator`: started with no arguments, it serves.
+
+fn main() -> std::process::ExitCode {
+    berth_cli::coordinator()
+}

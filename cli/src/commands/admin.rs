@@ -1,0 +1,383 @@
+//! For operators: workers and the coordinator.
+
+use std::time::{Duration, SystemTime};
+
+use berth_client::{
+    Client,
+    model::{Liveness, Scheduling, WorkerHealth, WorkerInfo},
+};
+use clap::Args;
+use indicatif::ProgressBar;
+
+use super::Global;
+use crate::{
+    failure::{CommandResult, Failure, code},
+    output::{self, ago, bytes, clipped, cores, left, printable, say, span},
+    signals::Interrupts,
+    value,
+};
+
+/// How often a drain is looked at.
+const DRAIN_LOOK: Duration = Duration::from_secs(1);
+
+const WORKERS_HELP: &str = "\
+Examples:
+  berth workers
+  berth workers worker-1
+  berth workers --format json | jq '.[] | {id, sessions, ready: .health.ready}'";
+
+/// Lists workers, or shows one.
+#[derive(Args, Debug)]
+#[command(after_help = WORKERS_HELP)]
+pub struct WorkersArgs {
+    /// Worker to show in full
+    #[arg(value_name = "WORKER")]
+    pub worker: Option<String>,
+}
+
+/// Which worker.
+#[derive(Args, Debug)]
+pub struct WorkerArgs {
+    /// Worker
+    #[arg(value_name = "WORKER")]
+    pub worker: String,
+}
+
+pub async fn workers(global: &Global, args: WorkersArgs) -> CommandResult {
+    let client = global.client().await?;
+    if let Some(id) = args.worker {
+        let worker = client.worker(&id).await?;
+        return show(global, &worker);
+    }
+    let workers = client.workers().await?;
+    if global.json() {
+        output::json(&workers)?;
+    } else {
+        let rows = workers.iter().map(row).collect();
+        output::table(&HEADER, rows, "no workers; start one with `berth up` or `worker`")?;
+        for worker in workers.iter().filter(|worker| !worker.is_ready()) {
+            let reason = worker.health.as_ref().map(|health| printable(&health.reason)).unwrap_or_default();
+            if !reason.is_empty() {
+                say(format!("{}: {reason}", worker.id));
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// Of the table of workers, which `berth demo` shows too.
+pub const HEADER: [&str; 11] = [
+    "WORKER",
+    "LIVENESS",
+    "SCHEDULING",
+    "READY",
+    "BACKEND",
+    "SESSIONS",
+    "CPU",
+    "MEMORY",
+    "DISK FREE",
+    "BUSY",
+    "CANARY",
+];
+
+pub fn row(worker: &WorkerInfo) -> Vec<String> {
+    let health = worker.health.as_ref();
+    vec![
+        worker.id.clone(),
+        liveness(worker.liveness).to_owned(),
+        scheduling(worker.scheduling).to_owned(),
+        if worker.is_ready() { "yes" } else { "no" }.to_owned(),
+        worker.chosen_backend().map(|backend| backend.name.clone()).unwrap_or_default(),
+        format!("{}/{}", worker.sessions, worker.capacity.max_sessions),
+        format!("{}/{}", cores(worker.reserved.cpu_millis), cores(worker.capacity.cpu_millis)),
+        format!("{}/{}", bytes(worker.reserved.memory_bytes), bytes(worker.capacity.memory_bytes)),
+        health.map(|health| bytes(health.disk_free_bytes)).unwrap_or_default(),
+        health.map(|health| format!("{:.0}%", health.cpu_busy * 100.0)).unwrap_or_default(),
+        health.map(canary).unwrap_or_default(),
+    ]
+}
+
+fn canary(health: &WorkerHealth) -> String {
+    match &health.canary {
+        None => String::new(),
+        Some(canary) if canary.ok => {
+            canary.duration.map_or_else(|| "ok".to_owned(), |took| format!("ok in {}", span(took)))
+        }
+        Some(_) => "failed".to_owned(),
+    }
+}
+
+fn liveness(liveness: Liveness) -> &'static str {
+    match liveness {
+        Liveness::Alive => "alive",
+        Liveness::Suspect => "suspect",
+        Liveness::Dead => "dead",
+    }
+}
+
+fn scheduling(scheduling: Scheduling) -> &'static str {
+    match scheduling {
+        Scheduling::Active => "active",
+        Scheduling::Cordoned => "cordoned",
+        Scheduling::Draining => "draining",
+    }
+}
+
+fn show(global: &Global, worker: &WorkerInfo) -> CommandResult {
+    if global.json() {
+        output::json(worker)?;
+        return Ok(0);
+    }
+    let mut pairs = vec![
+        ("worker", worker.id.clone()),
+        ("liveness", liveness(worker.liveness).to_owned()),
+        ("scheduling", scheduling(worker.scheduling).to_owned()),
+        ("drained by", left(worker.drain_deadline)),
+        ("version", worker.version.clone()),
+        ("incarnation", worker.incarnation.to_string()),
+        ("labels", output::labels(&worker.labels)),
+        ("templates", worker.templates.join(", ")),
+        ("sessions", format!("{} of {}", worker.sessions, worker.capacity.max_sessions)),
+        ("cpu", used(cores(worker.reserved.cpu_millis), cores(worker.capacity.cpu_millis))),
+        ("memory", used(bytes(worker.reserved.memory_bytes), bytes(worker.capacity.memory_bytes))),
+        ("disk", used(bytes(worker.reserved.disk_bytes), bytes(worker.capacity.disk_bytes))),
+        (
+            "attached",
+            format!("{} ago, {} data connections", ago(worker.attached_at), worker.data_connections),
+        ),
+        ("heartbeat", format!("{} ago", ago(worker.last_heartbeat_at))),
+    ];
+    for backend in &worker.backends {
+        let state = if backend.ready { "ready" } else { "not ready" };
+        let chosen = if backend.chosen { ", in use" } else { "" };
+        let message = match printable(&backend.message) {
+            message if message.is_empty() => message,
+            message => format!(": {message}"),
+        };
+        pairs.push(("backend", format!("{} {state}{chosen}{message}", backend.name)));
+    }
+    if let Some(health) = &worker.health {
+        pairs.extend(health_pairs(health));
+    }
+    output::details(&pairs)?;
+    Ok(0)
+}
+
+fn used(reserved: String, capacity: String) -> String {
+    format!("{reserved} of {capacity} reserved")
+}
+
+fn health_pairs(health: &WorkerHealth) -> Vec<(&'static str, String)> {
+    let pressure = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |value| format!("{value:.1}%"));
+    let ready = if health.ready { "yes".to_owned() } else { format!("no: {}", printable(&health.reason)) };
+    let mut pairs = vec![
+        ("ready", ready),
+        ("cpu busy", format!("{:.0}%", health.cpu_busy * 100.0)),
+        ("memory free", bytes(health.memory_available_bytes)),
+        ("disk free", bytes(health.disk_free_bytes)),
+        (
+            "pressure",
+            format!(
+                "cpu {}, memory {}, io {}",
+                pressure(health.cpu_pressure),
+                pressure(health.memory_pressure),
+                pressure(health.io_pressure)
+            ),
+        ),
+    ];
+    if let Some(last) = &health.canary {
+        let message = printable(&last.message);
+        let message = if message.is_empty() { message } else { format!(": {message}") };
+        pairs.push(("canary", format!("{}, {} ago{message}", canary(health), ago(last.at))));
+    }
+    pairs
+}
+
+pub async fn cordon(global: &Global, args: WorkerArgs) -> CommandResult {
+    let worker = global.client().await?.cordon(&args.worker).await?;
+    changed(global, &worker)
+}
+
+pub async fn uncordon(global: &Global, args: WorkerArgs) -> CommandResult {
+    let worker = global.client().await?.uncordon(&args.worker).await?;
+    changed(global, &worker)
+}
+
+fn changed(global: &Global, worker: &WorkerInfo) -> CommandResult {
+    if global.json() {
+        output::json(worker)?;
+    } else {
+        output::data(format!("{} {}", worker.id, scheduling(worker.scheduling)))?;
+    }
+    Ok(0)
+}
+
+const DRAIN_HELP: &str = "\
+Waits until the worker is empty. Ctrl-C stops the waiting, not the drain; `berth uncordon`
+does that.
+
+Examples:
+  berth drain worker-1
+  berth drain worker-1 --deadline 0      end its sessions now
+  berth drain worker-1 --no-wait";
+
+/// Empties a worker.
+#[derive(Args, Debug)]
+#[command(after_help = DRAIN_HELP)]
+pub struct DrainArgs {
+    /// Worker
+    #[arg(value_name = "WORKER")]
+    pub worker: String,
+
+    /// Time that its sessions have to end by themselves
+    #[arg(long, value_parser = value::duration, default_value = "10m", value_name = "TIME")]
+    pub deadline: Duration,
+
+    /// Return at once
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// What sessions take to be removed once their time is up.
+const DRAIN_MARGIN: Duration = Duration::from_secs(90);
+
+pub async fn drain(global: &Global, args: DrainArgs) -> CommandResult {
+    let client = global.client().await?;
+    let worker = client.drain(&args.worker, Some(args.deadline)).await?;
+    if args.no_wait {
+        return changed(global, &worker);
+    }
+    let mut interrupts = Interrupts::new()?;
+    let deadline = args.deadline.saturating_add(DRAIN_MARGIN);
+    let waited = tokio::select! {
+        waited = tokio::time::timeout(deadline, until_empty(&client, worker)) => waited,
+        _ = interrupts.recv() => {
+            say("the drain goes on; `berth uncordon` ends it");
+            return Ok(code::CANCELLED);
+        }
+    };
+    match waited {
+        Ok(worker) => changed(global, &worker?),
+        Err(_) => Err(Failure::new(format!("{} is not empty although its time is over", args.worker))
+            .hint("`berth ps` shows the sessions that are left; the worker's log says why")),
+    }
+}
+
+async fn until_empty(client: &Client, mut worker: WorkerInfo) -> Result<WorkerInfo, Failure> {
+    let bar = ProgressBar::new_spinner();
+    if !super::stderr_is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    bar.enable_steady_tick(Duration::from_millis(120));
+    let mut told = None;
+    while worker.sessions > 0 {
+        let line = format!(
+            "{}: {} sessions left, at most {}",
+            worker.id,
+            worker.sessions,
+            left(worker.drain_deadline)
+        );
+        // Without a terminal a line each time that the figure changes.
+        if bar.is_hidden() && told != Some(worker.sessions) {
+            say(&line);
+        }
+        told = Some(worker.sessions);
+        bar.set_message(line);
+        tokio::time::sleep(DRAIN_LOOK).await;
+        worker = client.worker(&worker.id).await?;
+        if worker.scheduling == Scheduling::Active {
+            return Err(Failure::new(format!("somebody ended the drain of {}", worker.id)));
+        }
+    }
+    bar.finish_and_clear();
+    Ok(worker)
+}
+
+const BACKEND_HELP: &str = "\
+Running sessions stay as they are.
+
+Examples:
+  berth backend worker-1 docker
+  berth backend worker-1 auto            native where it works, else docker";
+
+/// Chooses the sandbox backend of a worker's new sessions.
+#[derive(Args, Debug)]
+#[command(after_help = BACKEND_HELP)]
+pub struct BackendArgs {
+    /// Worker
+    #[arg(value_name = "WORKER")]
+    pub worker: String,
+
+    /// Backend
+    #[arg(value_parser = ["auto", "native", "docker", "fake"], value_name = "BACKEND")]
+    pub backend: String,
+}
+
+pub async fn backend(global: &Global, args: BackendArgs) -> CommandResult {
+    let client = global.client().await?;
+    let worker = client.set_backend(&args.worker, &args.backend).await?;
+    let worker = tokio::time::timeout(BACKEND_WITHIN, until_chosen(&client, worker, &args.backend)).await;
+    let Ok(worker) = worker else {
+        let seen = client.worker(&args.worker).await?;
+        let state = seen.backends.iter().find(|backend| backend.name == args.backend);
+        let why = match state {
+            Some(backend) => printable(&backend.message),
+            None => "this worker does not have it".to_owned(),
+        };
+        return Err(Failure::new(format!("{} does not use {}: {why}", args.worker, args.backend))
+            .hint(format!("`berth workers {}` shows what it can use", args.worker)));
+    };
+    let worker = worker?;
+    if global.json() {
+        output::json(&worker)?;
+    } else {
+        let chosen = worker.chosen_backend().map(|backend| backend.name.as_str()).unwrap_or_default();
+        output::data(format!("{} {chosen}", worker.id))?;
+    }
+    Ok(0)
+}
+
+/// A worker tells what it uses with its next heartbeat.
+const BACKEND_WITHIN: Duration = Duration::from_secs(15);
+
+async fn until_chosen(client: &Client, mut worker: WorkerInfo, wanted: &str) -> Result<WorkerInfo, Failure> {
+    loop {
+        let chosen = worker.chosen_backend().filter(|backend| backend.ready);
+        if chosen.is_some_and(|backend| wanted == "auto" || backend.name == wanted) {
+            return Ok(worker);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        worker = client.worker(&worker.id).await?;
+    }
+}
+
+pub async fn info(global: &Global) -> CommandResult {
+    let client = global.client().await?;
+    let info = client.info().await?;
+    if global.json() {
+        output::json(&info)?;
+        return Ok(0);
+    }
+    let uptime = info
+        .started_at
+        .and_then(|started| SystemTime::now().duration_since(started).ok())
+        .map(|up| span(Duration::from_secs(up.as_secs())));
+    output::details(&[
+        ("address", client.address().to_owned()),
+        ("version", clipped(&info.version, 60)),
+        ("up for", uptime.unwrap_or_default()),
+        ("boot id", info.boot_id.clone()),
+        ("workers alive", info.workers_alive.to_string()),
+        ("sessions ready", info.sessions_ready.to_string()),
+        ("sessions waiting", info.sessions_pending.to_string()),
+        ("tasks running", info.running_tasks.to_string()),
+    ])?;
+    if info.version != berth_proto::VERSION {
+        output::warning(format!(
+            "this is berth {}, the coordinator is {}",
+            berth_proto::VERSION,
+            info.version
+        ));
+    }
+    Ok(0)
+}

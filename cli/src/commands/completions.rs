@@ -1,0 +1,29 @@
+//! `berth completions`: scripts that complete the command line.
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::Cli;
+use crate::{failure::CommandResult, output};
+
+const HELP: &str = "\
+Examples:
+  berth completions bash > /etc/bash_completion.d/berth
+  berth completions zsh > ~/.zfunc/_berth
+  berth completions fish > ~/.config/fish/completions/berth.fish";
+
+/// Prints a completion script.
+#[derive(Args, Debug)]
+#[command(after_help = HELP)]
+pub struct CompletionsArgs {
+    /// Shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+pub fn run(args: CompletionsArgs) -> CommandResult {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "berth", &mut script);
+    output::data(String::from_utf8_lossy(&script).trim_end())?;
+    Ok(0)
+}

@@ -1,0 +1,308 @@
+//! `berth doctor`: looks at everything that Berth needs here, and says all that is wrong
+//! at once, each with what to do. "Cannot tell" is not "ok".
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use berth_client::{Client, local};
+use berth_worker::{Config, preflight, sandbox::Preflight};
+use clap::Args;
+use serde::Serialize;
+
+use super::Global;
+use crate::{
+    failure::{CommandResult, code},
+    output::{self, bytes, printable},
+    process,
+    serve::worker::MachineArgs,
+};
+
+const HELP: &str = "\
+Exit code 1 if something is missing that `berth up` needs. Nothing is changed or started.
+
+Examples:
+  berth doctor
+  berth doctor --sandbox docker          docker alone must work
+  berth doctor --format json";
+
+/// Looks at what this machine has.
+#[derive(Args, Debug)]
+#[command(after_help = HELP)]
+pub struct DoctorArgs {
+    /// gRPC port that `berth up` would take
+    #[arg(long, env = "GRPC_PORT", default_value_t = 50051, value_name = "PORT")]
+    pub port: u16,
+
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Free disk below which sessions are in doubt.
+const DISK_WANTED: u64 = 1 << 30;
+/// The coordinator has this long to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(6);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    /// Works, but is weaker than it should be, or is not needed for `berth up`.
+    Note,
+    /// Could not be looked at.
+    Unknown,
+    Problem,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    verdict: Verdict,
+    text: String,
+    hint: Option<String>,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, verdict: Verdict, text: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict, text: text.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
+    let state_dir = match &global.state_dir {
+        Some(dir) => Some(dir.clone()),
+        None => local::default_state_dir().ok(),
+    };
+    let mut findings = Vec::new();
+    match &state_dir {
+        None => findings.push(
+            Finding::new("state directory", Verdict::Problem, "there is no HOME to put it in")
+                .hint("set BERTH_STATE_DIR"),
+        ),
+        Some(dir) => {
+            findings.push(state_directory(dir));
+            findings.push(disk(dir));
+            findings.extend(credentials(dir));
+            findings.push(port(args.port, dir));
+        }
+    }
+    let dir = state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
+    let config = args.machine.config("localhost:50051", "", &dir.join("w1"));
+    findings.push(agent(&config.agent));
+    findings.extend(backends(&config).await);
+    findings.push(coordinator(global).await);
+    let failed = findings.iter().any(|finding| finding.verdict == Verdict::Problem);
+    if global.json() {
+        output::json(&findings)?;
+    } else {
+        for finding in &findings {
+            show(finding)?;
+        }
+    }
+    Ok(if failed { code::FAILED } else { 0 })
+}
+
+fn show(finding: &Finding) -> Result<(), crate::failure::Failure> {
+    let mark = match finding.verdict {
+        Verdict::Ok => "✓",
+        Verdict::Note => "•",
+        Verdict::Unknown => "?",
+        Verdict::Problem => "✗",
+    };
+    output::data(format!("{mark} {}: {}", finding.what, printable(&finding.text)))?;
+    match &finding.hint {
+        Some(hint) => output::data(format!("    hint: {}", printable(hint))),
+        None => Ok(()),
+    }
+}
+
+/// The directory itself, or the nearest one above it that is there.
+fn existing(dir: &Path) -> &Path {
+    dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+fn state_directory(dir: &Path) -> Finding {
+    let (there, shown) = (existing(dir), dir.display());
+    let hint = "give one that this user may write to: --state-dir or BERTH_STATE_DIR";
+    let access = nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK;
+    if !there.is_dir() {
+        return Finding::new(
+            "state directory",
+            Verdict::Problem,
+            format!("{} is no directory", there.display()),
+        )
+        .hint(hint);
+    }
+    match nix::unistd::access(there, access) {
+        Ok(()) if there == dir => Finding::new("state directory", Verdict::Ok, format!("{shown}")),
+        Ok(()) => Finding::new("state directory", Verdict::Ok, format!("{shown} will be made")),
+        Err(error) => {
+            Finding::new("state directory", Verdict::Problem, format!("{}: {error}", there.display()))
+                .hint(hint)
+        }
+    }
+}
+
+fn disk(dir: &Path) -> Finding {
+    let there = existing(dir);
+    match nix::sys::statvfs::statvfs(there) {
+        Err(error) => Finding::new("disk", Verdict::Unknown, format!("{}: {error}", there.display())),
+        Ok(stats) => {
+            let free = stats.blocks_available() * stats.fragment_size();
+            let text = format!("{} free under {}", bytes(free), there.display());
+            if free >= DISK_WANTED {
+                Finding::new("disk", Verdict::Ok, text)
+            } else {
+                Finding::new("disk", Verdict::Problem, text)
+                    .hint("free at least 1 GiB, or put the state directory elsewhere")
+            }
+        }
+    }
+}
+
+fn credentials(dir: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for path in [local::admin_token_path(dir), local::join_token_path(dir)] {
+        let what = format!("credentials {}", path.file_name().unwrap_or_default().to_string_lossy());
+        match fs::metadata(&path) {
+            Ok(meta) if meta.permissions().mode() & 0o077 != 0 => findings.push(
+                Finding::new(what, Verdict::Problem, format!("others may read {}", path.display()))
+                    .hint(format!("chmod 600 {}", path.display())),
+            ),
+            Ok(_) => match local::read_token(&path) {
+                Ok(_) => findings.push(Finding::new(what, Verdict::Ok, path.display().to_string())),
+                Err(error) => findings.push(Finding::new(what, Verdict::Problem, error.to_string())),
+            },
+            Err(_) => findings.push(Finding::new(what, Verdict::Note, "made on first start")),
+        }
+    }
+    findings
+}
+
+fn port(port: u16, dir: &Path) -> Finding {
+    let what = format!("port {port}");
+    let error = match TcpListener::bind(("127.0.0.1", port)) {
+        Ok(_) => return Finding::new(what, Verdict::Ok, "free"),
+        Err(error) => error,
+    };
+    let ours = local::read_up_record(dir).ok().flatten().filter(|record| {
+        record.address.ends_with(&format!(":{port}"))
+            && process::find(record).is_ok_and(|found| found.is_some())
+    });
+    if let Some(record) = ours {
+        return Finding::new(
+            what,
+            Verdict::Ok,
+            format!("held by the `berth up` of this machine (pid {})", record.pid),
+        );
+    }
+    let owner = berth_coordinator::port_owner(port)
+        .unwrap_or_else(|| "a process that can't be seen from here".to_owned());
+    let text = if error.kind() == std::io::ErrorKind::AddrInUse {
+        format!("held by {owner}")
+    } else {
+        error.to_string()
+    };
+    Finding::new(what, Verdict::Problem, text)
+        .hint("stop that, or take another: GRPC_PORT or --port (0: a free one)")
+}
+
+fn agent(path: &Path) -> Finding {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
+            Finding::new("agent", Verdict::Ok, path.display().to_string())
+        }
+        Ok(_) => Finding::new("agent", Verdict::Problem, format!("{} is no program", path.display()))
+            .hint("set BERTH_AGENT to the berth-agent that `make build` makes"),
+        Err(error) => Finding::new("agent", Verdict::Problem, format!("{}: {error}", path.display()))
+            .hint("`make build` makes it; set BERTH_AGENT if it lies elsewhere"),
+    }
+}
+
+/// One that works is enough; with a backend named, that one must.
+async fn backends(config: &Config) -> Vec<Finding> {
+    let seen = preflight(config).await;
+    let named = match config.sandbox {
+        berth_proto::domain::BackendChoice::Only(backend) => Some(backend),
+        berth_proto::domain::BackendChoice::Auto => None,
+    };
+    let needed = |backend| named.is_none_or(|named| named == backend);
+    let enough = seen.iter().any(|(backend, preflight)| needed(*backend) && preflight.ready());
+    let mut findings = Vec::new();
+    for (backend, preflight) in &seen {
+        findings.extend(backend_findings(backend.as_str(), preflight, enough || !needed(*backend)));
+    }
+    if enough {
+        let chosen = seen.iter().find(|(backend, preflight)| needed(*backend) && preflight.ready());
+        let name = chosen.map(|(backend, _)| backend.as_str()).unwrap_or_default();
+        findings.push(Finding::new("sandboxes", Verdict::Ok, format!("new sessions would get {name}")));
+    } else {
+        let text = match named {
+            Some(named) => format!("{named} is asked for and can't be used"),
+            None => "no backend can be used".to_owned(),
+        };
+        findings.push(
+            Finding::new("sandboxes", Verdict::Problem, text).hint(
+                "run as root for native sandboxes, or install a container engine that this user may use",
+            ),
+        );
+    }
+    findings
+}
+
+fn backend_findings(name: &str, preflight: &Preflight, can_do_without: bool) -> Vec<Finding> {
+    let what = format!("{name} sandboxes");
+    let mut findings = Vec::new();
+    if preflight.ready() {
+        findings.push(Finding::new(&what, Verdict::Ok, preflight.facts.join(", ")));
+    }
+    for weaker in &preflight.weaker {
+        findings.push(Finding::new(&what, Verdict::Note, format!("weaker: {weaker}")));
+    }
+    let verdict = if can_do_without { Verdict::Note } else { Verdict::Problem };
+    for problem in &preflight.problems {
+        let finding = Finding::new(&what, verdict, &problem.what);
+        findings.push(if problem.hint.is_empty() { finding } else { finding.hint(&problem.hint) });
+    }
+    findings
+}
+
+/// Not needed for `berth up`, which brings its own: but an address that was set is meant.
+async fn coordinator(global: &Global) -> Finding {
+    let what = "coordinator";
+    let options = match global.connect_options() {
+        Ok(options) => options,
+        Err(failure) => return Finding::new(what, Verdict::Unknown, failure.message),
+    };
+    let address = options.address.clone();
+    let chosen = global.address.is_some() || std::env::var_os(crate::env::COORDINATOR_ADDR).is_some();
+    let bad = if chosen { Verdict::Problem } else { Verdict::Note };
+    let asked = async { Client::connect(options).await?.info().await };
+    match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+        Ok(Ok(info)) => Finding::new(
+            what,
+            Verdict::Ok,
+            format!("{address}, version {}, {} workers alive", info.version, info.workers_alive),
+        ),
+        Ok(Err(error)) if error.is_not_connected() && !chosen => {
+            Finding::new(what, Verdict::Note, format!("none runs at {address} yet"))
+        }
+        Ok(Err(error)) => {
+            let finding = Finding::new(what, bad, error.message());
+            match error.hint() {
+                Some(hint) => finding.hint(hint),
+                None => finding,
+            }
+        }
+        Err(_) => Finding::new(what, bad, format!("{address} does not answer")),
+    }
+}

@@ -1,0 +1,257 @@
+//! The listings: sessions, tasks, templates, and the environment variables.
+
+use std::time::Duration;
+
+use berth_client::{
+    Client, ListOptions, SessionState,
+    model::{SessionInfo, TaskInfo, session_state_name},
+};
+use clap::Args;
+use futures::StreamExt;
+use serde::Serialize;
+
+use super::{Global, stream::outcome_text};
+use crate::{
+    env as variables,
+    failure::CommandResult,
+    output::{self, ago, bytes, clipped, cores, left, span},
+    select, value,
+};
+
+/// Sessions that are asked at a time for their tasks.
+const ASKED_AT_ONCE: usize = 8;
+/// A session that does not answer shall not hold the listing up.
+const ASK_DEADLINE: Duration = Duration::from_secs(3);
+
+const PS_HELP: &str = "\
+Examples:
+  berth ps
+  berth ps -a --label team=red
+  berth ps --format json | jq -r '.[].id'";
+
+/// Lists sessions, newest first.
+#[derive(Args, Debug)]
+#[command(after_help = PS_HELP)]
+pub struct PsArgs {
+    /// Ended sessions too
+    #[arg(long, short = 'a')]
+    pub all: bool,
+
+    /// Only sessions with this label
+    #[arg(long = "label", short = 'l', value_parser = value::pair, value_name = "NAME=VALUE")]
+    pub labels: Vec<(String, String)>,
+
+    /// Only ids, one a line
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    session: SessionInfo,
+    /// `null`: it could not be asked.
+    running_tasks: Option<usize>,
+}
+
+pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
+    let client = global.client().await?;
+    let mut options = ListOptions::new();
+    if args.all {
+        options = options.all();
+    }
+    for (name, value) in args.labels {
+        options = options.label(name, value);
+    }
+    let sessions = client.sessions(options).await?;
+    if args.quiet {
+        for session in sessions {
+            output::data(session.id)?;
+        }
+        return Ok(0);
+    }
+    let client = &client;
+    let rows: Vec<Row> = futures::stream::iter(sessions)
+        .map(|session| async move { Row { running_tasks: running_tasks(client, &session).await, session } })
+        .buffered(ASKED_AT_ONCE)
+        .collect()
+        .await;
+    if global.json() {
+        output::json(&rows)?;
+        return Ok(0);
+    }
+    let header = [
+        "SESSION", "NAME", "STATE", "TASKS", "TEMPLATE", "BACKEND", "WORKER", "CPU", "MEMORY", "AGE", "LEFT",
+    ];
+    output::table(&header, rows.iter().map(session_row).collect(), "no sessions")?;
+    for row in &rows {
+        let session = &row.session;
+        if session.state == SessionState::Pending && !session.message.is_empty() {
+            output::say(format!("{}: {}", select::short(session.id), output::printable(&session.message)));
+        }
+    }
+    Ok(0)
+}
+
+async fn running_tasks(client: &Client, session: &SessionInfo) -> Option<usize> {
+    match session.state {
+        SessionState::Ready | SessionState::Paused => {
+            let session = client.session(session.id);
+            let asked = tokio::time::timeout(ASK_DEADLINE, session.running_tasks()).await;
+            asked.ok()?.ok().map(|tasks| tasks.len())
+        }
+        _ => Some(0),
+    }
+}
+
+fn session_row(row: &Row) -> Vec<String> {
+    let session = &row.session;
+    let state = match session.end_reason {
+        Some(reason) => {
+            format!(
+                "{} ({})",
+                session_state_name(session.state),
+                berth_client::model::end_reason_name(reason)
+            )
+        }
+        None => session_state_name(session.state).to_owned(),
+    };
+    let ended = session.state == SessionState::Ended;
+    vec![
+        select::short(session.id),
+        session.labels.get(select::NAME_LABEL).map(|name| clipped(name, 24)).unwrap_or_default(),
+        state,
+        row.running_tasks.map_or_else(|| "?".to_owned(), |n| n.to_string()),
+        clipped(&session.template, 24),
+        session.backend.clone(),
+        session.worker.as_deref().map(|id| clipped(id, 24)).unwrap_or_default(),
+        cores(session.limits.cpu_millis),
+        bytes(session.limits.memory_bytes),
+        ago(session.created_at),
+        if ended { String::new() } else { left(session.expires_at) },
+    ]
+}
+
+/// Lists the tasks of a session, newest first.
+#[derive(Args, Debug)]
+pub struct TasksArgs {
+    /// Session
+    pub session: String,
+
+    /// Only tasks that run
+    #[arg(long, short = 'r')]
+    pub running: bool,
+
+    /// Only ids, one a line
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+}
+
+pub async fn tasks(global: &Global, args: TasksArgs) -> CommandResult {
+    let client = global.client().await?;
+    let session = select::session(&client, &args.session).await?;
+    let tasks = if args.running { session.running_tasks().await? } else { session.tasks().await? };
+    if args.quiet {
+        for task in tasks {
+            output::data(task.id)?;
+        }
+    } else if global.json() {
+        output::json(&tasks)?;
+    } else {
+        let header =
+            ["TASK", "STATE", "OUTCOME", "TIME", "CPU", "PEAK", "STDOUT", "STDERR", "AGE", "PROGRAM"];
+        output::table(&header, tasks.iter().map(task_row).collect(), "no tasks")?;
+    }
+    Ok(0)
+}
+
+fn task_row(task: &TaskInfo) -> Vec<String> {
+    let end = task.end.as_ref();
+    vec![
+        select::short(task.id),
+        task.state.name().to_owned(),
+        end.map(|end| outcome_text(end.outcome)).unwrap_or_default(),
+        end.map(|end| span(end.duration)).unwrap_or_default(),
+        end.map(|end| span(end.usage.cpu_user + end.usage.cpu_system)).unwrap_or_default(),
+        end.filter(|end| end.usage.peak_memory_bytes > 0)
+            .map(|end| bytes(end.usage.peak_memory_bytes))
+            .unwrap_or_default(),
+        bytes(task.stdout.length),
+        bytes(task.stderr.length),
+        ago(task.started_at),
+        clipped(&task.program.line(), 48),
+    ]
+}
+
+pub async fn templates(global: &Global) -> CommandResult {
+    let templates = global.client().await?.templates().await?;
+    if global.json() {
+        output::json(&templates)?;
+        return Ok(0);
+    }
+    let rows = templates
+        .iter()
+        .map(|template| {
+            vec![
+                template.name.clone(),
+                template.backend.clone(),
+                template.image.clone().or_else(|| template.root.clone()).unwrap_or_default(),
+                cores(template.limits.cpu_millis),
+                bytes(template.limits.memory_bytes),
+                bytes(template.limits.disk_bytes),
+                template.limits.pids.to_string(),
+                template.ttl.map(span).unwrap_or_default(),
+                template.workers.len().to_string(),
+                clipped(&template.description, 48),
+            ]
+        })
+        .collect();
+    let header = [
+        "TEMPLATE",
+        "BACKEND",
+        "ROOT OR IMAGE",
+        "CPU",
+        "MEMORY",
+        "DISK",
+        "PIDS",
+        "TTL",
+        "WORKERS",
+        "DESCRIPTION",
+    ];
+    output::table(&header, rows, "no templates")?;
+    Ok(0)
+}
+
+#[derive(Serialize)]
+struct VariableRow {
+    name: &'static str,
+    used_by: &'static str,
+    what: &'static str,
+    set: bool,
+}
+
+/// The variables that are known, and which of them are set here. Not their values: some are secrets.
+pub fn env(global: &Global) -> CommandResult {
+    let rows: Vec<VariableRow> = variables::KNOWN
+        .iter()
+        .map(|known| VariableRow {
+            name: known.name,
+            used_by: known.used_by,
+            what: known.what,
+            set: std::env::var_os(known.name).is_some(),
+        })
+        .collect();
+    if global.json() {
+        output::json(&rows)?;
+        return Ok(0);
+    }
+    let cells = rows
+        .iter()
+        .map(|row| {
+            let set = if row.set { "set" } else { "" };
+            vec![row.name.to_owned(), set.to_owned(), row.used_by.to_owned(), row.what.to_owned()]
+        })
+        .collect();
+    output::table(&["NAME", "HERE", "READ BY", "WHAT IT SETS (DEFAULT)"], cells, "")?;
+    Ok(0)
+}

@@ -1,0 +1,167 @@
+//! `berth logs`: what a task has written, and writes.
+
+use std::collections::VecDeque;
+
+use berth_client::{Std, TaskEvent, WatchOptions};
+use bytes::Bytes;
+use clap::Args;
+
+use super::{Global, stream::Sink};
+use crate::{
+    failure::{CommandResult, Failure, code},
+    output, select,
+    signals::Interrupts,
+};
+
+const HELP: &str = "\
+stdout of the task goes to stdout, its stderr to stderr. The worker keeps the newest 64 MiB of
+each unless the task was started with another figure.
+
+Examples:
+  berth logs web                   all that is kept of the newest task
+  berth logs -f --tail 20 web
+  berth logs web 3f9ac2 2>/dev/null";
+
+/// Shows the output of a task.
+#[derive(Args, Debug)]
+#[command(after_help = HELP)]
+pub struct LogsArgs {
+    /// Go on until the task ends
+    #[arg(long, short = 'f')]
+    pub follow: bool,
+
+    /// Begin with the last N lines
+    #[arg(long, short = 'n', value_name = "N")]
+    pub tail: Option<usize>,
+
+    /// Session
+    pub session: String,
+
+    /// Task [default: the newest]
+    pub task: Option<String>,
+}
+
+pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
+    if global.json() {
+        return Err(Failure::usage("`berth logs` prints what the task wrote, as it is: it has no JSON form")
+            .hint("`berth run --format json` has the output in its result"));
+    }
+    let client = global.client().await?;
+    let session = select::session(&client, &args.session).await?;
+    let task = select::task(&session, args.task.as_deref()).await?;
+    let mut interrupts = Interrupts::new()?;
+    let options = WatchOptions { follow: args.follow, ..WatchOptions::default() };
+    let mut stream = task.watch_from(options).await?;
+    // What was there when we began is the past, of which only the tail is wanted.
+    let past = [stream.info().stdout.length, stream.info().stderr.length];
+    let mut tail = args.tail.map(Tail::new);
+    let mut sink = Sink::through();
+    loop {
+        let caught_up = stream.offset(Std::Out) >= past[0] && stream.offset(Std::Err) >= past[1];
+        if caught_up && let Some(tail) = tail.take() {
+            for event in tail.into_events() {
+                sink.put(&event).await?;
+            }
+        }
+        let event = tokio::select! {
+            event = stream.next() => event?,
+            _ = interrupts.recv() => return Ok(code::CANCELLED),
+        };
+        match (event, &mut tail) {
+            (Some(event @ (TaskEvent::Stdout(_) | TaskEvent::Stderr(_))), Some(tail)) => tail.push(event),
+            (Some(TaskEvent::Lost { .. }), Some(_)) => {}
+            (Some(event), None) => sink.put(&event).await?,
+            (Some(TaskEvent::Ended(_)), Some(_)) => {}
+            (None, tail) => {
+                for event in tail.take().into_iter().flat_map(Tail::into_events) {
+                    sink.put(&event).await?;
+                }
+                break;
+            }
+        }
+    }
+    if args.follow
+        && super::stderr_is_terminal()
+        && let Ok(info) = task.info().await
+        && let Some(end) = info.end
+    {
+        output::say(format!("[{}]", super::stream::outcome_text(end.outcome)));
+    }
+    Ok(0)
+}
+
+/// The last lines of what went through, over both streams in the order in which they came.
+struct Tail {
+    lines: usize,
+    /// Each one line, or the beginning of one that is not over.
+    kept: VecDeque<(Std, Vec<u8>)>,
+}
+
+/// A line beyond this is cut up: a file without line ends shall not fill the memory.
+const LONGEST_LINE: usize = 1 << 20;
+
+impl Tail {
+    fn new(lines: usize) -> Self {
+        Self { lines, kept: VecDeque::new() }
+    }
+
+    fn push(&mut self, event: TaskEvent) {
+        let (stream, data) = match event {
+            TaskEvent::Stdout(data) => (Std::Out, data),
+            TaskEvent::Stderr(data) => (Std::Err, data),
+            TaskEvent::Lost { .. } | TaskEvent::Ended(_) => return,
+        };
+        for piece in data.split_inclusive(|byte| *byte == b'\n') {
+            let open = self.kept.iter_mut().rev().find(|(of, _)| *of == stream).map(|(_, line)| line);
+            match open.filter(|line| line.last() != Some(&b'\n') && line.len() < LONGEST_LINE) {
+                Some(line) => line.extend_from_slice(piece),
+                None => self.kept.push_back((stream, piece.to_vec())),
+            }
+            while self.kept.len() > self.lines {
+                self.kept.pop_front();
+            }
+        }
+    }
+
+    fn into_events(self) -> impl Iterator<Item = TaskEvent> {
+        self.kept.into_iter().map(|(stream, line)| match stream {
+            Std::Out => TaskEvent::Stdout(Bytes::from(line)),
+            Std::Err => TaskEvent::Stderr(Bytes::from(line)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tail(lines: usize, pieces: &[(Std, &str)]) -> Vec<(Std, String)> {
+        let mut tail = Tail::new(lines);
+        for (stream, piece) in pieces {
+            let data = Bytes::copy_from_slice(piece.as_bytes());
+            tail.push(match stream {
+                Std::Out => TaskEvent::Stdout(data),
+                Std::Err => TaskEvent::Stderr(data),
+            });
+        }
+        tail.kept.into_iter().map(|(stream, line)| (stream, String::from_utf8(line).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_however_they_were_cut() {
+        let out = |text: &str| (Std::Out, text.to_owned());
+        assert_eq!(tail(2, &[(Std::Out, "a\nb\nc\n")]), [out("b\n"), out("c\n")]);
+        assert_eq!(
+            tail(2, &[(Std::Out, "a\nb"), (Std::Out, "b\nc"), (Std::Out, "c")]),
+            [out("bb\n"), out("cc")]
+        );
+        assert_eq!(tail(0, &[(Std::Out, "a\n")]), []);
+    }
+
+    #[test]
+    fn the_two_streams_keep_their_order() {
+        let kept = tail(3, &[(Std::Out, "1\n2\n"), (Std::Err, "e"), (Std::Out, "3\n"), (Std::Err, "f\n")]);
+        let expected = [(Std::Out, "2\n"), (Std::Err, "ef\n"), (Std::Out, "3\n")];
+        assert_eq!(kept, expected.map(|(stream, text)| (stream, text.to_owned())));
+    }
+}

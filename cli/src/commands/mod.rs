@@ -1,0 +1,255 @@
+//! The command line of `berth`: what there is, what holds for all of it, and the dispatch.
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use berth_client::{Client, ConnectOptions};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{
+    demo, env,
+    failure::{CommandResult, Failure},
+    output::Format,
+};
+
+pub mod admin;
+mod completions;
+mod cp;
+mod create;
+mod doctor;
+mod events;
+mod lifecycle;
+mod listing;
+mod logs;
+mod place;
+mod run;
+mod shell;
+pub mod stream;
+mod token;
+mod up;
+
+const HELP: &str = "\
+Examples:
+  berth up -d                               start a coordinator and a worker on this machine
+  berth run -- python3 -c 'print(6 * 7)'    run a program in a session of its own
+  berth shell                               a terminal in a new session
+  berth create --name web                   a session to keep
+  berth run --session web -- make test      a program in it
+  berth cp -r ./project web:.               files into it
+  berth logs -f web                         the output of its newest task
+  berth rm web                              end it
+
+A SESSION is a full id, at least 4 characters of its beginning or end, a name given with
+--name, or a label NAME=VALUE.
+
+Exit codes:
+  0    done
+  1    failed; stderr says why (`error: …`) and what to do (`hint: …`)
+  2    wrong use
+  `berth run` and `berth shell` pass the task's own code through, and beside it know:
+  124  the task's time was up          125  Berth failed, or the session ended
+  126  not executable                  127  no such program
+  130  cancelled (Ctrl-C)              137  out of memory
+  141  nobody reads our output         153  the output limit was reached
+  128+N  ended by signal N";
+
+/// Sandboxes for agents, on machines you own.
+#[derive(Parser, Debug)]
+#[command(name = "berth", version = berth_proto::VERSION, after_help = HELP, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true, infer_subcommands = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Address of the coordinator [default: that of `berth up`, else 127.0.0.1:50051]
+    #[arg(long, global = true, env = env::BERTH_ADDRESS, value_name = "HOST:PORT")]
+    pub address: Option<String>,
+
+    /// Token to call it with [default: the one that `berth up` left on this machine]
+    #[arg(long, global = true, env = env::BERTH_TOKEN, hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+
+    /// State directory [default: /var/lib/berth as root, else ~/.local/state/berth]
+    #[arg(long, global = true, env = env::BERTH_STATE_DIR, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// How data is printed on stdout
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+impl Global {
+    /// A connection to the coordinator.
+    pub async fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(self.connect_options()?).await?)
+    }
+
+    pub fn connect_options(&self) -> Result<ConnectOptions, Failure> {
+        let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let fixed_name = std::env::var(env::COORDINATOR_ADDR).ok().filter(|text| !text.is_empty());
+        let address = set(&self.address).or(fixed_name);
+        Ok(ConnectOptions::find(address, set(&self.token), self.state_dir.clone())?)
+    }
+
+    pub fn json(&self) -> bool {
+        self.format == Format::Json
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Start a coordinator and workers on this machine
+    Up(up::UpArgs),
+    /// Stop the `berth up` of this machine
+    Stop(up::StopArgs),
+    /// Show the `berth up` of this machine
+    Status,
+    /// Look at what this machine has, and say what is missing
+    Doctor(doctor::DoctorArgs),
+    /// Show a fleet at work: real processes, real sandboxes, nothing left behind
+    Demo(demo::DemoArgs),
+    /// Run a program in a session, and pass its output and exit code through
+    Run(run::RunArgs),
+    /// A terminal in a session
+    Shell(shell::ShellArgs),
+    /// Make a session
+    Create(create::CreateArgs),
+    /// List sessions
+    Ps(listing::PsArgs),
+    /// List the tasks of a session
+    Tasks(listing::TasksArgs),
+    /// Show the output of a task
+    Logs(logs::LogsArgs),
+    /// Copy files into or out of a session
+    Cp(cp::CpArgs),
+    /// End sessions and remove their files
+    Rm(lifecycle::RmArgs),
+    /// Freeze the processes of sessions
+    Pause(lifecycle::SessionsArgs),
+    /// Thaw the processes of sessions
+    Resume(lifecycle::SessionsArgs),
+    /// Change a session's labels and life span
+    Update(lifecycle::UpdateArgs),
+    /// Signal or cancel a task
+    Kill(lifecycle::KillArgs),
+    /// List workers, or show one
+    Workers(admin::WorkersArgs),
+    /// No new sessions on a worker
+    Cordon(admin::WorkerArgs),
+    /// New sessions on a worker again
+    Uncordon(admin::WorkerArgs),
+    /// Empty a worker: no new sessions, and those there end by a deadline
+    Drain(admin::DrainArgs),
+    /// Choose the sandbox backend of a worker's new sessions
+    Backend(admin::BackendArgs),
+    /// List templates
+    Templates,
+    /// Show the coordinator
+    Info,
+    /// Follow what happens in the fleet
+    Events(events::EventsArgs),
+    /// Show where the credentials of this machine are
+    Token(token::TokenArgs),
+    /// List the environment variables that Berth reads
+    Env,
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// Parses the command line. What clap refuses, it prints and ends by itself.
+pub fn parse() -> Cli {
+    let matches = Cli::command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Runs a command.
+pub async fn dispatch(cli: Cli) -> CommandResult {
+    let global = cli.global;
+    match cli.command {
+        Command::Up(args) => up::run(&global, args).await,
+        Command::Stop(args) => up::stop(&global, args).await,
+        Command::Status => up::status(&global).await,
+        Command::Doctor(args) => doctor::run(&global, args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Run(args) => run::run(&global, args).await,
+        Command::Shell(args) => shell::run(&global, args).await,
+        Command::Create(args) => create::run(&global, args).await,
+        Command::Ps(args) => listing::ps(&global, args).await,
+        Command::Tasks(args) => listing::tasks(&global, args).await,
+        Command::Logs(args) => logs::run(&global, args).await,
+        Command::Cp(args) => cp::run(&global, args).await,
+        Command::Rm(args) => lifecycle::rm(&global, args).await,
+        Command::Pause(args) => lifecycle::pause(&global, args).await,
+        Command::Resume(args) => lifecycle::resume(&global, args).await,
+        Command::Update(args) => lifecycle::update(&global, args).await,
+        Command::Kill(args) => lifecycle::kill(&global, args).await,
+        Command::Workers(args) => admin::workers(&global, args).await,
+        Command::Cordon(args) => admin::cordon(&global, args).await,
+        Command::Uncordon(args) => admin::uncordon(&global, args).await,
+        Command::Drain(args) => admin::drain(&global, args).await,
+        Command::Backend(args) => admin::backend(&global, args).await,
+        Command::Templates => listing::templates(&global).await,
+        Command::Info => admin::info(&global).await,
+        Command::Events(args) => events::run(&global, args).await,
+        Command::Token(args) => token::run(&global, args),
+        Command::Env => listing::env(&global),
+        Command::Completions(args) => completions::run(args),
+    }
+}
+
+/// Whether a person sees what goes to stderr.
+pub fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                assert!(arg.get_help().is_some(), "{} {} has no help", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn every_variable_on_the_command_line_is_known() {
+        fn walk(command: &clap::Command) {
+            for arg in command.get_arguments() {
+                if let Some(name) = arg.get_env().and_then(|name| name.to_str()) {
+                    assert!(env::KNOWN.iter().any(|known| known.name == name), "{name} is not in env.rs");
+                }
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn arguments_of_the_program_are_its_own() {
+        let cli =
+            Cli::try_parse_from(["berth", "run", "--timeout", "3", "--", "ls", "--format", "-l"]).unwrap();
+        let Command::Run(args) = cli.command else { panic!("not run") };
+        assert_eq!(args.program, ["ls", "--format", "-l"]);
+        assert_eq!(cli.global.format, Format::Text);
+        // Without `--` too: the first word that is no option begins the program.
+        let cli = Cli::try_parse_from(["berth", "run", "ls", "-l"]).unwrap();
+        let Command::Run(args) = cli.command else { panic!("not run") };
+        assert_eq!(args.program, ["ls", "-l"]);
+    }
+}

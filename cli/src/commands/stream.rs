@@ -1,0 +1,180 @@
+//! A task's output on our own: stdout to stdout, stderr to stderr, and its end as an exit
+//! code with a word on stderr.
+
+use std::io::IsTerminal;
+
+use berth_client::{
+    Outcome, TaskEvent,
+    model::{TaskEnd, TaskInfo},
+};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use crate::{
+    failure::{Failure, code},
+    output, value,
+};
+
+/// What is collected of each stream at most.
+const COLLECT_LIMIT: usize = 64 << 20;
+
+/// Where a task's output goes.
+pub enum Sink {
+    /// To our own stdout and stderr, as it comes.
+    Through(tokio::io::Stdout, tokio::io::Stderr),
+    /// Kept, to be printed in one piece.
+    Collect { kept: [Vec<u8>; 2], truncated: bool },
+}
+
+impl Sink {
+    pub fn through() -> Self {
+        Self::Through(tokio::io::stdout(), tokio::io::stderr())
+    }
+
+    pub fn collecting() -> Self {
+        Self::Collect { kept: [Vec::new(), Vec::new()], truncated: false }
+    }
+
+    /// Passes one event on. The end of the task is the caller's.
+    pub async fn put(&mut self, event: &TaskEvent) -> Result<(), Failure> {
+        match (self, event) {
+            (_, TaskEvent::Ended(_)) => Ok(()),
+            (Self::Through(stdout, _), TaskEvent::Stdout(data)) => write(stdout, data).await,
+            (Self::Through(_, stderr), TaskEvent::Stderr(data)) => write(stderr, data).await,
+            (Self::Through(..), TaskEvent::Lost { stream, from, to }) => {
+                output::warning(format!("{} bytes of {} are no longer kept", to - from, stream.name()));
+                Ok(())
+            }
+            (Self::Collect { truncated, .. }, TaskEvent::Lost { .. }) => {
+                *truncated = true;
+                Ok(())
+            }
+            (Self::Collect { kept, truncated }, TaskEvent::Stdout(data)) => {
+                *truncated |= !keep(&mut kept[0], data);
+                Ok(())
+            }
+            (Self::Collect { kept, truncated }, TaskEvent::Stderr(data)) => {
+                *truncated |= !keep(&mut kept[1], data);
+                Ok(())
+            }
+        }
+    }
+
+    /// stdout, stderr, and whether some of it is missing.
+    pub fn collected(self) -> Option<(Vec<u8>, Vec<u8>, bool)> {
+        match self {
+            Self::Through(..) => None,
+            Self::Collect { kept: [stdout, stderr], truncated } => Some((stdout, stderr, truncated)),
+        }
+    }
+}
+
+/// Whether all of `data` was kept.
+fn keep(kept: &mut Vec<u8>, data: &[u8]) -> bool {
+    let room = COLLECT_LIMIT.saturating_sub(kept.len()).min(data.len());
+    kept.extend_from_slice(&data[..room]);
+    room == data.len()
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> Result<(), Failure> {
+    // Flushed each time: the far side streams line by line, and so do we.
+    let written = async {
+        to.write_all(data).await?;
+        to.flush().await
+    };
+    written.await.map_err(|error| output::stdout_failure(&error))
+}
+
+/// The exit code for an outcome.
+pub fn exit_code(outcome: Outcome) -> u8 {
+    match outcome {
+        // A code is one byte on Linux.
+        Outcome::Exited(status) => (status & 0xff) as u8,
+        Outcome::Signaled(signal) => 128u8.saturating_add(signal.clamp(0, 127) as u8),
+        Outcome::TimedOut => code::TIMED_OUT,
+        Outcome::OutOfMemory => code::OUT_OF_MEMORY,
+        Outcome::OutputLimit => code::OUTPUT_LIMIT,
+        Outcome::Cancelled => code::CANCELLED,
+        Outcome::SessionEnded | Outcome::WorkerLost | Outcome::SandboxFailed => code::BERTH_FAILED,
+    }
+}
+
+/// An outcome in words.
+pub fn outcome_text(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Exited(status) => format!("exit {status}"),
+        Outcome::Signaled(signal) => format!("ended by {}", value::signal_name(signal)),
+        Outcome::TimedOut => "timed out".to_owned(),
+        Outcome::OutOfMemory => "out of memory".to_owned(),
+        Outcome::OutputLimit => "output limit reached".to_owned(),
+        Outcome::Cancelled => "cancelled".to_owned(),
+        Outcome::SessionEnded => "the session ended".to_owned(),
+        Outcome::WorkerLost => "the worker was lost: what the task did is not known".to_owned(),
+        Outcome::SandboxFailed => "the sandbox failed".to_owned(),
+    }
+}
+
+/// Says how a task ended, where its exit code alone does not, and is that code.
+pub fn told_end(info: &TaskInfo) -> u8 {
+    let Some(end) = &info.end else { return code::BERTH_FAILED };
+    let TaskEnd { outcome, message, duration, usage, .. } = end;
+    let message = output::printable(message);
+    match outcome {
+        // As a rule the task has said it itself.
+        Outcome::Exited(status) => {
+            if !message.is_empty() && *status != 0 && info.stderr.length == 0 && info.stdout.length == 0 {
+                output::error(message);
+            }
+        }
+        Outcome::OutOfMemory => {
+            let peak = match usage.peak_memory_bytes {
+                0 => String::new(),
+                peak => format!(" at {}", output::bytes(peak)),
+            };
+            output::error(format!("the task ran out of memory{peak}"));
+            output::hint("give the session more: --memory SIZE");
+        }
+        Outcome::TimedOut => {
+            output::error(format!("the task was ended after {}: its time was up", output::span(*duration)));
+            output::hint("give it more: --timeout TIME, or 0 for no limit");
+        }
+        Outcome::OutputLimit => output::error("the task was ended: it wrote more than its output limit"),
+        other => {
+            let text = outcome_text(*other);
+            let said = if message.is_empty() { text } else { format!("{text} ({message})") };
+            output::error(format!("the task did not finish: {said}"));
+        }
+    }
+    exit_code(*outcome)
+}
+
+/// Whether our own standard input has something for a task: a pipe or a file, not a terminal.
+pub fn stdin_is_piped() -> bool {
+    let stdin = std::io::stdin();
+    !stdin.is_terminal() && nix::fcntl::fcntl(&stdin, nix::fcntl::FcntlArg::F_GETFD).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_have_the_exit_codes_that_help_promises() {
+        for (outcome, expected) in [
+            (Outcome::Exited(0), 0),
+            (Outcome::Exited(3), 3),
+            (Outcome::Exited(127), 127),
+            (Outcome::Exited(255), 255),
+            (Outcome::Signaled(15), 143),
+            (Outcome::Signaled(9), 137),
+            (Outcome::TimedOut, 124),
+            (Outcome::OutOfMemory, 137),
+            (Outcome::OutputLimit, 153),
+            (Outcome::Cancelled, 130),
+            (Outcome::SessionEnded, 125),
+            (Outcome::WorkerLost, 125),
+            (Outcome::SandboxFailed, 125),
+        ] {
+            assert_eq!(exit_code(outcome), expected, "{outcome:?}");
+        }
+    }
+}

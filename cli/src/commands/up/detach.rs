@@ -1,0 +1,108 @@
+//! `berth up --detach`: start it in the background and wait until it is ready.
+
+use std::{
+    fs,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use berth_client::local::{self, UpRecord};
+use tokio::process::{Child, Command};
+
+use super::{READY_WITHIN, next_steps};
+use crate::{
+    commands::Global,
+    failure::{CommandResult, Failure},
+    output, process,
+    signals::Interrupts,
+};
+
+/// Time on top of a worker's own to become ready.
+const MARGIN: Duration = Duration::from_secs(10);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(30);
+/// Time to stop one that did not come up.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where a detached one logs.
+pub fn log_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("berth.log")
+}
+
+pub async fn start(global: &Global, state_dir: &Path) -> CommandResult {
+    // Taken and given back: tells at once, and here, that one runs already.
+    drop(super::lock(state_dir)?);
+    let log = log_path(state_dir);
+    let mut interrupts = Interrupts::new()?;
+    let before = fs::metadata(&log).map_or(0, |meta| meta.len());
+    let mut child = spawn(&log)?;
+    let pid = child.id().unwrap_or_default();
+    let problem = tokio::select! {
+        ready = until_ready(&mut child, state_dir) => match ready {
+            Ok(record) => {
+                if global.json() {
+                    output::json(&record)?;
+                } else {
+                    output::data(format!("ready {}", record.address))?;
+                    next_steps(global, &record, None, "`berth stop` stops it");
+                }
+                return Ok(0);
+            }
+            Err(problem) => problem,
+        },
+        () = tokio::time::sleep(READY_WITHIN + MARGIN) => format!("it is not ready after {} s", READY_WITHIN.as_secs()),
+        signal = interrupts.recv() => format!("{signal} came while it started"),
+    };
+    end(child).await;
+    for line in process::last_lines(&log, before, 15) {
+        output::say(format!("  {line}"));
+    }
+    Err(Failure::new(format!("Berth did not come up (pid {pid}): {problem}"))
+        .hint(format!("its log is {}", log.display()))
+        .hint("`berth doctor` looks at what this machine has"))
+}
+
+/// This executable again, with the same arguments, marked as the one in the background.
+fn spawn(log: &Path) -> Result<Child, Failure> {
+    let failed = |error: std::io::Error| Failure::io("can't start in the background", error);
+    let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log).map_err(failed)?;
+    let program = std::env::current_exe().map_err(failed)?;
+    Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .arg("--daemon")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(file))
+        .spawn()
+        .map_err(failed)
+}
+
+/// Its own record says so: that of this very process, and ready.
+async fn until_ready(child: &mut Child, state_dir: &Path) -> Result<UpRecord, String> {
+    let pid = child.id().unwrap_or_default().cast_signed();
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Err(format!("it ended with {status}"));
+        }
+        if let Ok(Some(record)) = local::read_up_record(state_dir)
+            && record.pid == pid
+            && record.ready
+        {
+            return Ok(record);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Ends one that did not come up: it is our child, so its pid is its own until we have waited for it.
+async fn end(mut child: Child) {
+    let Some(pid) = child.id() else { return };
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+    if tokio::time::timeout(STOP_WITHIN, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}

@@ -1,0 +1,316 @@
+//! `berth up`: a coordinator and its workers in this one process, on loopback; `berth
+//! stop` and `berth status` for the one that runs detached.
+//!
+//! A running one is known by `<state>/up.json` (pid, start time, boot), and one at a time
+//! by a lock in the state directory, which the kernel gives back however the process ends.
+//! Detached means: this executable again, in a session of its own, with its talk in
+//! `<state>/berth.log`; the first process waits until that one is ready, or says why not.
+
+mod detach;
+mod manage;
+
+use std::{
+    fs,
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use berth_client::local::{self, UpRecord};
+use berth_coordinator::Coordinator;
+use berth_proto::WorkerId;
+use berth_worker::{Worker, health::machine};
+use clap::Args;
+use futures::future::{join_all, select_all};
+use nix::fcntl::{Flock, FlockArg};
+
+pub use manage::{StopArgs, status, stop};
+
+use super::Global;
+use crate::{
+    failure::{CommandResult, Failure, code},
+    logging::{self, LogArgs, LogLevel},
+    output::{self, say},
+    process,
+    serve::{coordinator, remove, worker, write_atomic},
+    signals::Interrupts,
+};
+
+/// Time for a worker to become ready: it includes a canary in a sandbox.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+const HELP: &str = "\
+Settings of the worker come from the same options and variables as those of the `worker`
+command. Credentials are made on first start, and found by the other commands without asking.
+
+Examples:
+  berth up                       until Ctrl-C
+  berth up -d                    in the background; `berth stop` ends it
+  berth up --workers 2 --sandbox docker
+  berth up --port 0 --state-dir /tmp/try";
+
+/// Starts a coordinator and workers on this machine.
+#[derive(Args, Debug)]
+#[command(after_help = HELP)]
+pub struct UpArgs {
+    /// Workers; they share what the machine has
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16), value_name = "N")]
+    pub workers: u32,
+
+    /// gRPC port on loopback; 0 takes a free one
+    #[arg(long, env = "GRPC_PORT", default_value_t = 50051, value_name = "PORT")]
+    pub port: u16,
+
+    /// TOML file with templates
+    #[arg(long, env = "BERTH_TEMPLATES", value_name = "FILE")]
+    pub templates: Option<PathBuf>,
+
+    /// Run in the background; returns when it is ready
+    #[arg(long, short = 'd')]
+    pub detach: bool,
+
+    /// Set by `--detach` for the process in the background
+    #[arg(long, hide = true)]
+    pub daemon: bool,
+
+    #[command(flatten)]
+    pub machine: worker::MachineArgs,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
+    let state_dir = match &global.state_dir {
+        Some(dir) => dir.clone(),
+        None => local::default_state_dir()?,
+    };
+    make_state_dir(&state_dir)?;
+    let state_dir = state_dir.canonicalize().map_err(|error| Failure::io(state_dir.display(), error))?;
+    if args.detach && !args.daemon {
+        return detach::start(global, &state_dir).await;
+    }
+    let log = detach::log_path(&state_dir);
+    if args.daemon {
+        // Away from the terminal: its hang-up and its Ctrl-C are not for us.
+        nix::unistd::setsid().map_err(|error| Failure::io("can't leave the terminal", error))?;
+        logging::start_in_file(args.log, &log)?;
+    } else if args.log.log_level != LogLevel::Off {
+        logging::start(args.log);
+    }
+    let _lock = lock(&state_dir)?;
+    let mut interrupts = Interrupts::new()?;
+    let result = serve(global, &args, &state_dir, args.daemon.then_some(log), &mut interrupts).await;
+    remove(&local::up_record_path(&state_dir)).map_err(|error| Failure::io("can't remove up.json", error))?;
+    result
+}
+
+/// 0711: sandboxes live below it under ids of their own, and what is secret has a
+/// directory of mode 0700 to itself.
+fn make_state_dir(dir: &Path) -> Result<(), Failure> {
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|error| {
+        Failure::io(format_args!("can't make the state directory {}", dir.display()), error)
+            .hint("give another one with --state-dir or BERTH_STATE_DIR")
+    })
+}
+
+/// One `berth up` a state directory.
+fn lock(state_dir: &Path) -> Result<Flock<fs::File>, Failure> {
+    let path = state_dir.join("up.lock");
+    let file =
+        fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(|error| {
+            Failure::io(path.display(), error).hint("give a state directory of your own: --state-dir")
+        })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        if error == nix::errno::Errno::EWOULDBLOCK {
+            runs_already(state_dir)
+        } else {
+            Failure::io(path.display(), error)
+        }
+    })
+}
+
+fn runs_already(state_dir: &Path) -> Failure {
+    let what = match local::read_up_record(state_dir) {
+        Ok(Some(record)) => {
+            let workers = if record.workers == 1 {
+                "one worker".to_owned()
+            } else {
+                format!("{} workers", record.workers)
+            };
+            format!("pid {}, {workers}, listening on {}", record.pid, record.address)
+        }
+        _ => "it is just starting".to_owned(),
+    };
+    Failure::new(format!("Berth runs here already ({what})"))
+        .hint("`berth status` shows it, `berth stop` ends it")
+        .hint("--state-dir DIR --port 0 starts another one beside it")
+}
+
+async fn serve(
+    global: &Global,
+    args: &UpArgs,
+    state_dir: &Path,
+    log: Option<PathBuf>,
+    interrupts: &mut Interrupts,
+) -> CommandResult {
+    let config = berth_coordinator::Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, args.port)),
+        state_dir: state_dir.to_owned(),
+        templates: args.templates.clone(),
+        ..Default::default()
+    };
+    let mut coordinator = tokio::select! {
+        started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
+        _ = interrupts.recv() => return Ok(code::CANCELLED),
+    };
+    let address = coordinator.addr().to_string();
+    tracing::info!(address, "listening on {address}");
+    let mut record = UpRecord {
+        pid: std::process::id().cast_signed(),
+        start_time: process::start_time(std::process::id().cast_signed()).unwrap_or_default(),
+        boot_id: process::boot_id(),
+        address: address.clone(),
+        version: berth_proto::VERSION.to_owned(),
+        workers: args.workers as usize,
+        ready: false,
+        log,
+    };
+    write_record(state_dir, &record)?;
+    let join_token = coordinator.credentials().join_token.clone();
+    let mut workers = Vec::new();
+    let result = tokio::select! {
+        // First: an interrupt goes before everything else that is due.
+        biased;
+        signal = interrupts.recv() => Ok(signal),
+        () = coordinator.wait() => Err(Failure::new("the coordinator ended by itself").hint("its log says why")),
+        result = work(args, state_dir, &join_token, &mut record, &mut workers, global) => result.map(|_never| ""),
+    };
+    match &result {
+        Ok(signal) => {
+            tracing::info!(signal, "stopping; once more stops at once");
+            if !args.daemon {
+                say("stopping; once more stops at once");
+            }
+        }
+        Err(failure) => tracing::error!(%failure, "stopping"),
+    }
+    // Nobody shall take it for a running one while it stops.
+    record.ready = false;
+    write_record(state_dir, &record)?;
+    let stopped = tokio::select! {
+        () = async {
+            // Workers first: they tell the coordinator what became of their sessions.
+            join_all(workers.drain(..).map(berth_worker::Running::shutdown)).await;
+            coordinator.shutdown().await;
+        } => 0,
+        _ = interrupts.recv() => {
+            output::warning("stopping at once: the next start puts in order what is left");
+            code::CANCELLED
+        }
+    };
+    result.map(|_| stopped)
+}
+
+fn write_record(state_dir: &Path, record: &UpRecord) -> Result<(), Failure> {
+    let path = local::up_record_path(state_dir);
+    let bytes = serde_json::to_vec_pretty(record).map_err(|error| Failure::io(path.display(), error))?;
+    write_atomic(&path, &bytes, 0o644).map_err(|error| Failure::io(path.display(), error))
+}
+
+/// Starts the workers and watches them. Returns only when something is wrong.
+async fn work(
+    args: &UpArgs,
+    state_dir: &Path,
+    join_token: &str,
+    record: &mut UpRecord,
+    workers: &mut Vec<berth_worker::Running>,
+    global: &Global,
+) -> Result<std::convert::Infallible, Failure> {
+    for number in 1..=args.workers {
+        // Short: the agents' sockets below it have a path of at most 107 bytes.
+        let dir = state_dir.join(format!("w{number}"));
+        let mut config = args.machine.config(&record.address, join_token, &dir);
+        config.worker_id =
+            Some(format!("local-{number}").parse::<WorkerId>().expect("a constant shape is valid"));
+        share(&mut config, args.workers, state_dir)?;
+        workers.push(Worker::start(config).await.map_err(worker::start_failure)?);
+    }
+    tokio::select! {
+        () = wait_ready(workers) => {}
+        failure = first_failure(workers) => return Err(failure),
+        () = tokio::time::sleep(READY_WITHIN) => {
+            let reasons: Vec<String> = workers.iter().map(|worker| worker.status().reason).collect();
+            return Err(Failure::new(format!("no worker is ready after a minute: {}", reasons.join("; ")))
+                .hint("`berth doctor` looks at what this machine has"));
+        }
+    }
+    record.ready = true;
+    write_record(state_dir, record)?;
+    tracing::info!("ready");
+    greet(args, global, record, workers)?;
+    Err(first_failure(workers).await)
+}
+
+/// Several workers on one machine offer it once, not several times.
+fn share(config: &mut berth_worker::Config, workers: u32, dir: &Path) -> Result<(), Failure> {
+    if workers == 1 {
+        return Ok(());
+    }
+    let all = machine::capacity(&config.capacity, config.max_sessions, dir)
+        .map_err(|error| Failure::io("can't tell what this machine has", error))?;
+    config.capacity = berth_worker::CapacityOverride {
+        cpu_millis: Some((all.cpu_millis / workers).max(1)),
+        memory_bytes: Some(all.memory_bytes / u64::from(workers)),
+        disk_bytes: Some(all.disk_bytes / u64::from(workers)),
+    };
+    Ok(())
+}
+
+/// One is enough to take sessions.
+async fn wait_ready(workers: &[berth_worker::Running]) {
+    select_all(workers.iter().map(|worker| Box::pin(worker.ready()))).await;
+}
+
+async fn first_failure(workers: &[berth_worker::Running]) -> Failure {
+    let (error, ..) = select_all(workers.iter().map(|worker| Box::pin(worker.wait()))).await;
+    Failure::new(format!("a worker can't go on: {error}"))
+}
+
+/// What to type next.
+fn greet(
+    args: &UpArgs,
+    global: &Global,
+    record: &UpRecord,
+    workers: &[berth_worker::Running],
+) -> Result<(), Failure> {
+    // Scripts, and the process that waits for a detached one, read this.
+    let _ = writeln!(std::io::stdout().lock(), "ready {}", record.address);
+    if args.daemon {
+        return Ok(());
+    }
+    let backend = workers.first().and_then(|worker| {
+        worker.status().backends.into_iter().find(|backend| backend.chosen).map(|backend| backend.name)
+    });
+    next_steps(global, record, backend.as_deref(), "Ctrl-C stops it");
+    Ok(())
+}
+
+fn next_steps(global: &Global, record: &UpRecord, backend: Option<&str>, end: &str) {
+    let sandbox = backend.map(|name| format!(", {name} sandboxes")).unwrap_or_default();
+    let count =
+        if record.workers == 1 { "one worker".to_owned() } else { format!("{} workers", record.workers) };
+    // A state directory that was given on the command line must be given to the others too.
+    let option = match (&global.state_dir, std::env::var_os(crate::env::BERTH_STATE_DIR)) {
+        (Some(dir), None) => format!(" --state-dir {}", dir.display()),
+        _ => String::new(),
+    };
+    say(format!("Berth is up on {}: {count}{sandbox}. {end}.", record.address));
+    say("");
+    say(format!("  berth{option} run -- python3 -c 'print(6 * 7)'"));
+    say(format!("  berth{option} shell"));
+    say(format!("  berth{option} ps"));
+    say("");
+}

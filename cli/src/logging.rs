@@ -1,0 +1,169 @@
+//! Logs: text on a terminal, JSON lines elsewhere, always on stderr. The transport's
+//! own talk (h2, hyper, tonic) only when something is wrong with it.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
+
+use crate::failure::Failure;
+
+/// How a log line looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum LogLevel {
+    Off,
+    Error,
+    #[value(alias = "warning")]
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Off => LevelFilter::OFF,
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// Settings of the log, the same for every command that logs.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct LogArgs {
+    /// How much to log
+    #[arg(long, env = crate::env::LOG_LEVEL, value_enum, ignore_case = true, default_value_t, value_name = "LEVEL")]
+    pub log_level: LogLevel,
+
+    /// How log lines look [default: text on a terminal, else json]
+    #[arg(long, env = crate::env::BERTH_LOG_FORMAT, value_enum, ignore_case = true, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+fn filter(level: LogLevel) -> Targets {
+    let level = level.filter();
+    let quiet = level.min(LevelFilter::WARN);
+    ["h2", "hyper", "hyper_util", "tonic", "tower", "rustls", "bollard", "sqlx"]
+        .into_iter()
+        .fold(Targets::new().with_default(level), |targets, name| targets.with_target(name, quiet))
+}
+
+/// Starts logging. Once a process; a second call changes nothing.
+pub fn start(args: LogArgs) {
+    let terminal = std::io::stderr().is_terminal();
+    let format = args.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let layer = match format {
+        LogFormat::Text => fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(terminal && crate::output::colors_wanted())
+            .with_target(false)
+            .boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .with_writer(std::io::stderr)
+            .boxed(),
+    };
+    let _ = tracing_subscriber::registry().with(layer.with_filter(filter(args.log_level))).try_init();
+}
+
+/// Starts logging to a file that is turned over when it is full: JSON lines unless text is
+/// asked for. One older file is kept beside it.
+pub fn start_in_file(args: LogArgs, path: &std::path::Path) -> Result<(), Failure> {
+    let file = Capped::open(path.to_owned(), LOG_CAP).map_err(|error| Failure::io(path.display(), error))?;
+    let layer = fmt::layer().with_ansi(false).with_target(false).with_writer(std::sync::Mutex::new(file));
+    let layer = match args.log_format {
+        Some(LogFormat::Json) => layer.json().flatten_event(true).with_span_list(false).boxed(),
+        Some(LogFormat::Text) | None => layer.boxed(),
+    };
+    let _ = tracing_subscriber::registry().with(layer.with_filter(filter(args.log_level))).try_init();
+    Ok(())
+}
+
+/// Bytes of a log file at which it is turned over.
+const LOG_CAP: u64 = 16 << 20;
+
+/// A file that becomes `<name>.1` when it is full.
+struct Capped {
+    path: std::path::PathBuf,
+    file: std::fs::File,
+    written: u64,
+    cap: u64,
+}
+
+impl Capped {
+    fn open(path: std::path::PathBuf, cap: u64) -> io::Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+        let written = file.metadata()?.len();
+        Ok(Self { path, file, written, cap })
+    }
+
+    fn turn_over(&mut self) -> io::Result<()> {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        std::fs::rename(&self.path, old)?;
+        *self = Self::open(std::mem::take(&mut self.path), self.cap)?;
+        Ok(())
+    }
+}
+
+impl io::Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.written >= self.cap {
+            // A full disk or a vanished directory is no reason to lose the line.
+            let path = self.path.clone();
+            if self.turn_over().is_err() {
+                self.path = path;
+            }
+        }
+        let written = self.file.write(bytes)?;
+        self.written += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_full_log_is_turned_over_once() {
+        let dir = std::env::temp_dir().join(format!("berth-log-{}", berth_client::TaskId::new()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("berth.log");
+        let mut log = Capped::open(path.clone(), 10).unwrap();
+        for line in ["first line\n", "second line\n", "third\n"] {
+            log.write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "third\n");
+        assert_eq!(std::fs::read_to_string(dir.join("berth.log.1")).unwrap(), "second line\n");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,232 @@
+//! What a command prints. stdout is data, stderr is talk. With `--format json` the data
+//! is JSON, and nothing else is on stdout.
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    time::{Duration, SystemTime},
+};
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::failure::{Failure, code};
+
+/// How data is printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs. Streams (`events`) are one JSON object a line.
+    Json,
+}
+
+/// One line of talk.
+pub fn say(text: impl Display) {
+    line(&mut io::stderr().lock(), &text);
+}
+
+pub fn error(text: impl Display) {
+    marked("error", "\x1b[1;31m", text);
+}
+
+pub fn warning(text: impl Display) {
+    marked("warning", "\x1b[1;33m", text);
+}
+
+pub fn hint(text: impl Display) {
+    marked("hint", "\x1b[1;36m", text);
+}
+
+fn marked(mark: &str, color: &str, text: impl Display) {
+    let mut stderr = io::stderr().lock();
+    if stderr.is_terminal() && colors_wanted() {
+        line(&mut stderr, &format_args!("{color}{mark}\x1b[0m: {text}"));
+    } else {
+        line(&mut stderr, &format_args!("{mark}: {text}"));
+    }
+}
+
+/// As https://no-color.org has it.
+pub fn colors_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Talk is never worth dying for.
+fn line(to: &mut impl Write, text: &dyn Display) {
+    let _ = writeln!(to, "{text}");
+}
+
+/// One line of data. The failure is quiet where nobody reads any more.
+pub fn data(text: impl Display) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| stdout_failure(&error))
+}
+
+/// What to make of a failed write to stdout.
+pub fn stdout_failure(error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        Failure::new("").with_code(code::NO_READER)
+    } else {
+        Failure::io("can't write to stdout", error)
+    }
+}
+
+/// A value as JSON, on several lines.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    data(serde_json::to_string_pretty(value).map_err(|error| Failure::io("can't print as JSON", error))?)
+}
+
+/// A value as JSON, on one line.
+pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    data(serde_json::to_string(value).map_err(|error| Failure::io("can't print as JSON", error))?)
+}
+
+/// A listing: a table for people; `none` is said when it is empty.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>, none: &str) -> Result<(), Failure> {
+    if rows.is_empty() {
+        say(none);
+        return Ok(());
+    }
+    data(table_text(header, rows))
+}
+
+/// A table as text, with no lines drawn, so that `awk` reads it as well as people do.
+pub fn table_text(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    // Wrapped cells can't be read by column: let the terminal wrap.
+    table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
+    for row in rows {
+        table.add_row(row.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Names and values, one a line.
+pub fn details(pairs: &[(&str, String)]) -> Result<(), Failure> {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines: Vec<String> = pairs
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name:width$}  {}", value.replace('\n', &format!("\n{:width$}  ", ""))))
+        .collect();
+    data(lines.join("\n"))
+}
+
+/// Bytes in the largest unit that leaves at least 1: `1.5G`.
+pub fn bytes(value: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "K", "M", "G", "T", "P"];
+    let mut scaled = value as f64;
+    let mut unit = 0;
+    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || scaled.fract() < 0.05 || scaled >= 100.0 {
+        format!("{scaled:.0}{}", UNITS[unit])
+    } else {
+        format!("{scaled:.1}{}", UNITS[unit])
+    }
+}
+
+/// Thousandths of a core as cores: `1.5`.
+pub fn cores(millis: u32) -> String {
+    let text = format!("{:.2}", f64::from(millis) / 1000.0);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A duration to two units: `3m 20s`, `1.4s`, `12ms`.
+pub fn span(value: Duration) -> String {
+    let seconds = value.as_secs();
+    if value < Duration::from_secs(1) {
+        format!("{}ms", value.as_millis())
+    } else if seconds < 60 {
+        format!("{:.1}s", value.as_secs_f64())
+    } else {
+        let whole = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+        whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A duration to the second.
+pub fn whole(value: Duration) -> String {
+    if value < Duration::from_secs(60) { format!("{}s", value.as_secs()) } else { span(value) }
+}
+
+/// How long ago, to the second.
+pub fn ago(time: Option<SystemTime>) -> String {
+    let Some(time) = time else { return String::new() };
+    whole(SystemTime::now().duration_since(time).unwrap_or_default())
+}
+
+/// How long until, to the second.
+pub fn left(time: Option<SystemTime>) -> String {
+    let Some(time) = time else { return String::new() };
+    match time.duration_since(SystemTime::now()) {
+        Ok(left) => whole(left),
+        Err(_) => "over".to_owned(),
+    }
+}
+
+/// Labels as `a=1,b=2`.
+pub fn labels(labels: &berth_client::Labels) -> String {
+    labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// Text that a sandbox chose, made safe for a terminal: control characters, with which it
+/// could rewrite what is on the screen, are shown as `\x1b`.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
+/// At most so many characters, with an ellipsis.
+pub fn clipped(text: &str, most: usize) -> String {
+    let text = printable(text);
+    if text.chars().count() <= most {
+        return text;
+    }
+    let mut clipped: String = text.chars().take(most.saturating_sub(1)).collect();
+    clipped.push('…');
+    clipped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_cores_and_spans_read_well() {
+        assert_eq!(bytes(0), "0B");
+        assert_eq!(bytes(1023), "1023B");
+        assert_eq!(bytes(512 << 20), "512M");
+        assert_eq!(bytes(3 << 29), "1.5G");
+        assert_eq!(cores(1500), "1.5");
+        assert_eq!(cores(2000), "2");
+        assert_eq!(cores(10), "0.01");
+        assert_eq!(span(Duration::from_millis(12)), "12ms");
+        assert_eq!(span(Duration::from_millis(1400)), "1.4s");
+        assert_eq!(span(Duration::from_secs(3 * 3600 + 62)), "3h 1m");
+    }
+
+    #[test]
+    fn a_table_has_no_lines_and_no_empty_cells() {
+        let text = table_text(
+            &["ID", "STATE"],
+            vec![vec!["a".into(), String::new()], vec!["bbbb".into(), "x".into()]],
+        );
+        assert_eq!(text, "ID    STATE\na     -\nbbbb  x");
+    }
+
+    #[test]
+    fn what_a_sandbox_says_does_not_reach_the_terminal_raw() {
+        assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(clipped("abcdef", 4), "abc…");
+    }
+}

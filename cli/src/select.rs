@@ -1,0 +1,169 @@
+//! Which session a user means: a full id, the beginning or the end of one (at least four
+//! characters; the end tells sessions apart better, since ids begin with their time), a
+//! name, or a label `NAME=VALUE`. Never a guess: what fits two sessions is an error that
+//! lists both.
+
+use std::str::FromStr;
+
+use berth_client::{
+    Client, ListOptions, Session, SessionId, TaskHandle, TaskId,
+    model::{SessionInfo, TaskInfo},
+};
+
+use crate::{failure::Failure, output};
+
+/// Label that `--name` sets.
+pub const NAME_LABEL: &str = "name";
+/// Fewer characters of an id are not enough to mean it.
+const LEAST: usize = 4;
+/// Characters of an id that a table shows.
+const SHORT: usize = 12;
+
+/// The end of an id, enough to tell and to type.
+pub fn short(id: impl ToString) -> String {
+    let id = id.to_string();
+    id[id.len().saturating_sub(SHORT)..].to_owned()
+}
+
+/// The session that `text` means.
+pub async fn session(client: &Client, text: &str) -> Result<Session, Failure> {
+    if let Ok(id) = SessionId::from_str(text) {
+        return Ok(client.session(id));
+    }
+    let sessions = client.sessions(ListOptions::new()).await?;
+    Ok(client.session(pick_session(&sessions, text)?))
+}
+
+/// The task that `text` means; the newest if it is `None`.
+pub async fn task(session: &Session, text: Option<&str>) -> Result<TaskHandle, Failure> {
+    if let Some(Ok(id)) = text.map(TaskId::from_str) {
+        return Ok(session.task(id));
+    }
+    let tasks = session.tasks().await?;
+    Ok(session.task(pick_task(&tasks, text)?))
+}
+
+fn pick_session(sessions: &[SessionInfo], text: &str) -> Result<SessionId, Failure> {
+    let by_label: Vec<&SessionInfo> = match text.split_once('=') {
+        Some((name, value)) => {
+            sessions.iter().filter(|s| s.labels.get(name).is_some_and(|label| label == value)).collect()
+        }
+        None => {
+            sessions.iter().filter(|s| s.labels.get(NAME_LABEL).is_some_and(|name| name == text)).collect()
+        }
+    };
+    // A name goes before a piece of an id: it was chosen to be used here.
+    let found = if by_label.is_empty() {
+        sessions.iter().filter(|s| is_part(&s.id.to_string(), text)).collect()
+    } else {
+        by_label
+    };
+    match found[..] {
+        [one] => Ok(one.id),
+        [] => Err(Failure::new(format!("no session fits {text:?}"))
+            .hint("give an id, at least 4 characters of its beginning or end, a name, or a label NAME=VALUE")
+            .hint("`berth ps` lists the sessions that there are")),
+        _ => {
+            let mut failure = Failure::new(format!("{text:?} fits {} sessions", found.len()));
+            for session in found.iter().take(10) {
+                let name =
+                    session.labels.get(NAME_LABEL).map(|name| format!("  {}", output::clipped(name, 40)));
+                failure = failure.hint(format!("{}{}", session.id, name.unwrap_or_default()));
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn pick_task(tasks: &[TaskInfo], text: Option<&str>) -> Result<TaskId, Failure> {
+    let Some(text) = text else {
+        // Newest first.
+        return tasks
+            .first()
+            .map(|task| task.id)
+            .ok_or_else(|| Failure::new("the session has had no task yet"));
+    };
+    let found: Vec<&TaskInfo> = tasks.iter().filter(|task| is_part(&task.id.to_string(), text)).collect();
+    match found[..] {
+        [one] => Ok(one.id),
+        [] => Err(Failure::new(format!("no task of the session fits {text:?}"))
+            .hint("`berth tasks SESSION` lists them")),
+        _ => {
+            let mut failure = Failure::new(format!("{text:?} fits {} tasks", found.len()));
+            for task in found.iter().take(10) {
+                failure = failure.hint(format!("{}  {}", task.id, output::clipped(&task.program.line(), 40)));
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn is_part(id: &str, text: &str) -> bool {
+    text.len() >= LEAST && (id.starts_with(text) || id.ends_with(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_client::{Labels, SessionState, domain};
+
+    fn info(id: u128, labels: &[(&str, &str)]) -> SessionInfo {
+        SessionInfo {
+            id: SessionId::from_u128(id),
+            state: SessionState::Ready,
+            end_reason: None,
+            message: String::new(),
+            template: "base".into(),
+            worker: None,
+            epoch: 1,
+            backend: "fake".into(),
+            limits: domain::Limits { cpu_millis: 1, memory_bytes: 1, disk_bytes: 1, pids: 1 },
+            labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Labels>(),
+            priority: 0,
+            created_at: None,
+            ready_at: None,
+            ended_at: None,
+            expires_at: None,
+            idle_timeout: None,
+            worker_selector: Labels::new(),
+            task_defaults: domain::TaskDefaults::default(),
+        }
+    }
+
+    const A: u128 = 0x0190_aaaa_0000_0000_0000_0000_0000_1111;
+    const B: u128 = 0x0190_bbbb_0000_0000_0000_0000_0000_2222;
+
+    #[test]
+    fn the_beginning_and_the_end_of_an_id_are_enough() {
+        let all = [info(A, &[]), info(B, &[])];
+        assert_eq!(pick_session(&all, "0190aa").unwrap(), all[0].id);
+        assert_eq!(pick_session(&all, "2222").unwrap(), all[1].id);
+        assert!(pick_session(&all, "222").unwrap_err().message.contains("no session fits"));
+        assert!(pick_session(&all, "0000").is_err(), "the middle of an id is no way to mean it");
+    }
+
+    #[test]
+    fn what_fits_two_is_refused_and_lists_them() {
+        let all = [info(A, &[("name", "x")]), info(B, &[])];
+        let failure = pick_session(&all, "0190").unwrap_err();
+        assert_eq!(failure.message, "\"0190\" fits 2 sessions");
+        assert_eq!(failure.hints.len(), 2);
+        assert!(failure.hints[0].ends_with("  x"), "{:?}", failure.hints);
+    }
+
+    #[test]
+    fn names_and_labels_fit_whole() {
+        let all =
+            [info(A, &[("name", "2222"), ("team", "red")]), info(B, &[("name", "web"), ("team", "red")])];
+        assert_eq!(pick_session(&all, "web").unwrap(), all[1].id);
+        assert_eq!(pick_session(&all, "name=web").unwrap(), all[1].id);
+        assert_eq!(pick_session(&all, "2222").unwrap(), all[0].id, "a name goes before a piece of an id");
+        assert!(pick_session(&all, "we").is_err());
+        assert!(pick_session(&all, "team=red").unwrap_err().message.contains("fits 2"));
+    }
+
+    #[test]
+    fn an_id_is_shown_by_its_end() {
+        assert_eq!(short(SessionId::from_u128(A)), "000000001111");
+    }
+}

@@ -1,0 +1,151 @@
+//! The `coordinator` command.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use berth_client::local;
+use berth_coordinator::{Config, Coordinator, StartError};
+use clap::{Parser, builder::BoolishValueParser};
+
+use super::{Serve, ServeArgs, announce, stop, withdraw};
+use crate::{
+    env,
+    failure::{CommandResult, Failure, code},
+    output,
+    signals::Interrupts,
+    value,
+};
+
+const HELP: &str = "\
+Started with no arguments it serves on 127.0.0.1:50051. `ready ADDRESS` on stdout says that it
+takes calls. SIGINT and SIGTERM stop it in sequence; a second signal ends it at once.
+
+The tokens are made on first start: <state>/credentials/admin.token for clients, join.token for
+workers.
+
+Exit codes: 0 stopped, 1 failed, 2 wrong use.";
+
+/// Schedules sessions onto workers, and routes every call to them.
+#[derive(Parser, Debug)]
+#[command(name = "coordinator", version = berth_proto::VERSION, after_help = HELP, max_term_width = 100)]
+pub struct CoordinatorArgs {
+    /// gRPC port; 0 takes a free one
+    #[arg(long, env = "GRPC_PORT", default_value_t = 50051, value_name = "PORT")]
+    pub grpc_port: u16,
+
+    /// HTTP port of the gateway (reserved: not served yet)
+    #[arg(long, env = "HTTP_PORT", default_value_t = 8080, value_name = "PORT")]
+    pub http_port: u16,
+
+    /// IP address to listen on
+    #[arg(long, env = "BERTH_LISTEN", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
+    pub listen: IpAddr,
+
+    /// Listen beyond loopback although nothing is encrypted yet
+    #[arg(long, env = "BERTH_INSECURE_LISTEN", value_parser = BoolishValueParser::new(), value_name = "BOOL",
+          num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    pub insecure_listen: bool,
+
+    /// State directory [default: /var/lib/berth as root, else ~/.local/state/berth]
+    #[arg(long, env = env::BERTH_STATE_DIR, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// TOML file with templates
+    #[arg(long, env = "BERTH_TEMPLATES", value_name = "FILE")]
+    pub templates: Option<PathBuf>,
+
+    /// How long a worker holds its sessions after its last heartbeat [default: 10s]
+    #[arg(long, env = "BERTH_LEASE", value_parser = value::duration, value_name = "TIME")]
+    pub lease: Option<Duration>,
+
+    /// Time that running calls have to end when it stops [default: 5s]
+    #[arg(long, env = "BERTH_SHUTDOWN_GRACE", value_parser = value::duration, value_name = "TIME")]
+    pub shutdown_grace: Option<Duration>,
+
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+impl CoordinatorArgs {
+    fn config(&self) -> Result<Config, Failure> {
+        let state_dir = match &self.state_dir {
+            Some(dir) => dir.clone(),
+            None => local::default_state_dir()?,
+        };
+        let defaults = Config::default();
+        Ok(Config {
+            listen: SocketAddr::new(self.listen, self.grpc_port),
+            state_dir,
+            templates: self.templates.clone(),
+            insecure_listen: self.insecure_listen,
+            lease: self.lease.unwrap_or(defaults.lease),
+            shutdown_grace: self.shutdown_grace.unwrap_or(defaults.shutdown_grace),
+            ..defaults
+        })
+    }
+}
+
+impl Serve for CoordinatorArgs {
+    fn serve_args(&self) -> &ServeArgs {
+        &self.serve
+    }
+
+    fn computed(&self) -> Vec<(&'static str, String)> {
+        let Ok(config) = self.config() else { return Vec::new() };
+        vec![
+            ("state_dir", config.state_dir.display().to_string()),
+            ("lease", output::span(config.lease)),
+            ("shutdown_grace", output::span(config.shutdown_grace)),
+        ]
+    }
+
+    async fn serve(self, mut interrupts: Interrupts) -> CommandResult {
+        let config = self.config()?;
+        let start = Coordinator::start(config);
+        let mut running = tokio::select! {
+            started = start => started.map_err(start_failure)?,
+            _ = interrupts.recv() => return Ok(code::CANCELLED),
+        };
+        let address = running.addr().to_string();
+        tracing::info!(address, "listening on {address}");
+        tracing::info!(
+            admin = %running.credentials().admin_path.display(),
+            join = %running.credentials().join_path.display(),
+            "credentials"
+        );
+        if self.http_port != 0 {
+            tracing::info!(
+                http_port = self.http_port,
+                "the HTTP port is reserved for the gateway, which is not served yet"
+            );
+        }
+        announce(&self.serve, &address)?;
+        let ended_by_itself = tokio::select! {
+            () = running.wait() => true,
+            signal = interrupts.recv() => {
+                tracing::info!(signal, "stopping; once more stops at once");
+                false
+            }
+        };
+        withdraw(&self.serve);
+        let stopped = stop(running.shutdown(), &mut interrupts).await?;
+        Ok(if ended_by_itself { code::FAILED } else { stopped })
+    }
+}
+
+/// All that keeps it from starting, as one failure.
+pub fn start_failure(error: StartError) -> Failure {
+    let [first, rest @ ..] = &error.problems[..] else {
+        return Failure::new("the coordinator did not start");
+    };
+    // Each with its hint beside it; the last one is told by whoever ends the process.
+    let [earlier @ .., last] = rest else { return Failure::new(&first.what).hint(&first.hint) };
+    for problem in [first].into_iter().chain(earlier) {
+        output::error(&problem.what);
+        output::hint(&problem.hint);
+    }
+    Failure::new(&last.what).hint(&last.hint)
+}

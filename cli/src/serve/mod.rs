@@ -1,0 +1,178 @@
+//! What the commands that serve have in common: where their settings came from, how they
+//! say that they are ready, and how they stop.
+
+pub mod coordinator;
+pub mod worker;
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, parser::ValueSource};
+
+use crate::{
+    env,
+    failure::{CommandResult, Failure, code},
+    logging::{self, LogArgs},
+    output,
+    signals::Interrupts,
+};
+
+/// Options of every command that serves.
+#[derive(Args, Debug, Clone, Default)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub log: LogArgs,
+
+    /// Write the address (coordinator), or the id and the data-plane address if there is one (worker), to this file when ready
+    #[arg(long, value_name = "PATH")]
+    pub ready_file: Option<PathBuf>,
+
+    /// Print each setting and where it came from, and end
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// A command that serves.
+pub trait Serve: CommandFactory + FromArgMatches {
+    fn serve_args(&self) -> &ServeArgs;
+
+    /// Values that `--print-config` shows for settings that were left out.
+    fn computed(&self) -> Vec<(&'static str, String)>;
+
+    fn serve(self, interrupts: Interrupts) -> impl Future<Output = CommandResult>;
+}
+
+/// Runs one: strict environment, settings, log, service.
+pub fn main<S: Serve>() -> ExitCode {
+    crate::finish(run::<S>())
+}
+
+fn run<S: Serve>() -> CommandResult {
+    env::check(std::env::vars_os().map(|(name, _)| name))?;
+    let matches = S::command().get_matches();
+    let settings = S::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if settings.serve_args().print_config {
+        return print_config(&S::command(), &matches, &settings.computed());
+    }
+    logging::start(settings.serve_args().log);
+    crate::block_on(async {
+        let interrupts = Interrupts::new()?;
+        if let Some(path) = &settings.serve_args().ready_file {
+            // An earlier process may have left it: "ready" must mean this one.
+            remove(path).map_err(|error| Failure::io(path.display(), error))?;
+        }
+        settings.serve(interrupts).await
+    })
+}
+
+/// One line a setting: its name, its value, where that came from.
+fn print_config(command: &clap::Command, matches: &ArgMatches, computed: &[(&str, String)]) -> CommandResult {
+    output::data(config_text(command, matches, computed))?;
+    Ok(0)
+}
+
+pub fn config_text(command: &clap::Command, matches: &ArgMatches, computed: &[(&str, String)]) -> String {
+    let mut rows = Vec::new();
+    for arg in command.get_arguments() {
+        let id = arg.get_id().as_str();
+        if matches!(id, "help" | "version" | "print_config") {
+            continue;
+        }
+        let flag = arg.get_long().map(|long| format!("--{long}")).unwrap_or_default();
+        let name = arg.get_env().map_or_else(|| flag.clone(), |name| name.to_string_lossy().into_owned());
+        let source = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => format!("command line ({flag})"),
+            Some(ValueSource::EnvVariable) => "environment".to_owned(),
+            _ => "default".to_owned(),
+        };
+        let raw = matches.try_get_raw(id).ok().flatten();
+        let given = raw.map(|values| {
+            values.map(|value| value.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        });
+        let value = match (given, computed.iter().find(|(name, _)| *name == id)) {
+            (Some(_), _) if arg.is_hide_env_values_set() => "(set, not shown)".to_owned(),
+            (Some(value), _) => value,
+            (None, Some((_, value))) => value.clone(),
+            (None, None) => String::new(),
+        };
+        rows.push(vec![name, value, source]);
+    }
+    output::table_text(&["NAME", "VALUE", "FROM"], rows)
+}
+
+/// Tells scripts that we are ready: a line on stdout, and the ready file.
+pub fn announce(args: &ServeArgs, what: &str) -> Result<(), Failure> {
+    if let Some(path) = &args.ready_file {
+        write_atomic(path, format!("{what}\n").as_bytes(), 0o644)
+            .map_err(|error| Failure::io(path.display(), error))?;
+    }
+    // A closed stdout is no reason to stop serving.
+    let _ = writeln!(io::stdout().lock(), "ready {what}");
+    Ok(())
+}
+
+/// No longer ready.
+pub fn withdraw(args: &ServeArgs) {
+    if let Some(path) = &args.ready_file
+        && let Err(error) = remove(path)
+    {
+        tracing::warn!(path = %path.display(), %error, "the ready file can't be removed");
+    }
+}
+
+/// Removes a file that may not be there.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file in one step.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut name: OsString = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    remove(&temporary)?;
+    let write = || {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().inspect_err(|_| {
+        let _ = remove(&temporary);
+    })
+}
+
+/// Waits for a stop in sequence; a second signal does not wait.
+pub async fn stop(shutdown: impl Future<Output = ()>, interrupts: &mut Interrupts) -> CommandResult {
+    tokio::select! {
+        () = shutdown => Ok(0),
+        signal = interrupts.recv() => {
+            tracing::warn!(signal, "stopping at once: the next start puts in order what is left");
+            Ok(code::CANCELLED)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_in_one_step() {
+        let path = std::env::temp_dir().join(format!("berth-ready-{}", berth_client::TaskId::new()));
+        write_atomic(&path, b"one", 0o600).unwrap();
+        write_atomic(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+    }
+}

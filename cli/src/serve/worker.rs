@@ -1,0 +1,263 @@
+//! The `worker` command, and the settings of a worker that it shares with `berth up`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use berth_client::{Labels, local};
+use berth_proto::{WorkerId, domain::BackendChoice};
+use berth_worker::{CapacityOverride, Config, StartError, Worker};
+use clap::{Args, Parser};
+
+use super::{Serve, ServeArgs, announce, stop, withdraw};
+use crate::{
+    env,
+    failure::{CommandResult, Failure, code},
+    output,
+    signals::Interrupts,
+    value,
+};
+
+const HELP: &str = "\
+Started with no arguments it dials the coordinator at localhost:50051 and registers. `ready ID`
+on stdout says that it takes sessions. SIGINT and SIGTERM let its sessions end for the grace,
+then end them; a second signal ends it at once, and the next start puts in order what is left.
+
+On another machine than the coordinator's it needs the join token: the coordinator keeps it in
+<state>/credentials/join.token.
+
+Examples:
+  worker
+  COORDINATOR_ADDR=10.0.0.5:50051 BERTH_JOIN_TOKEN_FILE=/etc/berth/join.token worker
+  worker --sandbox docker --labels disk=fast,zone=a --max-sessions 20
+
+Exit codes: 0 stopped, 1 failed, 2 wrong use.";
+
+/// What a worker is told about this machine and its sandboxes.
+#[derive(Args, Debug, Clone)]
+pub struct MachineArgs {
+    /// Sessions that a worker holds at most
+    #[arg(long, env = "MAX_SESSIONS", default_value_t = 5, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_sessions: u32,
+
+    /// Sandbox backend: auto, native, docker or fake
+    #[arg(long, env = "BERTH_SANDBOX", default_value = "auto", value_parser = backend, value_name = "BACKEND")]
+    pub sandbox: BackendChoice,
+
+    /// Image of docker sandboxes whose template names none
+    #[arg(long, env = "BERTH_SANDBOX_IMAGE", default_value = "berth/sandbox:base", value_name = "IMAGE")]
+    pub sandbox_image: String,
+
+    /// The berth-agent executable [default: beside this one]
+    #[arg(long, env = "BERTH_AGENT", value_name = "FILE")]
+    pub agent: Option<PathBuf>,
+
+    /// Labels for sessions to ask for
+    #[arg(long, env = "BERTH_LABELS", value_delimiter = ',', value_parser = value::pair, value_name = "NAME=VALUE,…")]
+    pub labels: Vec<(String, String)>,
+
+    /// CPU to offer, in thousandths of a core [default: all of it]
+    #[arg(long, env = "BERTH_CPU_MILLIS", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub cpu_millis: Option<u32>,
+
+    /// Memory to offer [default: all of it]
+    #[arg(long, env = "BERTH_MEMORY", value_parser = value::size, value_name = "SIZE")]
+    pub memory: Option<u64>,
+
+    /// Disk to offer [default: what is free]
+    #[arg(long, env = "BERTH_DISK", value_parser = value::size, value_name = "SIZE")]
+    pub disk: Option<u64>,
+
+    /// Time that sessions have to end by themselves when it stops [default: 10s]
+    #[arg(long, env = "BERTH_SHUTDOWN_GRACE", value_parser = value::duration, value_name = "TIME")]
+    pub shutdown_grace: Option<Duration>,
+}
+
+fn backend(text: &str) -> Result<BackendChoice, String> {
+    // The wire's empty text is "auto"; on a command line it is a mistake.
+    if text.is_empty() {
+        return Err("auto, native, docker or fake".to_owned());
+    }
+    text.parse().map_err(|_| "it is none of auto, native, docker, fake".to_owned())
+}
+
+impl MachineArgs {
+    /// The worker's configuration with these settings.
+    pub fn config(&self, coordinator: &str, join_token: &str, state_dir: &Path) -> Config {
+        let mut config = Config::new(coordinator, join_token, state_dir);
+        config.max_sessions = self.max_sessions;
+        config.sandbox = self.sandbox;
+        config.docker_image.clone_from(&self.sandbox_image);
+        if let Some(agent) = &self.agent {
+            config.agent.clone_from(agent);
+        }
+        config.labels = self.labels.iter().cloned().collect::<Labels>();
+        config.capacity = CapacityOverride {
+            cpu_millis: self.cpu_millis,
+            memory_bytes: self.memory,
+            disk_bytes: self.disk,
+        };
+        if let Some(grace) = self.shutdown_grace {
+            config.shutdown_grace = grace;
+        }
+        config
+    }
+}
+
+/// Owns the sandboxes of one machine and serves their sessions.
+#[derive(Parser, Debug)]
+#[command(name = "worker", version = berth_proto::VERSION, after_help = HELP, max_term_width = 100)]
+pub struct WorkerArgs {
+    /// Address of the coordinator
+    #[arg(long, env = env::COORDINATOR_ADDR, default_value = "localhost:50051", value_name = "HOST:PORT")]
+    pub coordinator: String,
+
+    /// Name of this worker [default: a unique id, kept in the state directory]
+    #[arg(long, env = "WORKER_ID", value_parser = worker_id, value_name = "ID")]
+    pub worker_id: Option<WorkerId>,
+
+    /// Token to register with
+    #[arg(
+        long,
+        env = "BERTH_JOIN_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "join_token_file",
+        value_name = "TOKEN"
+    )]
+    pub join_token: Option<String>,
+
+    /// File with the token to register with [default: the coordinator's own, on its machine]
+    #[arg(long, env = "BERTH_JOIN_TOKEN_FILE", value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+
+    /// State directory [default: /var/lib/berth/worker as root, else ~/.local/state/berth/worker]
+    #[arg(long, env = env::BERTH_STATE_DIR, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Where sessions live [default: under the state directory]
+    #[arg(long, env = "BASE_WORKSPACE", value_name = "DIR")]
+    pub base_workspace: Option<PathBuf>,
+
+    /// Port of a data-plane listener of its own [default: nothing listens]
+    #[arg(long, env = "GRPC_PORT", value_name = "PORT")]
+    pub grpc_port: Option<u16>,
+
+    /// IP address of that listener
+    #[arg(long, env = "BERTH_LISTEN", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
+    pub listen: IpAddr,
+
+    #[command(flatten)]
+    pub machine: MachineArgs,
+
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+fn worker_id(text: &str) -> Result<WorkerId, String> {
+    text.parse().map_err(|error: berth_proto::Error| error.to_string())
+}
+
+impl WorkerArgs {
+    fn state_dir(&self) -> Result<PathBuf, Failure> {
+        match &self.state_dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(local::default_state_dir()?.join("worker")),
+        }
+    }
+
+    fn join_token(&self) -> Result<String, Failure> {
+        if let Some(token) = self.join_token.as_ref().filter(|token| !token.is_empty()) {
+            return Ok(token.clone());
+        }
+        if let Some(path) = &self.join_token_file {
+            return local::read_token(path)?
+                .ok_or_else(|| Failure::new(format!("there is no join token in {}", path.display())));
+        }
+        // On the coordinator's own machine it lies where the coordinator left it.
+        if local::is_loopback(&self.coordinator) {
+            let places = [self.state_dir.clone(), local::default_state_dir().ok()];
+            for dir in places.into_iter().flatten() {
+                if let Some(token) = local::read_token(&local::join_token_path(&dir))? {
+                    return Ok(token);
+                }
+            }
+        }
+        Err(Failure::new("this worker has no token to register with")
+            .hint("the coordinator keeps it in <state>/credentials/join.token: `berth token show`")
+            .hint(
+                "set BERTH_JOIN_TOKEN_FILE to a file that holds it, or BERTH_JOIN_TOKEN to the token itself",
+            ))
+    }
+
+    fn config(&self) -> Result<Config, Failure> {
+        let mut config = self.machine.config(&self.coordinator, &self.join_token()?, &self.state_dir()?);
+        config.worker_id.clone_from(&self.worker_id);
+        config.base_workspace.clone_from(&self.base_workspace);
+        config.data_listen = self.grpc_port.map(|port| SocketAddr::new(self.listen, port));
+        Ok(config)
+    }
+}
+
+impl Serve for WorkerArgs {
+    fn serve_args(&self) -> &ServeArgs {
+        &self.serve
+    }
+
+    fn computed(&self) -> Vec<(&'static str, String)> {
+        let Ok(state_dir) = self.state_dir() else { return Vec::new() };
+        let config = self.machine.config(&self.coordinator, "", &state_dir);
+        let shown = |path: &Path| path.display().to_string();
+        vec![
+            ("base_workspace", shown(config.base_workspace.as_deref().unwrap_or(&state_dir))),
+            ("state_dir", shown(&state_dir)),
+            ("agent", shown(&config.agent)),
+            ("shutdown_grace", output::span(config.shutdown_grace)),
+        ]
+    }
+
+    async fn serve(self, mut interrupts: Interrupts) -> CommandResult {
+        let config = self.config()?;
+        let coordinator = config.coordinator.clone();
+        let running = tokio::select! {
+            started = Worker::start(config) => started.map_err(start_failure)?,
+            _ = interrupts.recv() => return Ok(code::CANCELLED),
+        };
+        if let Some(address) = running.data_address() {
+            tracing::info!(%address, "the data plane is listening on {address}");
+        }
+        tracing::info!(worker.id = %running.id(), coordinator, "registering");
+        let mut announced = false;
+        let failed = loop {
+            tokio::select! {
+                () = running.ready(), if !announced => {
+                    announced = true;
+                    tracing::info!(worker.id = %running.id(), "ready");
+                    let data_plane = running.data_address().map(|address| format!(" {address}"));
+                    announce(&self.serve, &format!("{}{}", running.id(), data_plane.unwrap_or_default()))?;
+                }
+                error = running.wait() => {
+                    output::error(&error);
+                    break true;
+                }
+                signal = interrupts.recv() => {
+                    tracing::info!(signal, "stopping; once more stops at once");
+                    break false;
+                }
+            }
+        };
+        withdraw(&self.serve);
+        let stopped = stop(running.shutdown(), &mut interrupts).await?;
+        Ok(if failed { code::FAILED } else { stopped })
+    }
+}
+
+pub fn start_failure(error: StartError) -> Failure {
+    let failure = Failure::new(error.to_string());
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}

@@ -1,0 +1,281 @@
+//! The one error of this library: a code, a machine-readable reason, a message and a
+//! hint for people. What a server said goes through as it said it; what the transport
+//! says ("h2 protocol error") is turned into words that name the address and what to do.
+//!
+//! Boxed, because it travels in every `Result` and is rare.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use berth_proto::error::{DOMAIN, reason_of};
+use tonic::Status;
+use tonic_types::StatusExt;
+
+pub use berth_proto::{Code, Reason};
+
+/// What went wrong with a call.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    code: Code,
+    reason: Option<Reason>,
+    message: String,
+    hint: Option<String>,
+    details: BTreeMap<String, String>,
+    origin: Origin,
+    cause: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A server answered with it.
+    Answered,
+    /// No connection came up: nothing was sent.
+    NotConnected,
+    /// The connection broke: what was sent may have been done.
+    Broken,
+    /// Found here, before or after the call.
+    Local,
+}
+
+impl Error {
+    fn new(origin: Origin, code: Code, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            code,
+            reason: None,
+            message: message.into(),
+            hint: None,
+            details: BTreeMap::new(),
+            origin,
+            cause: None,
+        }))
+    }
+
+    /// An error of the caller's own making, found before anything was sent.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Origin::Local, Code::InvalidArgument, message)
+    }
+
+    /// Reading or writing on this side failed.
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        Self::new(Origin::Local, Code::Unknown, format!("{what}: {error}"))
+    }
+
+    /// An answer that this library does not understand.
+    pub(crate) fn strange(what: impl fmt::Display) -> Self {
+        Self::new(Origin::Local, Code::Internal, format!("the coordinator's answer makes no sense: {what}"))
+            .or_hint("are both of the same version? See `berth info`")
+    }
+
+    pub(crate) fn deadline(address: &str, after: Duration) -> Self {
+        let message =
+            format!("the coordinator at {address} did not answer within {:.0} s", after.as_secs_f64());
+        Self::new(Origin::Broken, Code::DeadlineExceeded, message)
+            .or_hint("see its log, and `berth workers` for the state of the fleet")
+    }
+
+    pub(crate) fn output_lost(stream: &str, from: u64, to: u64) -> Self {
+        let message = format!("bytes {from} to {to} of {stream} are no longer kept");
+        let mut error = Self::new(Origin::Local, Code::OutOfRange, message);
+        error.0.reason = Some(Reason::OutputLost);
+        error.0.details.insert("first_kept".to_owned(), to.to_string());
+        error.or_hint("watch from that offset, or with `skip_lost`")
+    }
+
+    /// Nothing answers at this address.
+    pub(crate) fn not_connected(address: &str, cause: &dyn std::error::Error) -> Self {
+        let mut error = Self::new(
+            Origin::NotConnected,
+            Code::Unavailable,
+            format!("no coordinator answers at {address}"),
+        )
+        .or_hint("start one with `berth up`, or set COORDINATOR_ADDR");
+        error.0.cause = Some(innermost(cause));
+        error
+    }
+
+    pub(crate) fn from_status(status: Status, address: &str) -> Self {
+        let reason = reason_of(&status);
+        if reason.is_none()
+            && let Some(source) = std::error::Error::source(&status)
+        {
+            if failed_to_connect(source) {
+                return Self::not_connected(address, source);
+            }
+            let message = format!("the connection to the coordinator at {address} broke");
+            let mut error = Self::new(Origin::Broken, Code::Unavailable, message)
+                .or_hint("is it still running? See `berth status`, or its log");
+            error.0.cause = Some(innermost(source));
+            return error;
+        }
+        let mut details: BTreeMap<String, String> = status
+            .get_details_error_info()
+            .filter(|info| info.domain == DOMAIN)
+            .map(|info| info.metadata.into_iter().collect())
+            .unwrap_or_default();
+        let message = match status.message() {
+            "" => status.code().description().to_owned(),
+            text => text.to_owned(),
+        };
+        let mut error = Self::new(Origin::Answered, status.code(), message);
+        error.0.reason = reason;
+        error.0.hint = details.remove("hint");
+        error.0.details = details;
+        match status.code() {
+            // The server's own hint is for those who speak gRPC by hand.
+            Code::Unauthenticated => {
+                error.0.hint =
+                    Some("set BERTH_TOKEN, or use the machine and user that ran `berth up`".to_owned());
+                error
+            }
+            Code::Unimplemented => {
+                error.or_hint("is this the address of a Berth coordinator, and of this version?")
+            }
+            _ => error,
+        }
+    }
+
+    /// Adds a hint where there is none yet.
+    #[must_use]
+    pub fn or_hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// The gRPC code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// Why, for programs. `None`: not one of Berth's own answers.
+    pub fn reason(&self) -> Option<Reason> {
+        self.0.reason
+    }
+
+    /// Why, for people.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// What the reader may do about it.
+    pub fn hint(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// A machine-readable detail, e.g. `first_kept` of `OUTPUT_LOST`.
+    pub fn detail(&self, key: &str) -> Option<&str> {
+        self.0.details.get(key).map(String::as_str)
+    }
+
+    /// What the transport said, for a log.
+    pub fn cause(&self) -> Option<&str> {
+        self.0.cause.as_deref()
+    }
+
+    /// No connection came up: the call was certainly not made.
+    pub fn is_not_connected(&self) -> bool {
+        self.0.origin == Origin::NotConnected
+    }
+
+    /// The way to the session is interrupted and may come back: the same call, if it is
+    /// safe to repeat, may work in a moment.
+    pub fn is_temporary(&self) -> bool {
+        self.0.code == Code::Unavailable
+    }
+
+    /// Whether this is the given reason.
+    pub fn is(&self, reason: Reason) -> bool {
+        self.0.reason == Some(reason)
+    }
+}
+
+/// hyper names the phase only in its text.
+fn failed_to_connect(error: &(dyn std::error::Error + 'static)) -> bool {
+    chain(error).any(|error| {
+        let text = error.to_string();
+        text.contains("connect error") || text.contains("dns error") || text.contains("deadline has elapsed")
+    })
+}
+
+fn chain<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text = error.to_string();
+        next = error.source();
+    }
+    text
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = self.0.reason.map_or("-", Reason::as_str);
+        write!(f, "{:?}/{reason}: {}", self.0.code, self.0.message)?;
+        if let Some(cause) = &self.0.cause {
+            write!(f, " (cause: {cause})")?;
+        }
+        if let Some(hint) = &self.0.hint {
+            write!(f, " (hint: {hint})")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<berth_proto::Error> for Error {
+    /// A value that the contract refuses, found on this side.
+    fn from(error: berth_proto::Error) -> Self {
+        Self::from_status(error.into(), "")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_said_is_kept() {
+        let status: Status = berth_proto::Error::new(Code::OutOfRange, Reason::OutputLost, "gone")
+            .hint("look later")
+            .with("first_kept", 4096)
+            .into();
+        let error = Error::from_status(status, "a:1");
+        assert_eq!(error.code(), Code::OutOfRange);
+        assert_eq!(error.reason(), Some(Reason::OutputLost));
+        assert_eq!(error.message(), "gone");
+        assert_eq!(error.hint(), Some("look later"));
+        assert_eq!(error.detail("first_kept"), Some("4096"));
+        assert!(!error.is_temporary());
+    }
+
+    #[test]
+    fn an_empty_message_gets_words() {
+        assert!(!Error::from_status(Status::new(Code::NotFound, ""), "a:1").message().is_empty());
+    }
+
+    #[test]
+    fn a_missing_token_says_what_to_do() {
+        let error = Error::from_status(Status::unauthenticated("no token"), "a:1");
+        assert!(error.hint().unwrap().contains("BERTH_TOKEN"));
+    }
+
+    #[test]
+    fn a_broken_connection_names_the_address() {
+        let io = std::io::Error::other("reset by peer");
+        let error = Error::from_status(Status::from_error(Box::new(io)), "host:7");
+        assert_eq!(error.message(), "the connection to the coordinator at host:7 broke");
+        assert!(error.is_temporary() && !error.is_not_connected());
+    }
+}

@@ -1,0 +1,74 @@
+//! Sessions, as they are told.
+
+use std::time::{Duration, SystemTime};
+
+use berth_proto::{convert, v1};
+use serde::Serialize;
+
+use super::json;
+use crate::{Error, SessionId, domain::*};
+
+/// A session as the coordinator last knew it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SessionInfo {
+    #[serde(serialize_with = "json::text")]
+    pub id: SessionId,
+    #[serde(serialize_with = "json::state")]
+    pub state: SessionState,
+    /// Set when the state is `Ending` or `Ended`.
+    #[serde(serialize_with = "json::opt_reason")]
+    pub end_reason: Option<EndReason>,
+    /// Why it waits, or why it ended, for people.
+    pub message: String,
+    pub template: String,
+    /// `None` until it is placed.
+    pub worker: Option<String>,
+    pub epoch: u64,
+    /// The sandbox backend in use; empty until it is placed.
+    pub backend: String,
+    #[serde(serialize_with = "json::limits")]
+    pub limits: Limits,
+    pub labels: Labels,
+    pub priority: i32,
+    #[serde(serialize_with = "json::opt_time")]
+    pub created_at: Option<SystemTime>,
+    #[serde(serialize_with = "json::opt_time")]
+    pub ready_at: Option<SystemTime>,
+    #[serde(serialize_with = "json::opt_time")]
+    pub ended_at: Option<SystemTime>,
+    /// When its TTL ends it. `None`: no TTL.
+    #[serde(serialize_with = "json::opt_time")]
+    pub expires_at: Option<SystemTime>,
+    #[serde(serialize_with = "json::opt_seconds")]
+    pub idle_timeout: Option<Duration>,
+    pub worker_selector: Labels,
+    #[serde(serialize_with = "json::task_defaults")]
+    pub task_defaults: TaskDefaults,
+}
+
+impl TryFrom<v1::Session> for SessionInfo {
+    type Error = Error;
+
+    fn try_from(wire: v1::Session) -> Result<Self, Error> {
+        Ok(Self {
+            id: wire.id.parse().map_err(Error::strange)?,
+            state: convert::session_state("state", wire.state).map_err(Error::strange)?,
+            end_reason: convert::end_reason(wire.end_reason),
+            message: wire.message,
+            template: wire.template,
+            worker: super::non_empty(wire.worker_id),
+            epoch: wire.epoch,
+            backend: wire.backend,
+            limits: super::limits(wire.limits)?,
+            labels: super::labels(wire.labels),
+            priority: wire.priority,
+            created_at: super::time(wire.created_at)?,
+            ready_at: super::time(wire.ready_at)?,
+            ended_at: super::time(wire.ended_at)?,
+            expires_at: super::time(wire.expires_at)?,
+            idle_timeout: super::limit(wire.idle_timeout)?,
+            worker_selector: super::labels(wire.worker_selector),
+            task_defaults: super::task_defaults(wire.task_defaults)?,
+        })
+    }
+}

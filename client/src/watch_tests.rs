@@ -1,0 +1,158 @@
+//! Streams that break: nothing lost, nothing twice, and an honest word when neither can be.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Client, Command, ConnectOptions, Error, Outcome, Reason, Session, SessionId, TaskEvent, WatchOptions,
+    stub::{Proxy, Stub, TASK},
+};
+
+fn data(length: usize, salt: usize) -> Vec<u8> {
+    (0..length).map(|i| ((i * 31 + salt) % 251) as u8).collect()
+}
+
+async fn session(address: impl ToString) -> Session {
+    let options = ConnectOptions::new(address.to_string()).token("t0ken");
+    Client::connect(options).await.unwrap().session(SessionId::new())
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_resumed_without_loss_or_repetition() {
+    for overlap in [0, 5, 1000] {
+        let stub = Stub {
+            stdout: data(1000, 1),
+            stderr: data(311, 2),
+            breaks: vec![0, 7, 100, 3, 333, 0, 50],
+            overlap,
+            ..Stub::default()
+        };
+        let (stub, address) = stub.serve().await;
+        let output = session(address).await.run(Command::new("x")).await.unwrap();
+        assert_eq!(output.stdout, stub.stdout);
+        assert_eq!(output.stderr, stub.stderr);
+        assert_eq!(output.outcome, Outcome::Exited(3));
+        assert!(!output.truncated);
+        assert_eq!(stub.seen.streams.load(Ordering::SeqCst), 8);
+        assert_eq!(stub.seen.request_ids.lock().unwrap().len(), 1, "started once, then watched");
+        assert_eq!(stub.seen.token.lock().unwrap().as_deref(), Some("Bearer t0ken"));
+    }
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_resumed_too() {
+    let hold = CancellationToken::new();
+    let stub = Stub { stdout: data(5000, 3), hold: Some(hold.clone()), ..Stub::default() };
+    let (stub, address) = stub.serve().await;
+    let proxy = Proxy::to(address).await;
+    let session = session(proxy.address).await;
+    let mut stream = session.stream(Command::new("x")).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 2500 {
+        let Some(TaskEvent::Stdout(data)) = stream.next().await.unwrap() else { panic!("only output yet") };
+        seen.extend_from_slice(&data);
+    }
+    proxy.cut();
+    while seen.len() < 5000 {
+        let Some(TaskEvent::Stdout(data)) = stream.next().await.unwrap() else { panic!("only output yet") };
+        seen.extend_from_slice(&data);
+    }
+    // All of it may have been under way before the cut: now the stream surely is a new one, or gets to be.
+    proxy.cut();
+    let (end, ()) = tokio::join!(stream.next(), async {
+        while stub.seen.streams.load(Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+        hold.cancel();
+    });
+    assert!(matches!(end.unwrap(), Some(TaskEvent::Ended(_))));
+    assert_eq!(seen, stub.stdout);
+}
+
+#[tokio::test]
+async fn a_run_whose_answer_is_lost_is_sent_again_under_the_same_id() {
+    let (stub, address) = Stub { stdout: data(10, 1), silent_runs: 2, ..Stub::default() }.serve().await;
+    let output = session(address).await.run(Command::new("x")).await.unwrap();
+    assert_eq!(output.stdout, stub.stdout);
+    let ids = stub.seen.request_ids.lock().unwrap();
+    assert_eq!(ids.len(), 3);
+    assert!(!ids[0].is_empty() && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[tokio::test]
+async fn lost_output_is_told_or_is_an_error() {
+    let (stub, address) = Stub { stdout: data(100, 1), first_kept: 40, ..Stub::default() }.serve().await;
+    let task = session(address).await.task(TASK);
+
+    let mut stream = task.watch().await.unwrap();
+    let first = stream.next().await.unwrap().unwrap();
+    assert!(matches!(first, TaskEvent::Lost { from: 0, to: 40, .. }), "{first:?}");
+    let mut seen = Vec::new();
+    while let Some(event) = stream.next().await.unwrap() {
+        if let TaskEvent::Stdout(data) = event {
+            seen.extend_from_slice(&data);
+        }
+    }
+    assert_eq!(seen, stub.stdout[40..]);
+
+    let strict = WatchOptions { skip_lost: false, ..WatchOptions::default() };
+    let error: Error = task.watch_from(strict).await.expect_err("bytes are missing");
+    assert_eq!(error.reason(), Some(Reason::OutputLost));
+    assert_eq!(error.detail("first_kept"), Some("40"));
+}
+
+#[tokio::test]
+async fn a_server_that_stays_away_is_given_up() {
+    // Each stream breaks at once.
+    let (_, address) =
+        Stub { stdout: data(100, 1), breaks: vec![0; 10_000], ..Stub::default() }.serve().await;
+    let options = ConnectOptions::new(address.to_string()).resume_for(Duration::from_millis(100));
+    let session = Client::connect(options).await.unwrap().session(SessionId::new());
+    // `started` comes with each new stream: that is a sign of life, so only a dead address ends it.
+    let mut stream = session.stream(Command::new("x")).await.unwrap();
+    let outcome = tokio::time::timeout(Duration::from_millis(500), stream.next()).await;
+    assert!(outcome.is_err(), "it goes on for as long as the server answers");
+
+    let hold = CancellationToken::new();
+    let (_, address) = Stub { hold: Some(hold), ..Stub::default() }.serve().await;
+    let proxy = Proxy::to(address).await;
+    let options = ConnectOptions::new(proxy.address.to_string()).resume_for(Duration::from_millis(100));
+    let session = Client::connect(options).await.unwrap().session(SessionId::new());
+    let mut stream = session.stream(Command::new("x")).await.unwrap();
+    let error = {
+        let cutting = async {
+            loop {
+                proxy.cut();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            next = stream.next() => next.expect_err("the way is cut for good"),
+            () = cutting => unreachable!(),
+        }
+    };
+    assert!(error.is_temporary(), "{error:?}");
+    assert!(stream.next().await.unwrap().is_none(), "after its error it is over");
+}
+
+#[tokio::test]
+async fn input_is_written_once_although_answers_are_lost() {
+    let (stub, address) = Stub { stdin_step: 1000, ..Stub::default() }.serve().await;
+    let session = session(address).await;
+    let task = session.start(Command::new("cat").stdin(true)).await.unwrap();
+    let input = data(4321, 9);
+    task.write_stdin(&input[..10]).await.unwrap();
+    task.write_stdin(&input[10..]).await.unwrap();
+    task.close_stdin().await.unwrap();
+    assert_eq!(*stub.seen.stdin.lock().unwrap(), input);
+}
+
+#[tokio::test]
+async fn an_answered_error_comes_with_reason_and_hint() {
+    let (_, address) = Stub::default().serve().await;
+    let error = session(address).await.task(TASK).info().await.expect_err("it is not there");
+    assert_eq!(error.reason(), Some(Reason::TaskNotFound));
+    assert_eq!(error.message(), "no such task");
+    assert_eq!(error.hint(), Some("see `berth tasks`"));
+}
