@@ -1,0 +1,119 @@
+//! Looks for what a stopped fleet may have left behind: mounts, cgroups, processes,
+//! session directories. Everything of ours carries the state directory or the worker's
+//! instance id in its name.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// # Panics
+/// When anything of the fleet with its state below `dir` is still there, naming it.
+pub fn assert_nothing(dir: &Path) {
+    let found = everything(dir);
+    assert!(found.is_empty(), "left behind:\n{}", found.join("\n"));
+}
+
+/// All that is left, each with its kind.
+pub fn everything(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    found.extend(mounts(dir).into_iter().map(|m| format!("mount {m}")));
+    found.extend(processes(dir).into_iter().map(|p| format!("process {p}")));
+    for instance in instances(dir) {
+        found.extend(cgroups(&instance).into_iter().map(|c| format!("cgroup {}", c.display())));
+    }
+    found.extend(session_dirs(dir).into_iter().map(|s| format!("directory {}", s.display())));
+    found
+}
+
+/// Ends the sandboxes of a fleet whose workers are dead: best effort, after a failed test.
+pub fn sweep(dir: &Path) {
+    for instance in instances(dir) {
+        for cgroup in cgroups(&instance) {
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+        }
+        let label = format!("label=berth.instance={instance}");
+        let script = "docker ps -aq --filter \"$1\" | xargs -r docker rm -fv";
+        let _ = std::process::Command::new("sh").args(["-c", script, "sh", &label]).output();
+        for _ in 0..100 {
+            let found = cgroups(&instance);
+            if found.is_empty() {
+                break;
+            }
+            found.iter().for_each(|cgroup| remove(cgroup));
+        }
+    }
+}
+
+/// A cgroup and those below it, as far as they are empty.
+fn remove(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(cgroup);
+}
+
+fn mounts(dir: &Path) -> Vec<String> {
+    let dir = dir.to_string_lossy();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().filter(|line| line.contains(&*dir)).map(str::to_owned).collect()
+}
+
+/// Processes whose command line or environment names the state directory. The test itself
+/// does not.
+fn processes(dir: &Path) -> Vec<String> {
+    let needle = dir.to_string_lossy().into_owned();
+    let own = std::process::id().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().into_string() else { continue };
+        if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == own {
+            continue;
+        }
+        for file in ["cmdline", "environ"] {
+            let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
+            if String::from_utf8_lossy(&bytes).contains(&needle) {
+                found.push(format!("{pid} ({file})"));
+            }
+        }
+    }
+    found
+}
+
+/// Ids of the worker instances below `dir`.
+pub fn instances(dir: &Path) -> Vec<String> {
+    let files = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path().join("instance"));
+    files.filter_map(|file| fs::read_to_string(file).ok()).map(|id| id.trim().to_owned()).collect()
+}
+
+/// Cgroups with the instance in their name, in any hierarchy.
+pub fn cgroups(instance: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    search(Path::new("/sys/fs/cgroup"), instance, 0, &mut found);
+    found
+}
+
+fn search(dir: &Path, needle: &str, depth: usize, found: &mut Vec<PathBuf>) {
+    // Deep enough for a worker in a service in a slice in a container.
+    if depth > 8 {
+        return;
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+            continue;
+        }
+        if entry.file_name().to_string_lossy().contains(needle) {
+            found.push(entry.path());
+        } else {
+            search(&entry.path(), needle, depth + 1, found);
+        }
+    }
+}
+
+fn session_dirs(dir: &Path) -> Vec<PathBuf> {
+    let workers = fs::read_dir(dir).into_iter().flatten().flatten();
+    let sessions = workers.filter_map(|w| fs::read_dir(w.path().join("sessions")).ok());
+    sessions.flat_map(|entries| entries.flatten()).map(|entry| entry.path()).collect()
+}

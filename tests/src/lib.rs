@@ -1,0 +1,310 @@
+//! The harness of the suites: a real coordinator and real workers, as processes, on
+//! loopback with ports of their own choosing and a throw-away state directory.
+//!
+//! A test says what it wants in [`Setup`], drives the [`Cluster`] through its public
+//! interfaces, and ends with [`Cluster::stop`], which asserts that nothing is left. A test
+//! that fails instead shows the last lines of every component's log.
+
+pub mod left;
+pub mod process;
+pub mod skip;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use berth_proto::{
+    transport,
+    v1::{
+        self, admin_service_client::AdminServiceClient, file_service_client::FileServiceClient,
+        session_service_client::SessionServiceClient, task_service_client::TaskServiceClient,
+    },
+};
+use process::Process;
+use tempfile::TempDir;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
+
+/// How long a component may take to be ready on a busy machine.
+pub const READY: Duration = Duration::from_secs(60);
+
+/// A channel that carries a token, if it needs one.
+pub type Authorized = InterceptedService<Channel, Bearer>;
+
+/// Puts a token on every call.
+#[derive(Clone)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Bearer {
+    pub fn new(token: &str) -> Self {
+        Self(Some(format!("Bearer {token}").parse().expect("a token is ASCII")))
+    }
+
+    pub fn none() -> Self {
+        Self(None)
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub workers: usize,
+    /// auto, native, docker or fake.
+    pub sandbox: String,
+    pub max_sessions: u32,
+    /// Text of the templates file, if there is one.
+    pub templates: Option<String>,
+    /// More variables for every worker.
+    pub worker_env: Vec<(String, String)>,
+    pub coordinator_env: Vec<(String, String)>,
+    /// Give each worker its own data-plane listener.
+    pub worker_listener: bool,
+}
+
+impl Setup {
+    pub fn new(sandbox: &str) -> Self {
+        Self {
+            workers: 1,
+            sandbox: sandbox.to_owned(),
+            max_sessions: 5,
+            templates: None,
+            worker_env: Vec::new(),
+            coordinator_env: Vec::new(),
+            worker_listener: false,
+        }
+    }
+}
+
+/// One worker process and its state.
+pub struct WorkerProcess {
+    pub id: String,
+    pub state: PathBuf,
+    ready: PathBuf,
+    pub process: Process,
+    /// `host:port` of its own data-plane listener, if it has one.
+    pub data_plane: Option<String>,
+}
+
+/// A running fleet.
+pub struct Cluster {
+    pub setup: Setup,
+    pub dir: TempDir,
+    /// `host:port`.
+    pub address: String,
+    pub admin_token: String,
+    pub coordinator: Process,
+    pub workers: Vec<WorkerProcess>,
+    channel: Channel,
+}
+
+impl Cluster {
+    /// Starts everything and waits until every worker is ready for sessions.
+    pub async fn start(setup: Setup) -> Self {
+        let mut cluster = Self::start_coordinator(setup).await;
+        for number in 1..=cluster.setup.workers {
+            cluster.add_worker(&format!("worker-{number}"));
+        }
+        cluster.workers_ready().await;
+        cluster
+    }
+
+    /// Starts a coordinator alone.
+    pub async fn start_coordinator(setup: Setup) -> Self {
+        let dir = tempfile::Builder::new().prefix("berth-t").tempdir().expect("a temporary directory");
+        let state = dir.path().join("c");
+        let (coordinator, address) = spawn_coordinator(&setup, dir.path(), 0).await;
+        let token = state.join("credentials/admin.token");
+        let admin_token = std::fs::read_to_string(&token).expect("the admin token").trim().to_owned();
+        let channel = connect(&address).await;
+        Self { setup, dir, address, admin_token, coordinator, workers: Vec::new(), channel }
+    }
+
+    /// Starts one more worker. It is not ready yet when this returns.
+    pub fn add_worker(&mut self, id: &str) {
+        let state = self.dir.path().join(id);
+        let ready = self.dir.path().join(format!("{id}.ready"));
+        let mut env = vec![
+            ("COORDINATOR_ADDR".to_owned(), self.address.clone()),
+            ("WORKER_ID".into(), id.into()),
+            ("MAX_SESSIONS".into(), self.setup.max_sessions.to_string()),
+            ("BERTH_SANDBOX".into(), self.setup.sandbox.clone()),
+            ("BERTH_STATE_DIR".into(), text(&state)),
+            ("BERTH_JOIN_TOKEN_FILE".into(), text(&self.dir.path().join("c/credentials/join.token"))),
+            ("BERTH_AGENT".into(), text(&process::binary("berth-agent"))),
+        ];
+        if self.setup.worker_listener {
+            env.push(("GRPC_PORT".into(), "0".into()));
+        }
+        env.extend(self.setup.worker_env.clone());
+        let args = ["--ready-file".to_owned(), text(&ready)];
+        let process = Process::spawn("worker", &args, &env, self.dir.path().join(format!("{id}.log")));
+        self.workers.push(WorkerProcess { id: id.to_owned(), state, ready, process, data_plane: None });
+    }
+
+    /// Waits until every worker is ready, and the coordinator says so too.
+    pub async fn workers_ready(&mut self) {
+        for worker in &mut self.workers {
+            let told = worker.process.wait_for_file(&worker.ready, READY).await;
+            worker.data_plane = told.split_whitespace().nth(1).map(str::to_owned);
+        }
+        let count = self.workers.len();
+        let mut admin = self.admin();
+        until(READY, "the workers to be ready", async || {
+            let workers = admin.list_workers(v1::ListWorkersRequest {}).await.ok()?.into_inner().workers;
+            let alive = |w: &&v1::Worker| w.liveness() == v1::Liveness::Alive;
+            let ready = |w: &&v1::Worker| w.health.as_ref().is_some_and(|h| h.ready);
+            (workers.iter().filter(alive).filter(ready).count() >= count).then_some(())
+        })
+        .await;
+    }
+
+    fn bearer(&self) -> Bearer {
+        Bearer::new(&self.admin_token)
+    }
+
+    pub fn sessions(&self) -> SessionServiceClient<Authorized> {
+        SessionServiceClient::with_interceptor(self.channel.clone(), self.bearer())
+    }
+
+    pub fn tasks(&self) -> TaskServiceClient<Authorized> {
+        TaskServiceClient::with_interceptor(self.channel.clone(), self.bearer())
+    }
+
+    pub fn files(&self) -> FileServiceClient<Authorized> {
+        FileServiceClient::with_interceptor(self.channel.clone(), self.bearer())
+    }
+
+    pub fn admin(&self) -> AdminServiceClient<Authorized> {
+        AdminServiceClient::with_interceptor(self.channel.clone(), self.bearer())
+    }
+
+    /// Without a token.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A session with the defaults.
+    pub async fn session(&self) -> v1::Session {
+        self.sessions()
+            .create_session(v1::CreateSessionRequest::default())
+            .await
+            .expect("a session")
+            .into_inner()
+    }
+
+    /// Runs the `berth` command against this cluster, to its end.
+    pub async fn berth(&self, args: &[&str]) -> process::Finished {
+        self.berth_with(args, b"").await
+    }
+
+    /// The same with standard input.
+    pub async fn berth_with(&self, args: &[&str], stdin: &[u8]) -> process::Finished {
+        let env = [
+            ("BERTH_ADDRESS".to_owned(), self.address.clone()),
+            ("BERTH_TOKEN".into(), self.admin_token.clone()),
+        ];
+        process::run("berth", args, &env, stdin).await
+    }
+
+    /// Ends all sessions, stops everything in order and asserts that nothing is left on the
+    /// machine. (A worker that is stopped gives its sessions a grace to end by themselves.)
+    pub async fn stop(mut self) {
+        let request = v1::ListSessionsRequest { page_size: 1000, ..Default::default() };
+        if let Ok(listed) = self.sessions().list_sessions(request).await {
+            for session in listed.into_inner().sessions {
+                let request = v1::DeleteSessionRequest { session_id: session.id };
+                self.sessions().delete_session(request).await.expect("a session can be deleted");
+            }
+        }
+        for worker in &mut self.workers {
+            worker.process.terminate().await;
+        }
+        self.coordinator.terminate().await;
+        left::assert_nothing(self.dir.path());
+    }
+
+    /// Kills the coordinator (SIGKILL) and starts it again on the same port and state.
+    pub async fn restart_coordinator(&mut self) {
+        self.coordinator.kill().await;
+        let port = self.address.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+        let (coordinator, address) = spawn_coordinator(&self.setup, self.dir.path(), port).await;
+        assert_eq!(address, self.address);
+        self.coordinator = coordinator;
+        self.channel = connect(&self.address).await;
+    }
+}
+
+impl Drop for Cluster {
+    /// A test that failed leaves a fleet: its workers are killed, and their sandboxes, which
+    /// live on by design, are ended by their cgroups.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for worker in &mut self.workers {
+            worker.process.kill_now();
+        }
+        left::sweep(self.dir.path());
+    }
+}
+
+async fn spawn_coordinator(setup: &Setup, dir: &Path, port: u16) -> (Process, String) {
+    let ready = dir.join("coordinator.ready");
+    let _ = std::fs::remove_file(&ready);
+    let mut env = vec![
+        ("GRPC_PORT".to_owned(), port.to_string()),
+        ("HTTP_PORT".into(), "0".into()),
+        ("BERTH_STATE_DIR".into(), text(&dir.join("c"))),
+    ];
+    if let Some(templates) = &setup.templates {
+        let file = dir.join("templates.toml");
+        std::fs::write(&file, templates).expect("the templates");
+        env.push(("BERTH_TEMPLATES".into(), text(&file)));
+    }
+    env.extend(setup.coordinator_env.clone());
+    let args = ["--ready-file".to_owned(), text(&ready)];
+    let mut process = Process::spawn("coordinator", &args, &env, dir.join("coordinator.log"));
+    let address = process.wait_for_file(&ready, READY).await.trim().to_owned();
+    (process, address)
+}
+
+async fn connect(address: &str) -> Channel {
+    transport::endpoint(transport::uri_of(address))
+        .expect("an address")
+        .connect()
+        .await
+        .expect("a connection")
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("our own paths are UTF-8").to_owned()
+}
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// When there is none by the deadline.
+pub async fn until<T>(deadline: Duration, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = tokio::time::Instant::now() + deadline;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < end, "waited {deadline:?} in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

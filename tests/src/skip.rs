@@ -1,0 +1,39 @@
+//! Tests that this machine can't run say so by name and reason; `make test` prints them.
+
+use std::io::Write;
+
+/// Whether the docker backend can be tested here; a skip is noted for `test`.
+pub fn without_docker(test: &str) -> bool {
+    let usable = std::env::var_os("BERTH_TEST_DOCKER").is_some_and(|value| value == "1");
+    if !usable {
+        note(test, "docker backend: no usable engine with the sandbox image (BERTH_TEST_DOCKER is not 1)");
+    }
+    !usable
+}
+
+/// Whether native sandboxes can be tested here; a skip is noted for `test`.
+pub fn without_root(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        note(test, "native backend: needs root");
+    }
+    !root
+}
+
+/// Whether the backend can't be tested here.
+pub fn without(backend: &str, test: &str) -> bool {
+    match backend {
+        "docker" => without_docker(test),
+        "native" => without_root(test),
+        _ => false,
+    }
+}
+
+fn note(test: &str, reason: &str) {
+    eprintln!("skipped {test}: {reason}");
+    if let Some(path) = std::env::var_os("BERTH_SKIP_LOG")
+        && let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path)
+    {
+        let _ = writeln!(file, "{test}: {reason}");
+    }
+}

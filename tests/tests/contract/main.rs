@@ -1,0 +1,84 @@
+//! One suite, aimed at every hop: the data-plane services are the same on coordinator,
+//! worker and agent, so the same cases must hold on each, on every backend.
+
+mod cases;
+mod files;
+mod hop;
+mod isolation;
+mod tasks;
+
+use hop::{At, Hop};
+
+/// Makes a test of each case at each hop. `fake` runs the cases that need no real programs.
+macro_rules! contract {
+    ($backend:ident: $($module:ident::$case:ident),* $(,)?) => {
+        mod $backend {
+            $(mod $case {
+                use super::super::*;
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn coordinator() { run(stringify!($backend), stringify!($case), At::Coordinator).await }
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn worker() { run(stringify!($backend), stringify!($case), At::Worker).await }
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn agent() { run(stringify!($backend), stringify!($case), At::Agent).await }
+                async fn run(backend: &str, case: &str, at: At) {
+                    if berth_tests::skip::without(backend, &format!("contract {backend} {case} {at:?}")) { return }
+                    let hop = Hop::start(backend, at).await;
+                    crate::$module::$case(&hop).await;
+                    hop.stop().await;
+                }
+            })*
+        }
+    };
+}
+
+contract!(fake:
+    tasks::a_run_streams_started_output_ended,
+    tasks::output_resumes_at_any_offset,
+    tasks::a_timeout_is_no_exit,
+    tasks::cancel_is_final,
+    tasks::stdin_is_written_once,
+    tasks::a_request_id_starts_one_task,
+    cases::unknown_ids_are_not_found,
+    cases::bad_tasks_are_refused,
+    cases::a_ten_mebibyte_message_is_refused_and_the_connection_lives,
+    files::what_is_written_is_read,
+    files::a_broken_upload_leaves_the_file_as_it_was,
+    files::bad_paths_are_refused,
+);
+
+macro_rules! on_real_backends {
+    ($($backend:ident),*) => { $(contract!($backend:
+        tasks::a_run_streams_started_output_ended,
+        tasks::streams_are_separate_and_binary_safe,
+        tasks::output_resumes_at_any_offset,
+        tasks::a_shell_line_runs_in_a_shell,
+        tasks::a_missing_program_is_127_and_an_unfit_one_126,
+        tasks::a_timeout_is_no_exit,
+        tasks::too_much_memory_is_told_and_the_session_lives_on,
+        tasks::the_output_limit_ends_a_task,
+        tasks::cancel_is_final,
+        tasks::what_a_task_started_ends_with_it,
+        tasks::an_inherited_pipe_holds_nobody_up,
+        tasks::a_detached_task_leaves_its_children,
+        tasks::stdin_is_written_once,
+        tasks::a_terminal_has_its_size,
+        tasks::signals_reach_the_task,
+        tasks::a_request_id_starts_one_task,
+        tasks::tasks_are_listed_in_pages,
+        tasks::an_unwatched_task_is_cancelled_after_its_grace,
+        cases::unknown_ids_are_not_found,
+        cases::bad_tasks_are_refused,
+        cases::a_ten_mebibyte_message_is_refused_and_the_connection_lives,
+        files::what_is_written_is_read,
+        files::large_files_go_both_ways,
+        files::a_broken_upload_leaves_the_file_as_it_was,
+        files::bad_paths_are_refused,
+        files::the_kernel_decides_as_the_tasks_user,
+        files::trees_are_listed_moved_and_removed,
+        isolation::a_task_has_no_privileges,
+        isolation::a_task_sees_only_its_own,
+    );)* };
+}
+
+on_real_backends!(native, docker);

@@ -1,0 +1,91 @@
+//! Two sessions on one worker know nothing of each other.
+
+use berth_proto::v1;
+use berth_tests::{Cluster, Setup, skip};
+
+use crate::util::run;
+
+async fn sessions_are_strangers(backend: &str) {
+    let cluster = Cluster::start(Setup::new(backend)).await;
+    let (a, b) = (cluster.session().await.id, cluster.session().await.id);
+    run(
+        &cluster,
+        &a,
+        "echo secret > /workspace/f; echo secret > /tmp/f; echo secret > ~/f; echo secret > /dev/shm/f",
+    )
+    .await;
+    let sleeper = v1::StartTaskRequest {
+        session_id: a.clone(),
+        task: Some(v1::TaskSpec { detached: true, ..crate::util::shell("exec sleep 4242") }),
+        ..Default::default()
+    };
+    cluster.tasks().start_task(sleeper).await.expect("it starts");
+    for path in ["/workspace/f", "/tmp/f", "/home/user/f", "/dev/shm/f"] {
+        let (seen, _) = run(&cluster, &b, &format!("cat {path} 2>/dev/null || echo nothing")).await;
+        assert_eq!(seen, "nothing", "{path} of the other session");
+    }
+    let (count, _) = run(&cluster, &b, "ps ax -o args | grep -c '[s]leep 4242' || true").await;
+    assert_eq!(count, "0", "a process of the other session is seen");
+    assert_eq!(run(&cluster, &a, "ps ax -o args | grep -c '[s]leep 4242' || true").await.0, "1");
+    run(&cluster, &b, "kill -9 -1; true").await;
+    assert_eq!(run(&cluster, &a, "ps ax -o args | grep -c '[s]leep 4242' || true").await.0, "1");
+    // Their host ids differ, so what the kernel counts by user is counted apart.
+    let uid = |session: &str| {
+        let state = cluster.workers[0].state.join("sessions").join(session).join("files/workspace");
+        std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(state).expect("the workspace"))
+    };
+    assert_ne!(uid(&a), uid(&b));
+    assert!(uid(&a) > 65_536, "a uid of the host's own: {}", uid(&a));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn native_sessions_are_strangers() {
+    if !skip::without_root("e2e native_sessions_are_strangers") {
+        sessions_are_strangers("native").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_sessions_are_strangers() {
+    if !skip::without_docker("e2e docker_sessions_are_strangers") {
+        sessions_are_strangers("docker").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_bomb_stays_in_its_session() {
+    if skip::without_root("e2e a_fork_bomb_stays_in_its_session") {
+        return;
+    }
+    let cluster = Cluster::start(Setup::new("native")).await;
+    let (bomb, neighbour) = (cluster.session().await.id, cluster.session().await.id);
+    let request = v1::RunRequest {
+        session_id: bomb.clone(),
+        task: Some(v1::TaskSpec {
+            timeout: crate::util::seconds(2),
+            ..crate::util::shell("bomb() { bomb | bomb & }; bomb; sleep 1000")
+        }),
+        ..Default::default()
+    };
+    let mut tasks = cluster.tasks();
+    let exploding = async {
+        let mut stream = tasks.run(request).await.expect("it starts").into_inner();
+        let mut end = None;
+        while let Some(event) = stream.message().await.expect("the stream goes on") {
+            if let Some(v1::task_event::Event::Ended(task)) = event.event {
+                end = task.end.and_then(|end| end.outcome).and_then(|outcome| outcome.kind);
+            }
+        }
+        end
+    };
+    let going_on = async {
+        for _ in 0..10 {
+            assert_eq!(run(&cluster, &neighbour, "echo fine").await.0, "fine");
+        }
+    };
+    let (outcome, ()) = tokio::join!(exploding, going_on);
+    assert_eq!(outcome, Some(v1::outcome::Kind::TimedOut(v1::outcome::Empty {})));
+    assert_eq!(run(&cluster, &bomb, "ls /proc | grep -c '^[0-9]'").await.1, v1::outcome::Kind::Exited(0));
+    cluster.stop().await;
+}

@@ -1,0 +1,147 @@
+//! How components start, and what they say when they can't.
+
+use berth_proto::v1;
+use berth_tests::{Cluster, READY, Setup, left, process, skip, until};
+
+/// Writes that a command gets from us; nothing else of our environment.
+fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn up_runs_stops_and_leaves_nothing() {
+    if skip::without_root("e2e up_runs_stops_and_leaves_nothing") {
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("berth-t").tempdir().unwrap();
+    let state = dir.path().join("up");
+    let agent = process::binary("berth-agent");
+    let env = env(&[
+        ("BERTH_STATE_DIR", state.to_str().unwrap()),
+        ("BERTH_AGENT", agent.to_str().unwrap()),
+        ("GRPC_PORT", "0"),
+        ("HTTP_PORT", "0"),
+    ]);
+    let berth = async |args: &[&str]| process::run("berth", args, &env, b"").await;
+    let up = berth(&["up", "-d"]).await;
+    assert_eq!(up.code, Some(0), "{}\n{}", up.stdout, up.stderr);
+    assert!(format!("{}{}", up.stdout, up.stderr).contains("berth run"), "it says what to type next");
+    // Credentials and the address are found without asking.
+    assert_eq!(berth(&["run", "--", "python3", "-c", "print(1)"]).await.ok(), "1\n");
+    let status = berth(&["status"]).await;
+    assert_eq!(status.code, Some(0), "{}", status.stderr);
+    let again = berth(&["up"]).await;
+    assert_ne!(again.code, Some(0), "a second one must not start");
+    assert!(again.stderr.contains("runs") || again.stderr.contains("running"), "{}", again.stderr);
+    berth(&["stop"]).await.ok();
+    let stopped = berth(&["status"]).await;
+    assert_ne!(stopped.code, Some(0), "it says that nothing runs");
+    left::assert_nothing(dir.path());
+    let rest: Vec<String> = left::instances(&state)
+        .iter()
+        .flat_map(|i| left::cgroups(i))
+        .map(|c| c.display().to_string())
+        .collect();
+    assert!(rest.is_empty(), "{rest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_order_of_start_works() {
+    // The worker is there first and waits for its coordinator, which then comes on that port.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut cluster = Cluster::start_coordinator(Setup {
+        coordinator_env: env(&[("GRPC_PORT", &port.to_string())]),
+        ..Setup::new("fake")
+    })
+    .await;
+    cluster.coordinator.kill().await;
+    cluster.add_worker("worker-1");
+    cluster.restart_coordinator().await;
+    cluster.workers_ready().await;
+    assert_eq!(cluster.session().await.state(), v1::SessionState::Ready);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_coordinator_on_the_same_state_or_port_is_refused() {
+    let cluster = Cluster::start_coordinator(Setup::new("fake")).await;
+    let state = cluster.dir.path().join("c");
+    let seen = process::run(
+        "coordinator",
+        &[],
+        &env(&[("BERTH_STATE_DIR", state.to_str().unwrap()), ("GRPC_PORT", "0"), ("HTTP_PORT", "0")]),
+        b"",
+    )
+    .await;
+    assert_eq!(seen.code, Some(1), "{}", seen.stderr);
+    assert!(seen.stderr.contains(state.to_str().unwrap()), "it names the state: {}", seen.stderr);
+    let other = cluster.dir.path().join("other");
+    let port = cluster.address.rsplit(':').next().unwrap();
+    let seen = process::run(
+        "coordinator",
+        &[],
+        &env(&[("BERTH_STATE_DIR", other.to_str().unwrap()), ("GRPC_PORT", port), ("HTTP_PORT", "0")]),
+        b"",
+    )
+    .await;
+    assert_eq!(seen.code, Some(1), "{}", seen.stderr);
+    assert!(seen.stderr.contains(port), "it names the port: {}", seen.stderr);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_settings_are_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("s");
+    let templates = dir.path().join("templates.toml");
+    std::fs::write(&templates, "[[template]]\nname = \"x\"\nmemroy = \"1G\"\n").unwrap();
+    let base = [("BERTH_STATE_DIR", state.to_str().unwrap()), ("GRPC_PORT", "0"), ("HTTP_PORT", "0")];
+    let with = |more: &[(&str, &str)]| env(&[&base[..], more].concat());
+    let seen =
+        process::run("coordinator", &[], &with(&[("BERTH_TEMPLATES", templates.to_str().unwrap())]), b"")
+            .await;
+    assert_ne!(seen.code, Some(0));
+    assert!(seen.stderr.contains("memroy"), "it names the key: {}", seen.stderr);
+    let seen = process::run("coordinator", &[], &with(&[("BERTH_LISTEN", "0.0.0.0")]), b"").await;
+    assert_ne!(seen.code, Some(0), "beyond loopback without TLS");
+    assert!(seen.stderr.contains("BERTH_INSECURE_LISTEN"), "{}", seen.stderr);
+    let worker = env(&[
+        ("BERTH_STATE_DIR", dir.path().join("w").to_str().unwrap()),
+        ("BERTH_JOIN_TOKEN", "berth_x"),
+        ("BERTH_SANDBOX", "docker"),
+        ("BERTH_SANDBOX_IMAGE", "berth/no-such-image:none"),
+    ]);
+    let seen = process::run("worker", &[], &worker, b"").await;
+    assert_ne!(seen.code, Some(0));
+    assert!(seen.stderr.contains("hint:"), "{}", seen.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_with_a_wrong_join_token_is_told() {
+    let cluster = Cluster::start_coordinator(Setup::new("fake")).await;
+    let worker = env(&[
+        ("COORDINATOR_ADDR", &cluster.address),
+        ("BERTH_STATE_DIR", cluster.dir.path().join("w").to_str().unwrap()),
+        ("BERTH_SANDBOX", "fake"),
+        ("BERTH_JOIN_TOKEN", &format!("berth_{}", "0".repeat(64))),
+    ]);
+    let log = cluster.dir.path().join("w.log");
+    let mut process = process::Process::spawn("worker", &[], &worker, log);
+    until(READY, "the worker to be told", async || {
+        process.log().contains("refused the join token").then_some(())
+    })
+    .await;
+    let workers = cluster.admin().list_workers(v1::ListWorkersRequest {}).await.unwrap().into_inner().workers;
+    assert_eq!(workers, []);
+    process.terminate().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_shows_all_of_it() {
+    if skip::without_root("e2e the_demo_shows_all_of_it") {
+        return;
+    }
+    let seen = process::run("berth", &["demo"], &[], b"").await;
+    assert_eq!(seen.code, Some(0), "{}\n{}", seen.stdout, seen.stderr);
+}

@@ -1,0 +1,50 @@
+//! What several tests do.
+
+use berth_proto::v1::{self, task_event::Event, task_spec::Program};
+use berth_tests::Cluster;
+use tonic::Status;
+
+pub fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+pub fn shell(line: &str) -> v1::TaskSpec {
+    v1::TaskSpec { program: Some(Program::Shell(line.to_owned())), ..Default::default() }
+}
+
+/// Runs a shell line to its end; its standard output and its outcome.
+pub async fn run(cluster: &Cluster, session: &str, line: &str) -> (String, v1::outcome::Kind) {
+    try_run(cluster, session, line).await.expect("the task runs")
+}
+
+pub async fn try_run(
+    cluster: &Cluster,
+    session: &str,
+    line: &str,
+) -> Result<(String, v1::outcome::Kind), Status> {
+    let request =
+        v1::RunRequest { session_id: session.into(), task: Some(shell(line)), ..Default::default() };
+    let mut stream = cluster.tasks().run(request).await?.into_inner();
+    let mut output = Vec::new();
+    while let Some(event) = stream.message().await? {
+        match event.event {
+            Some(Event::Stdout(chunk)) => output.extend_from_slice(&chunk.data),
+            Some(Event::Ended(task)) => {
+                let kind = task.end.and_then(|end| end.outcome).and_then(|o| o.kind).expect("an outcome");
+                return Ok((String::from_utf8_lossy(&output).trim_end().to_owned(), kind));
+            }
+            _ => {}
+        }
+    }
+    panic!("the stream ended before the task");
+}
+
+pub async fn state(cluster: &Cluster, session: &str) -> v1::Session {
+    let request = v1::GetSessionRequest { session_id: session.into() };
+    cluster.sessions().get_session(request).await.expect("the session is known").into_inner()
+}
+
+pub async fn delete(cluster: &Cluster, session: &str) {
+    let request = v1::DeleteSessionRequest { session_id: session.into() };
+    cluster.sessions().delete_session(request).await.expect("it can be deleted");
+}
