@@ -1,0 +1,85 @@
+#!/bin/sh
+# Checks for what a target needs, and as root on Debian or Ubuntu installs what is missing.
+#   scripts/setup.sh [build|demo|test|lint|bench|all]    (all: what `make setup` does)
+# Says nothing and costs nothing when all is there. BERTH_NO_INSTALL=1: only check.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/common.sh
+
+what=${1:-all}
+case "$what" in
+    build | demo | test | lint | bench | all) ;;
+    *) die "unknown target: $what" "one of build, demo, test, lint, bench, all" ;;
+esac
+
+if ! have cargo || ! have rustc; then
+    die "Rust is missing: there is no cargo in PATH" \
+        "install Rust 1.88 or newer with rustup (its home page has the one line to type), open a new shell, and try again"
+fi
+
+# need PROGRAM PACKAGE: collects what is missing, so that one apt-get brings it all.
+packages=
+missing=
+need() {
+    have "$1" && return 0
+    packages="$packages $2"
+    missing="$missing $1"
+}
+
+# SQLite is compiled from its bundled C source, and the linker is the compiler's.
+need cc "gcc libc6-dev"
+if have cc; then
+    # The sandbox agent is linked statically. (cc prints the bare name back when the library is not there.)
+    case "$(cc -print-file-name=libc.a 2>/dev/null)" in
+        /*) ;;
+        *) packages="$packages libc6-dev" missing="$missing libc.a" ;;
+    esac
+fi
+# The default root of a native sandbox is this machine's /usr: its programs are what the tests and the demo run.
+case "$what" in
+    demo | test | bench | all)
+        need /usr/bin/python3 python3
+        need git git
+        ;;
+esac
+case "$what" in
+    bench | all)
+        # Only a yardstick in `make bench`: its absence is a line in the table, not an error.
+        if ! have bwrap && can_apt; then apt_install bubblewrap || say "note: no bubblewrap; the benchmark leaves that row out"; fi
+        ;;
+esac
+case "$what" in
+    all)
+        need make make
+        if ! have mmdebstrap && can_apt && docker_usable; then
+            apt_install mmdebstrap || say "note: no mmdebstrap; make sandbox-image looks for another way"
+        fi
+        ;;
+esac
+
+if [ -n "$missing" ]; then
+    # shellcheck disable=SC2086 # a list of words
+    if ! can_apt || ! apt_install $packages; then
+        die "missing on this machine:$missing" "on Debian or Ubuntu: sudo apt-get update && sudo apt-get install -y$packages" \
+            "elsewhere: a C compiler, the static C library (glibc-static), make, git and python3, under your system's names"
+    fi
+fi
+
+case "$what" in
+    lint | all)
+        if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+            have rustup || die "rustfmt or clippy is missing" "install them as you installed Rust"
+            rustup component add rustfmt clippy >&2 || die "rustfmt or clippy is missing, and rustup could not add it"
+        fi
+        ;;
+esac
+case "$what" in
+    test | all)
+        if ! have cargo-nextest && [ "${BERTH_NO_INSTALL:-}" != 1 ]; then
+            say "installing cargo-nextest, the test runner, once (a few minutes): cargo install cargo-nextest --locked"
+            cargo install cargo-nextest --locked >&2 ||
+                say "note: that did not work; make test falls back to cargo test"
+        fi
+        ;;
+esac
+if [ "$what" = all ]; then say "setup: all that Berth needs is here"; fi
