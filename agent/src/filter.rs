@@ -106,10 +106,18 @@ fn rule(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, seccompil
 fn conditional() -> Result<Vec<(libc::c_long, Vec<SeccompRule>)>, seccompiler::BackendError> {
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let mut sockets = Vec::new();
-    for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
-        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
-            // The upper bits are SOCK_CLOEXEC and SOCK_NONBLOCK.
-            sockets.push(rule(&[(0, Eq, family as u64), (1, MaskedEq(0xf), kind as u64)])?);
+    // The upper bits of the kind are SOCK_CLOEXEC and SOCK_NONBLOCK.
+    for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+        sockets.push(rule(&[(0, Eq, libc::AF_UNIX as u64), (1, MaskedEq(0xf), kind as u64)])?);
+    }
+    // The protocol is checked too: with another one the same kinds are MPTCP, SCTP, UDP-Lite or SMC, whose
+    // modules the kernel would load for anyone who asks.
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for (kind, own) in [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)] {
+            for protocol in [0, own] {
+                let of = [(0, Eq, family as u64), (1, MaskedEq(0xf), kind as u64), (2, Eq, protocol as u64)];
+                sockets.push(rule(&of)?);
+            }
         }
     }
     // getifaddrs asks the routing table, and only it.
@@ -269,6 +277,13 @@ mod tests {
         assert_eq!(of(libc::SYS_socket, &[16, 3, 0]), ALLOW);
         assert_eq!(of(libc::SYS_socket, &[16, 3, 9]), EPERM);
         for refused in [[2, 3], [10, 3], [17, 3], [38, 5], [40, 1]] {
+            assert_eq!(of(libc::SYS_socket, &refused), EPERM, "{refused:?}");
+        }
+        for (allowed, protocol) in [([2, 1], 6), ([10, 2], 17), ([2, 1 | 0o4000], 0)] {
+            assert_eq!(of(libc::SYS_socket, &[allowed[0], allowed[1], protocol]), ALLOW);
+        }
+        // MPTCP, SCTP (twice), UDP-Lite, SMC, and ICMP, which is for those whom a sysctl names.
+        for refused in [[2, 1, 262], [2, 1, 132], [2, 5, 132], [10, 2, 136], [2, 1, 256], [2, 2, 1]] {
             assert_eq!(of(libc::SYS_socket, &refused), EPERM, "{refused:?}");
         }
     }
