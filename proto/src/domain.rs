@@ -77,6 +77,16 @@ pub struct TaskDefaultsPatch {
     pub max_concurrent: Option<u32>,
 }
 
+impl From<TaskDefaults> for TaskDefaultsPatch {
+    fn from(all: TaskDefaults) -> Self {
+        Self {
+            timeout: Some(all.timeout),
+            pty_size: Some(all.pty_size),
+            max_concurrent: Some(all.max_concurrent),
+        }
+    }
+}
+
 impl TaskDefaultsPatch {
     /// These defaults, with the gaps filled from `base`.
     pub fn over(self, base: TaskDefaults) -> TaskDefaults {
@@ -84,6 +94,15 @@ impl TaskDefaultsPatch {
             timeout: self.timeout.unwrap_or(base.timeout),
             pty_size: self.pty_size.unwrap_or(base.pty_size),
             max_concurrent: self.max_concurrent.unwrap_or(base.max_concurrent),
+        }
+    }
+
+    /// These wishes, with the gaps filled from others, as far as those go.
+    pub fn or(self, base: TaskDefaultsPatch) -> TaskDefaultsPatch {
+        TaskDefaultsPatch {
+            timeout: self.timeout.or(base.timeout),
+            pty_size: self.pty_size.or(base.pty_size),
+            max_concurrent: self.max_concurrent.or(base.max_concurrent),
         }
     }
 }
@@ -203,7 +222,7 @@ pub enum Timeout {
 }
 
 /// A task as asked for.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct TaskSpec {
     pub program: Program,
     /// As given: relative to the workspace, or absolute. Empty: the workspace.
@@ -222,7 +241,7 @@ pub struct TaskSpec {
 }
 
 /// A session as asked for.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CreateSession {
     pub request_id: Option<String>,
     pub template: String,
@@ -235,6 +254,8 @@ pub struct CreateSession {
     pub worker_selector: Labels,
     pub priority: i32,
     pub wait_for_place: Duration,
+    /// `wait_for_place` was given, and not left to the default.
+    pub patient: bool,
     pub task_defaults: TaskDefaultsPatch,
 }
 
@@ -251,7 +272,7 @@ pub struct TemplateSpec {
 }
 
 /// A placement, as a worker receives it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Placement {
     pub session: SessionId,
     pub epoch: Epoch,
@@ -261,7 +282,8 @@ pub struct Placement {
     pub created_at: SystemTime,
     pub expires_at: Option<SystemTime>,
     pub idle_timeout: Option<Duration>,
-    pub task_defaults: TaskDefaults,
+    /// What it leaves out is the worker's.
+    pub task_defaults: TaskDefaultsPatch,
     pub start_timeout: Duration,
 }
 

@@ -2,7 +2,8 @@
 //! message and a hint for people. The cause is for the log and stays here.
 //!
 //! The reason travels in `google.rpc.ErrorInfo` (domain `berth`), the hint in its
-//! metadata, so that any gRPC client can read both.
+//! metadata, so that any gRPC client can read both. Each reason has a hint of its own, which
+//! goes out when nothing better was said: no error is without one.
 
 use std::{collections::HashMap, fmt};
 
@@ -15,7 +16,7 @@ pub const DOMAIN: &str = "berth";
 pub use tonic::Code;
 
 macro_rules! reasons {
-    ($($variant:ident = $text:literal: $doc:literal,)*) => {
+    ($($variant:ident = $text:literal: $doc:literal, $hint:literal;)*) => {
         /// Why a call failed: a closed set, for programs.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         pub enum Reason { $(#[doc = $doc] $variant,)* }
@@ -26,6 +27,11 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $text,)* }
             }
 
+            /// What the reader may do about it, where nothing more fitting is known.
+            pub fn hint(self) -> &'static str {
+                match self { $(Self::$variant => $hint,)* }
+            }
+
             /// Every reason, for documentation and tests.
             pub const ALL: &'static [Reason] = &[$(Self::$variant,)*];
         }
@@ -34,49 +40,103 @@ macro_rules! reasons {
 
 reasons! {
     InvalidField = "INVALID_FIELD": "A field of the request is missing or wrong.",
+        "correct that field and send the request again; berth/v1/*.proto says what each one takes";
     SessionNotFound = "SESSION_NOT_FOUND": "No such session, or not one of the caller's.",
+        "`berth ps` lists sessions; ended ones are forgotten after a day";
     SessionNotReady = "SESSION_NOT_READY": "The session waits for a place, or its sandbox still starts.",
+        "wait until it is READY: `berth ps` shows how it stands";
     SessionPaused = "SESSION_PAUSED": "The session must be resumed first.",
+        "resume it first: `berth resume`";
     SessionEnded = "SESSION_ENDED": "The session is over.",
+        "create a new session";
     TaskNotFound = "TASK_NOT_FOUND": "No such task in this session.",
+        "`berth tasks SESSION` lists the tasks of a session";
     TaskDone = "TASK_DONE": "The task is done: it takes no input and no signal.",
+        "start a new task";
     TemplateNotFound = "TEMPLATE_NOT_FOUND": "No such template.",
+        "`berth templates` lists them";
+    TemplateUnavailable = "TEMPLATE_UNAVAILABLE": "No worker can serve this template.",
+        "`berth templates` says what keeps each worker from it";
     WorkerNotFound = "WORKER_NOT_FOUND": "No such worker.",
+        "`berth workers` lists them";
     FileNotFound = "FILE_NOT_FOUND": "No such file or directory.",
+        "list the directory above it; paths are relative to the workspace";
     FileExists = "FILE_EXISTS": "Something is at that path already.",
+        "remove what is there, or choose another path";
     FileDenied = "FILE_DENIED": "The kernel refused it to the task's user.",
+        "tasks and files are those of an ordinary user: use a path below /workspace or /home/user";
     FileKind = "FILE_KIND": "Not the kind of file that this call is for.",
+        "look at what is there first: `stat` tells its kind";
     DirectoryNotEmpty = "DIRECTORY_NOT_EMPTY": "The directory has entries, and the call was not recursive.",
+        "remove its entries first, or ask for it recursively";
     UploadBroken = "UPLOAD_BROKEN": "The upload ended before it was complete. Nothing was written.",
+        "send it again; the last message of an upload is `end`";
     DiskFull = "DISK_FULL": "No space, or a quota is reached.",
+        "remove files, or create a session with more disk";
     CwdNotFound = "CWD_NOT_FOUND": "The task's working directory can't be entered.",
+        "make the directory first, or leave the working directory out";
+    NameTaken = "NAME_TAKEN": "A live session has this name.",
+        "choose another name, or use or end the session that has it";
+    CheckpointNotFound = "CHECKPOINT_NOT_FOUND": "No such checkpoint, or not one of the caller's.",
+        "`berth checkpoint list` shows them";
+    CheckpointFailed = "CHECKPOINT_FAILED": "A checkpoint could not be taken or restored. The session is as it was.",
+        "try again; the message says what was in the way";
+    SessionFenced = "SESSION_FENCED": "The session's worker has lost the coordinator: it stands still until it is known who runs it.",
+        "try again: it goes on where it is, or elsewhere from its newest checkpoint";
     RequestIdReused = "REQUEST_ID_REUSED": "The request id was used with another body.",
+        "draw a new request id for each new request";
     NoPlace = "NO_PLACE": "No worker has room for the session.",
+        "add a worker, end sessions, ask for less, or wait longer (wait_for_place)";
     QueueFull = "QUEUE_FULL": "Too many sessions wait already.",
+        "add a worker, or try again later";
     LimitTooHigh = "LIMIT_TOO_HIGH": "No worker is big enough for this limit.",
+        "ask for less, or add a bigger worker";
     TooManyTasks = "TOO_MANY_TASKS": "The session runs as many tasks as it may.",
+        "wait for one to end, or raise task_defaults.max_concurrent for new sessions";
     TooManyCalls = "TOO_MANY_CALLS": "The session has as many calls open as it may.",
+        "close streams that are not read any more, and try again";
     OutputLost = "OUTPUT_LOST": "Output below the first kept byte is gone.",
+        "read on from the first kept byte; a larger spool_bytes keeps more";
     OffsetBeyondEnd = "OFFSET_BEYOND_END": "The offset is past the end.",
+        "read from an offset that was told by the stream";
     NoStdin = "NO_STDIN": "The task has no open standard input.",
+        "start the task with `stdin` set";
     StdinFull = "STDIN_FULL": "The task does not read its standard input.",
+        "try again when the task has read what it was sent";
     NoPty = "NO_PTY": "The task has no terminal.",
+        "start the task with `pty` set";
     StartTimeout = "START_TIMEOUT": "The sandbox was not ready in time.",
+        "see the worker's log, and `berth workers`";
     SandboxFailed = "SANDBOX_FAILED": "The sandbox failed.",
+        "see the worker's log, and `berth workers`";
     BackendUnavailable = "BACKEND_UNAVAILABLE": "The sandbox backend is not usable on this worker.",
+        "`berth doctor` on the worker's machine says what is missing; `berth workers` what each worker offers";
     WorkerUnreachable = "WORKER_UNREACHABLE": "The session's worker has no link now.",
+        "try again in a few seconds, and see `berth workers`";
     AgentUnreachable = "AGENT_UNREACHABLE": "The session's agent does not answer.",
+        "try again; if it stays so, create a new session";
     WorkerLost = "WORKER_LOST": "The session's worker is gone.",
+        "create a new session; `berth workers` shows what became of the worker";
     StaleEpoch = "STALE_EPOCH": "A newer placement of the session exists.",
+        "look the session up again: it has been placed anew";
     StaleIncarnation = "STALE_INCARNATION": "A newer process has registered under this worker id.",
+        "two workers must not share a WORKER_ID";
     TokenMissing = "TOKEN_MISSING": "The call carries no token.",
+        "send `authorization: Bearer <token>`; tokens are in <state>/credentials";
     TokenInvalid = "TOKEN_INVALID": "The token is not known, or is over.",
+        "use the token in <state>/credentials of the coordinator that you call";
     TokenScope = "TOKEN_SCOPE": "The token is good, but not for this call.",
+        "clients use admin.token, workers join.token, both in <state>/credentials";
     EventsLost = "EVENTS_LOST": "The event token is too old, or of an earlier coordinator.",
+        "list sessions and workers, then watch anew without a token";
     StoreFailed = "STORE_FAILED": "The coordinator's store refused a write.",
+        "look at the disk under the coordinator's state directory, and try again";
     ShuttingDown = "SHUTTING_DOWN": "The component is stopping.",
+        "try again in a few seconds";
     Unsupported = "UNSUPPORTED": "Known, but not to be had here.",
+        "see docs/ for what there is";
     Internal = "INTERNAL": "A defect of Berth.",
+        "this is a defect of Berth: please report it with the log of the component that failed";
 }
 
 /// What went wrong, for the caller (`message`, `hint`) and for the log (`cause`).
@@ -156,9 +216,10 @@ impl Error {
         &self.message
     }
 
-    /// What the reader may do about it, if that is known.
+    /// What the reader may do about it: what was said where it went wrong, else what its
+    /// reason says. There always is one.
     pub fn hint_text(&self) -> Option<&str> {
-        self.hint.as_deref()
+        Some(self.hint.as_deref().unwrap_or(self.reason.hint()))
     }
 }
 
@@ -191,9 +252,8 @@ impl From<Error> for Status {
         }
         let mut metadata: HashMap<String, String> =
             error.metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        if let Some(hint) = error.hint {
-            metadata.insert("hint".to_owned(), hint);
-        }
+        let hint = error.hint.filter(|hint| !hint.is_empty());
+        metadata.insert("hint".to_owned(), hint.unwrap_or_else(|| error.reason.hint().to_owned()));
         let details = ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata);
         Status::with_error_details(error.code, error.message, details)
     }
@@ -203,6 +263,15 @@ impl From<Error> for Status {
 pub fn reason_of(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
     Reason::ALL.iter().copied().find(|r| r.as_str() == info.reason)
+}
+
+/// The error that a status of the wire says, with its reason and its hint; `otherwise` for one that is not ours.
+pub fn from_status(status: &Status, otherwise: Reason) -> Error {
+    let error = Error::new(status.code(), reason_of(status).unwrap_or(otherwise), status.message());
+    match detail_of(status, "hint") {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
 }
 
 /// A detail of a status that came over the wire, e.g. `hint`.
@@ -222,6 +291,26 @@ mod tests {
         assert_eq!(reason_of(&status), Some(Reason::InvalidField));
         assert_eq!(detail_of(&status, "hint").as_deref(), Some("name a program"));
         assert_eq!(detail_of(&status, "field").as_deref(), Some("argv"));
+    }
+
+    #[test]
+    fn every_reason_has_a_hint_on_the_wire() {
+        for reason in Reason::ALL {
+            for error in
+                [Error::new(Code::Internal, *reason, "x"), Error::new(Code::Internal, *reason, "x").hint("")]
+            {
+                let status: Status = error.into();
+                assert_eq!(reason_of(&status), Some(*reason));
+                let hint = detail_of(&status, "hint").unwrap_or_default();
+                assert!(hint.len() > 10, "{reason:?} has no hint: {hint:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_reasons_look_alike_on_the_wire() {
+        let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
     }
 
     #[test]

@@ -90,7 +90,8 @@ impl FromStr for WorkerId {
             Err(Error::invalid(
                 "worker_id",
                 "must be 1 to 63 of a-z 0-9 - . _ and begin with a letter or digit",
-            ))
+            )
+            .hint("set WORKER_ID (or --worker-id) to such a name, or leave it out: then one is made"))
         }
     }
 }

@@ -6,10 +6,12 @@
 //! Nothing here knows what a coordinator, a worker or an agent does.
 
 pub mod agent_config;
+pub mod archive;
 pub mod convert;
 pub mod domain;
 pub mod error;
 pub mod ids;
+pub mod redact;
 pub mod relay;
 pub mod spawn;
 pub mod transport;

@@ -20,7 +20,7 @@ where
             error!(task = name, panic = panic_text(&*panic), "a background task panicked");
         }
     };
-    tokio::spawn(guarded.instrument(error_span!("task", name)))
+    tokio::spawn(guarded.instrument(error_span!("background", task = name)))
 }
 
 /// The same for a future that may fail: the error goes to the log.

@@ -1,0 +1,64 @@
+//! Sessions as a client asks for them.
+
+use super::{bounds, duration, env, labels, optional_limit, request_id};
+use crate::{
+    domain::{CreateSession, LimitsPatch, TaskDefaultsPatch},
+    error::Error,
+    v1,
+};
+
+impl TryFrom<v1::CreateSessionRequest> for CreateSession {
+    type Error = Error;
+    fn try_from(wire: v1::CreateSessionRequest) -> Result<Self, Error> {
+        if !(-bounds::PRIORITY..=bounds::PRIORITY).contains(&wire.priority) {
+            let words = format!("{} is not within -{1} to {1}", wire.priority, bounds::PRIORITY);
+            return Err(Error::invalid("priority", words).hint("0 is usual; higher goes first"));
+        }
+        Ok(Self {
+            request_id: request_id(wire.request_id)?,
+            template: if wire.template.is_empty() { "base".to_owned() } else { wire.template },
+            limits: wire.limits.map(LimitsPatch::try_from).transpose()?.unwrap_or_default(),
+            env: env("env", wire.env)?,
+            labels: labels("labels", wire.labels)?,
+            ttl: optional_limit("ttl", wire.ttl)?,
+            idle_timeout: optional_limit("idle_timeout", wire.idle_timeout)?,
+            worker_selector: labels("worker_selector", wire.worker_selector)?,
+            priority: wire.priority,
+            patient: wire.wait_for_place.is_some(),
+            wait_for_place: match wire.wait_for_place {
+                None => bounds::WAIT_FOR_PLACE,
+                Some(value) => duration("wait_for_place", value)?,
+            },
+            task_defaults: wire
+                .task_defaults
+                .map(TaskDefaultsPatch::try_from)
+                .transpose()?
+                .unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_priority_out_of_bounds_is_refused_whatever_its_sign() {
+        for priority in [i32::MIN, -101, 101, i32::MAX] {
+            let wire = v1::CreateSessionRequest { priority, ..Default::default() };
+            let error = CreateSession::try_from(wire).expect_err("must be refused");
+            assert!(error.to_string().starts_with(&format!("priority: {priority} is not within")), "{error}");
+        }
+        let wire = v1::CreateSessionRequest { priority: -100, ..Default::default() };
+        assert_eq!(CreateSession::try_from(wire).unwrap().priority, -100);
+    }
+
+    #[test]
+    fn who_says_how_long_it_waits_is_patient() {
+        let patient = |wait_for_place| {
+            let wire = v1::CreateSessionRequest { wait_for_place, ..Default::default() };
+            CreateSession::try_from(wire).unwrap().patient
+        };
+        assert!(!patient(None) && patient(Some(prost_types::Duration { seconds: 30, nanos: 0 })));
+    }
+}
