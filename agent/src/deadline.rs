@@ -1,7 +1,9 @@
-//! The session's own deadlines: its TTL and its idle timeout, on the boot clock. They are
-//! the agent's, so that they hold when the worker is stopped, dead, or cut off.
+//! The session's own deadlines: its TTL, its idle timeout and its fence, on the boot clock.
+//! They are the agent's, so that they hold when the worker is stopped, dead, or cut off.
 //!
 //! Idle: no task runs and no call is being served. A paused session is not idle.
+//!
+//! The fence is no end: it is passed once, and each renewal puts it off again.
 
 use std::{
     io,
@@ -68,6 +70,8 @@ struct Ends {
     /// In boot time.
     ttl: Option<Duration>,
     idle: Option<Duration>,
+    /// In boot time. Gone when it was passed.
+    fence: Option<Duration>,
 }
 
 /// The deadlines of one session.
@@ -81,6 +85,7 @@ pub struct Deadlines {
 pub enum Expiry {
     Ttl,
     Idle,
+    Fence,
 }
 
 impl Deadlines {
@@ -92,28 +97,43 @@ impl Deadlines {
         *self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Sets both anew, from now. `None`: no end.
+    fn change(&self, change: impl FnOnce(&mut Ends)) {
+        change(&mut self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        self.activity.changed.notify_one();
+    }
+
+    /// Sets the session's ends anew, from now. `None`: no end.
     pub fn set(&self, ttl_left: Option<Duration>, idle: Option<Duration>) {
         let ttl = ttl_left.map(|left| boot_now().saturating_add(left));
-        *self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Ends { ttl, idle };
         self.activity.touch();
-        self.activity.changed.notify_one();
+        self.change(|ends| (ends.ttl, ends.idle) = (ttl, idle));
+    }
+
+    /// Puts the fence to this boot time. `None`: there is none.
+    pub fn set_fence(&self, at: Option<Duration>) {
+        self.change(|ends| ends.fence = at);
     }
 
     /// The next moment at which something may have passed.
     fn next(ends: Ends, idle_since: Option<Duration>) -> Option<(Duration, Expiry)> {
         let ttl = ends.ttl.map(|at| (at, Expiry::Ttl));
         let idle = ends.idle.zip(idle_since).map(|(idle, since)| (since.saturating_add(idle), Expiry::Idle));
-        [ttl, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let fence = ends.fence.map(|at| (at, Expiry::Fence));
+        [ttl, idle, fence].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Waits until one of them passes.
+    /// Waits until one of them passes. The fence is over then, until it is set again.
     pub async fn expired(&self) -> io::Result<Expiry> {
         let alarm = BootAlarm::new()?;
         loop {
             let next = Self::next(self.ends(), self.activity.idle_since());
             match next {
-                Some((at, expiry)) if at <= boot_now() => return Ok(expiry),
+                Some((at, expiry)) if at <= boot_now() => {
+                    if expiry == Expiry::Fence {
+                        self.change(|ends| ends.fence = None);
+                    }
+                    return Ok(expiry);
+                }
                 _ => {}
             }
             tokio::select! {
@@ -140,11 +160,13 @@ mod tests {
 
     #[test]
     fn the_earlier_one_counts_and_the_busy_are_not_idle() {
-        let ends = Ends { ttl: Some(s(100)), idle: Some(s(10)) };
+        let ends = Ends { ttl: Some(s(100)), idle: Some(s(10)), fence: None };
         assert_eq!(Deadlines::next(ends, Some(s(50))), Some((s(60), Expiry::Idle)));
         assert_eq!(Deadlines::next(ends, Some(s(95))), Some((s(100), Expiry::Ttl)));
         assert_eq!(Deadlines::next(ends, None), Some((s(100), Expiry::Ttl)));
         assert_eq!(Deadlines::next(Ends::default(), Some(s(1))), None);
+        let fenced = Ends { fence: Some(s(7)), ..ends };
+        assert_eq!(Deadlines::next(fenced, Some(s(50))), Some((s(7), Expiry::Fence)));
     }
 
     #[tokio::test]
@@ -159,6 +181,18 @@ mod tests {
         drop(busy);
         assert_eq!(deadlines.expired().await.unwrap(), Expiry::Idle);
         assert!(boot_now() >= ended + Duration::from_millis(30));
+    }
+
+    #[tokio::test]
+    async fn the_fence_is_passed_once_and_can_be_put_off() {
+        let deadlines = Deadlines::new();
+        deadlines.set_fence(Some(boot_now() + Duration::from_millis(20)));
+        assert_eq!(deadlines.expired().await.unwrap(), Expiry::Fence);
+        let again = tokio::time::timeout(Duration::from_millis(60), deadlines.expired()).await;
+        assert!(again.is_err(), "it was passed already");
+        deadlines.set_fence(Some(boot_now() + Duration::from_secs(3600)));
+        deadlines.set_fence(Some(boot_now() + Duration::from_millis(20)));
+        assert_eq!(deadlines.expired().await.unwrap(), Expiry::Fence);
     }
 
     #[tokio::test]

@@ -128,7 +128,7 @@ impl Driver {
             ))
         };
         let streams = Streams::open(&self.shared, plan).await.map_err(|e| internal(&e))?;
-        let started = self.shared.spawner.spawn(&plan.spawn, &streams.theirs).await;
+        let started = self.shared.spawner.spawn(&plan.spawn, &streams.theirs, &self.shared.clock).await;
         drop(streams.theirs);
         let started = started.map_err(|error| match &error {
             StartError::Failed { stage: Stage::Cwd, error } => NotStarted::Refused(Refusal::new(

@@ -1,12 +1,8 @@
-//! What is done for all tasks together: ending them, pausing them, and keeping what the
-//! finished ones leave behind within bounds.
+//! What is done for all tasks together: ending them, and keeping what the finished ones
+//! leave behind within bounds.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use berth_proto::{Error, Reason};
 use tracing::{info, warn};
 
 use crate::{
@@ -19,8 +15,6 @@ use crate::{
 
 /// On top of a grace, for what was killed to be gone.
 const END_DEADLINE: Duration = Duration::from_secs(45);
-/// For everything to stand still.
-const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Tasks {
     /// Removes a finished task's cgroups, and those of earlier ones that have emptied since.
@@ -107,60 +101,6 @@ impl Tasks {
             cgroup::kill_everything(&cgroups);
         };
         let _ = tokio::task::spawn_blocking(kill).await;
-    }
-
-    /// Freezes or thaws everything that tasks started. Returns when it stands still.
-    pub async fn freeze(&self, frozen: bool) -> Result<(), Error> {
-        if self.freezing.swap(true, Ordering::AcqRel) {
-            return Err(Error::unavailable(Reason::SessionNotReady, "a pause or resume is under way")
-                .hint("try again in a moment"));
-        }
-        let result = self.freeze_now(frozen).await;
-        self.freezing.store(false, Ordering::Release);
-        result
-    }
-
-    async fn freeze_now(&self, frozen: bool) -> Result<(), Error> {
-        let failed = |error: std::io::Error| Error::internal("the tasks could not be frozen").cause(error);
-        // The clock first: what is frozen must not time out.
-        if frozen {
-            self.shared.clock.set_paused(true);
-            *lock(&self.paused) = Some(self.activity.enter());
-        }
-        let cgroups = self.shared.cgroups.clone();
-        let write = tokio::task::spawn_blocking(move || cgroup::freeze(&cgroups, frozen)).await;
-        if write.unwrap_or_else(|e| Err(std::io::Error::other(e))).map_err(failed)? {
-            let until = tokio::time::Instant::now() + FREEZE_DEADLINE;
-            while cgroup::is_frozen(&self.shared.cgroups) != frozen {
-                if tokio::time::Instant::now() > until {
-                    return Err(Error::unavailable(
-                        Reason::SandboxFailed,
-                        "the tasks did not stand still in 5 s",
-                    ));
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        } else {
-            self.signal_all(frozen);
-        }
-        if !frozen {
-            self.shared.clock.set_paused(false);
-            *lock(&self.paused) = None;
-        }
-        Ok(())
-    }
-
-    /// Without a freezer: STOP and CONT for everyone, more than once, since they may fork.
-    fn signal_all(&self, frozen: bool) {
-        use nix::sys::signal::Signal;
-        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
-        let table = lock(&self.table);
-        let running = table.running.keys().filter_map(|id| table.tasks.get(id)?.group());
-        for group in running.chain(table.leftovers.iter().cloned()) {
-            for _ in 0..3 {
-                group.signal(signal, None);
-            }
-        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! In the order of reading: [`launch`] (a task's first process), [`task`] and
 //! [`driver`] (its life), [`tasks`] (all of them), [`spool`] and [`watch`] (output), [`files`] (the user's files).
 
+pub mod archive;
 pub mod cgroup;
 pub mod clock;
 pub mod deadline;
@@ -20,6 +21,7 @@ pub mod driver;
 pub mod environment;
 pub mod files;
 pub mod filter;
+pub mod freezer;
 pub mod housekeeping;
 pub mod init;
 pub mod launch;

@@ -133,7 +133,8 @@ async fn serve(
         stopping.cancel();
     });
 
-    let agent = AgentApi { tasks: tasks.clone(), deadlines, protections, stop: stop.clone() };
+    let agent =
+        AgentApi { tasks: tasks.clone(), files: files.clone(), deadlines, protections, stop: stop.clone() };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<TaskServiceServer<TaskApi>>().await;
     health.set_serving::<FileServiceServer<FileApi>>().await;

@@ -10,11 +10,14 @@ use berth_proto::{
 use futures::{Stream, StreamExt};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
-use tracing::info;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{error, info};
 
 use crate::{
+    archive,
+    clock::boot_now,
     deadline::{Deadlines, Expiry},
+    files::Files,
     lockdown::Protections,
     task::Phase,
     tasks::{Session, Tasks},
@@ -28,6 +31,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The service.
 pub struct AgentApi {
     pub tasks: Arc<Tasks>,
+    pub files: Arc<Files>,
     pub deadlines: Arc<Deadlines>,
     pub protections: Protections,
     /// Cancelled to end the server.
@@ -37,6 +41,7 @@ pub struct AgentApi {
 #[tonic::async_trait]
 impl AgentService for AgentApi {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentEvent, Status>> + Send>>;
+    type ExportStream = Pin<Box<dyn Stream<Item = Result<v1::ArchivePart, Status>> + Send>>;
 
     async fn configure(
         &self,
@@ -52,9 +57,14 @@ impl AgentService for AgentApi {
         };
         let ttl = request.ttl_left.map(|left| convert::duration("ttl_left", left)).transpose()?;
         let idle = convert::optional_limit("idle_timeout", request.idle_timeout)?.flatten();
+        let fence = request.fence.map(fence_at).transpose()?;
         info!(session = %session.id, epoch = %session.epoch, "configured");
         self.tasks.configure(session)?;
         self.deadlines.set(ttl, idle);
+        self.deadlines.set_fence(fence);
+        if fence.is_none_or(|fence| fence > boot_now()) {
+            self.tasks.fence(false).await?;
+        }
         Ok(Response::new(v1::ConfigureResponse {
             version: VERSION.to_owned(),
             protections: self.protections.clone(),
@@ -102,8 +112,39 @@ impl AgentService for AgentApi {
         &self,
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
-        self.tasks.freeze(request.into_inner().frozen).await?;
+        self.tasks.pause(request.into_inner().frozen).await?;
         Ok(Response::new(v1::FreezeResponse {}))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let request = request.into_inner();
+        let fence = convert::required("fence", request.fence).and_then(fence_at)?;
+        self.tasks.must_be(Epoch(request.epoch))?;
+        // Put off before it is taken down: it must not be passed in between.
+        self.deadlines.set_fence(Some(fence));
+        let was_fenced = if fence > boot_now() { self.tasks.fence(false).await? } else { false };
+        if was_fenced {
+            info!("confirmed: the tasks go on");
+        }
+        Ok(Response::new(v1::RenewResponse { was_fenced }))
+    }
+
+    async fn export(
+        &self,
+        request: Request<v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let bounds = archive::bounds(&request.into_inner())?;
+        let stream = archive::export(self.tasks.clone(), self.files.clone(), bounds);
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn import(
+        &self,
+        request: Request<Streaming<v1::ArchivePart>>,
+    ) -> Result<Response<v1::ImportResponse>, Status> {
+        let _busy = self.tasks.busy();
+        let response = archive::import(&self.tasks, &self.files, request.into_inner()).await?;
+        Ok(Response::new(response))
     }
 
     async fn shutdown(
@@ -119,17 +160,41 @@ impl AgentService for AgentApi {
     }
 }
 
+/// In boot time. What a stopped worker reckoned long ago is long ago.
+fn fence_at(fence: v1::Fence) -> Result<Duration, Error> {
+    let within = convert::required("fence.within", fence.within)
+        .and_then(|within| convert::duration("fence.within", within))?;
+    let as_of = match fence.as_of_boot_ns {
+        0 => boot_now(),
+        nanos => Duration::from_nanos(nanos).min(boot_now()),
+    };
+    Ok(as_of.saturating_add(within))
+}
+
 fn wire(event: Event) -> Result<v1::AgentEvent, Status> {
     Ok(v1::AgentEvent { event: Some(event) })
 }
 
-/// Ends the session when its own deadline passes, whether or not a worker listens.
+/// Ends the session when its own deadline passes, whether or not a worker listens; at the
+/// fence, lets it stand still.
 pub async fn expire(
     tasks: Arc<Tasks>,
     deadlines: Arc<Deadlines>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let expiry = deadlines.expired().await?;
+    let expiry = loop {
+        match deadlines.expired().await? {
+            Expiry::Fence => {
+                info!("the worker did not renew its right to this session: the tasks stand still");
+                if let Err(error) = tasks.fence(true).await {
+                    // What can't be stopped from acting must not go on.
+                    error!(?error, "the tasks could not be fenced, and are ended");
+                    tasks.end_all(Duration::ZERO).await;
+                }
+            }
+            ended => break ended,
+        }
+    };
     info!(?expiry, "the session's deadline passed");
     tasks.end_all(EXPIRY_GRACE).await;
     tasks.publish(Event::Expired(v1::agent_event::Expired { idle: expiry == Expiry::Idle }));

@@ -24,11 +24,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::TaskClock,
     sys,
     wire::{self, Event, Exited, Failed, Spawn, Spawned, Stage},
 };
 
-/// A start takes a millisecond; a machine that swaps may need longer.
+/// A start takes a millisecond; a machine that swaps may need longer. In task time: one that is caught by a pause
+/// begins when that is over.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A task that runs.
@@ -91,7 +93,12 @@ impl Spawner {
     }
 
     /// Starts a program. The descriptors are copied: drop them afterwards.
-    pub async fn spawn(&self, spawn: &Spawn, fds: &[OwnedFd]) -> Result<Started, StartError> {
+    pub async fn spawn(
+        &self,
+        spawn: &Spawn,
+        fds: &[OwnedFd],
+        clock: &TaskClock,
+    ) -> Result<Started, StartError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (packet, spilled) = wire::spawn_packet(number, spawn).map_err(StartError::Init)?;
         let mut fds = wire::raw(fds);
@@ -110,7 +117,11 @@ impl Spawner {
                 Err(_) => Err(StartError::Init(io::Error::other("init is gone"))),
             }
         };
-        let result = tokio::time::timeout(START_DEADLINE, run).await.unwrap_or(Err(StartError::Late));
+        let result = tokio::select! {
+            biased;
+            result = run => result,
+            () = clock.sleep_until(Some(clock.now().saturating_add(START_DEADLINE))) => Err(StartError::Late),
+        };
         drop(forget);
         result
     }
@@ -218,7 +229,7 @@ mod tests {
         let listener = spawner.clone();
         berth_proto::spawn::spawn("listen", async move { listener.listen().await });
         let init = init(theirs, event);
-        let result = spawner.spawn(&spawn(), &[]).await;
+        let result = spawner.spawn(&spawn(), &[], &TaskClock::new()).await;
         drop(init.join().unwrap());
         (spawner, result)
     }

@@ -121,6 +121,26 @@ impl Spool {
         })
     }
 
+    /// A stream that ended at `length` in an earlier sandbox, of which only the last bytes came along. Blocking.
+    pub fn restored(
+        dir: PathBuf,
+        name: &'static str,
+        length: u64,
+        tail: &[u8],
+        budget: Arc<Budget>,
+    ) -> Arc<Self> {
+        let first_kept = length.saturating_sub(tail.len() as u64);
+        let tail = &tail[tail.len() - (length - first_kept) as usize..];
+        let spool = Self::new(dir, name, u64::MAX, budget);
+        *spool.state() = State { disk_end: first_kept, first_kept, ..State::default() };
+        spool.write_all(&mut spool.writer(), tail);
+        spool
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Option<File>> {
+        self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -158,7 +178,7 @@ impl Spool {
     }
 
     fn append_to_disk(&self, data: &[u8]) {
-        let mut writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut writer = self.writer();
         // Readers find it in memory until all of it is on disk.
         let spill = self.state().memory.clone();
         if let Some(memory) = spill {
@@ -310,7 +330,7 @@ impl Spool {
 
     /// Forgets everything. Blocking; only when nothing writes any more.
     pub fn purge(&self) {
-        *self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *self.writer() = None;
         let (dropped, memory) = {
             let mut state = self.state();
             state.disk_end = state.length();
@@ -430,6 +450,21 @@ mod tests {
             assert_eq!(spool.budget.disk.load(Ordering::Relaxed), 0);
             assert_eq!(spool.budget.memory.load(Ordering::Relaxed), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_restored_stream_keeps_its_offsets() {
+        let dir = Dir::new();
+        let of = |length, tail: &[u8]| {
+            Spool::restored(dir.0.join("task"), "stdout", length, tail, Arc::new(Budget::default()))
+        };
+        let spool = of(1_000_000, &piece(1_000_000 - 5000, 5000));
+        assert_eq!(spool.bounds(), (1_000_000, 995_000));
+        assert_eq!(spool.read(7, 10).await.unwrap(), Read::Lost(995_000));
+        assert_eq!(all(&spool, 995_000, 700).await.1, piece(995_000, 5000));
+        // A tail that is longer than the stream is cut, and an empty stream has none.
+        assert_eq!(of(3, b"abcdef").bounds(), (3, 0));
+        assert_eq!(of(0, b"").bounds(), (0, 0));
     }
 
     #[tokio::test]

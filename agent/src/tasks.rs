@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
@@ -24,9 +24,11 @@ use crate::{
     deadline::{Activity, Busy},
     driver::{Driver, Plan, Shared},
     environment::Environment,
+    freezer::Freezer,
     housekeeping::purge,
     ledger::{BodyHash, Ledger},
     outcome::Cause,
+    spool::Spool,
     task::{Stop, Task},
 };
 
@@ -69,8 +71,7 @@ pub struct Tasks {
     ledger: Mutex<Ledger>,
     events: broadcast::Sender<Event>,
     pub(crate) activity: Arc<Activity>,
-    pub(crate) paused: Mutex<Option<Busy>>,
-    pub(crate) freezing: AtomicBool,
+    pub(crate) freezer: Freezer,
     /// Told whenever a task ends.
     pub(crate) ended: Notify,
 }
@@ -94,8 +95,7 @@ impl Tasks {
             ledger: Mutex::new(ledger),
             events: broadcast::Sender::new(EVENTS),
             activity,
-            paused: Mutex::new(None),
-            freezing: AtomicBool::new(false),
+            freezer: Freezer::new(),
             ended: Notify::new(),
         })
     }
@@ -126,6 +126,16 @@ impl Tasks {
         }
         *session = Some(new);
         Ok(())
+    }
+
+    /// Refuses another placement than the one that is configured.
+    pub fn must_be(&self, epoch: Epoch) -> Result<(), Error> {
+        match &*lock(&self.session) {
+            None => Err(Error::precondition(Reason::SessionNotReady, "the session is not configured yet")),
+            Some(session) if session.epoch == epoch => Ok(()),
+            Some(session) => Err(Error::precondition(Reason::StaleEpoch, "another placement was told")
+                .with("epoch", session.epoch)),
+        }
     }
 
     /// The session, if it is the one that a call names.
@@ -194,6 +204,7 @@ impl Tasks {
         let key = berth_proto::convert::request_id(key)?;
         let shown = shown_spec(wire.clone());
         let spec = TaskSpec::try_from(wire)?;
+        self.freezer.archives_over().await;
         let task = self.admit(session, spec, shown, key)?;
         task.started().await?;
         Ok(task)
@@ -216,11 +227,7 @@ impl Tasks {
         if table.ending {
             return Err(Error::precondition(Reason::SessionEnded, "the session is ending"));
         }
-        if self.shared.clock.is_paused() {
-            return Err(
-                Error::precondition(Reason::SessionPaused, "the session is paused").hint("resume it first")
-            );
-        }
+        self.freezer.refuse_held()?;
         let limit = session.defaults.max_concurrent;
         if table.running.len() >= limit as usize {
             return Err(Error::exhausted(
@@ -365,6 +372,29 @@ impl Tasks {
             purged.extend(Self::forget_oldest(table));
         }
         purged
+    }
+
+    /// Puts a task among the done ones that ended in the session whose archive this one was made of.
+    pub fn take_up(&self, kept: v1::KeptTask) -> Result<(), Error> {
+        let wire = berth_proto::convert::required("task", kept.task)?;
+        let id: TaskId = wire.id.parse()?;
+        let session = lock(&self.session).as_ref().map(|s| s.id.to_string()).unwrap_or_default();
+        let dir = self.shared.spool_dir.join(id.to_string());
+        let spool = |name, info: Option<v1::StreamInfo>, tail: &[u8]| {
+            let length = info.map_or(0, |info| info.length);
+            Spool::restored(dir.clone(), name, length, tail, self.shared.budget.clone())
+        };
+        let spools = [
+            spool("stdout", wire.stdout, &kept.stdout_tail),
+            spool("stderr", wire.stderr, &kept.stderr_tail),
+        ];
+        let (task, ..) =
+            Task::new(id, session, wire.spec.unwrap_or_default(), spools, self.shared.clock.now());
+        task.lost(berth_proto::convert::required("end", wire.end)?);
+        let mut table = lock(&self.table);
+        table.tasks.insert(id, task.clone());
+        Self::remember_done(&mut table, &task);
+        Ok(())
     }
 
     fn forget_oldest(table: &mut Table) -> Option<Arc<Task>> {

@@ -8,6 +8,8 @@
 //!
 //! Invariant: no file of the session is touched outside of [`Files::run`].
 
+pub mod export;
+pub mod import;
 pub mod list;
 pub mod path;
 pub mod read;
@@ -16,6 +18,7 @@ pub mod tree;
 pub mod write;
 
 use std::{
+    cell::Cell,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
@@ -27,7 +30,7 @@ use std::{
     thread,
 };
 
-use berth_proto::{Code, Error, Reason, agent_config::User};
+use berth_proto::{Code, Error, Reason, agent_config::User, v1::ArchiveRoot};
 use nix::{
     errno::Errno,
     unistd::{Gid, Uid, setfsgid, setfsuid},
@@ -74,6 +77,7 @@ pub struct Files {
     jobs: SyncSender<Job>,
     free: Arc<Semaphore>,
     workspace: PathBuf,
+    home: PathBuf,
 }
 
 impl Files {
@@ -89,12 +93,14 @@ impl Files {
                 let good = taken.is_ok();
                 let _ = tell.send(taken);
                 if good {
+                    ON_FILE_THREAD.set(true);
                     work(&queue);
                 }
             })?;
             ready.recv().map_err(io::Error::other)??;
         }
-        Ok(Self { jobs, free: Arc::new(Semaphore::new(THREADS)), workspace })
+        let free = Arc::new(Semaphore::new(THREADS));
+        Ok(Self { jobs, free, workspace, home: user.home.clone() })
     }
 
     /// Runs `job` on a file thread. A caller that goes away leaves it running; a long
@@ -120,10 +126,24 @@ impl Files {
         result.await.map_err(|_| stopped())?
     }
 
+    /// What an archive holds.
+    pub fn roots(&self) -> [(ArchiveRoot, PathBuf); 2] {
+        [(ArchiveRoot::Workspace, self.workspace.clone()), (ArchiveRoot::Home, self.home.clone())]
+    }
+
     /// A path of a request: absolute, or below the workspace.
     pub fn absolute(&self, path: &str) -> PathBuf {
         self.workspace.join(path)
     }
+}
+
+thread_local! {
+    static ON_FILE_THREAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread may touch the session's files.
+fn on_file_thread() -> bool {
+    ON_FILE_THREAD.get()
 }
 
 /// Becomes the user, as far as files go, for the rest of this thread's life.

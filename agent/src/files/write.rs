@@ -9,7 +9,10 @@ use std::{
     fs::File,
     io::{self, Write},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use berth_proto::{Error, v1};
@@ -25,17 +28,45 @@ use super::{Files, file_error, path, path::Place, read::must_be_file, tree};
 /// Mode of a new file, unless the caller says otherwise.
 const NEW_FILE: u32 = 0o644;
 
+/// A file that is not in its place yet. It goes with this, unless it was put there: wherever that happens. A caller
+/// may go away while it is being made, when it was made and nobody has heard of it, or later.
 struct Temporary {
-    place: Place,
+    files: Arc<Files>,
+    place: Arc<Place>,
     name: OsString,
+    kept: AtomicBool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.kept.load(Ordering::Relaxed) {
+            return;
+        }
+        let (place, name) = (self.place.clone(), self.name.clone());
+        let remove = move || {
+            let _ = unlinkat(&place.dir, &*name, UnlinkatFlags::NoRemoveDir);
+        };
+        // Only a file thread may unlink it; elsewhere nobody waits for that.
+        if super::on_file_thread() {
+            remove();
+        } else if tokio::runtime::Handle::try_current().is_ok() {
+            let files = self.files.clone();
+            berth_proto::spawn::spawn("remove a broken upload", async move {
+                let run = move |_: &super::Gone| {
+                    remove();
+                    Ok(())
+                };
+                let _ = files.run(run).await;
+            });
+        }
+    }
 }
 
 /// A file that is being written.
 pub struct Writing {
     files: Arc<Files>,
     file: Arc<File>,
-    /// Gone once it has become the file.
-    temporary: Option<Arc<Temporary>>,
+    temporary: Arc<Temporary>,
     mode: u32,
     shown: String,
 }
@@ -51,17 +82,12 @@ pub struct Target {
 /// Opens a temporary file where the path leads.
 pub async fn begin(files: &Arc<Files>, target: Target) -> Result<Writing, Error> {
     let shown = target.shown.clone();
-    let (file, temporary, mode) = files.run(move |_| open(target)).await?;
-    Ok(Writing {
-        files: files.clone(),
-        file: Arc::new(file),
-        temporary: Some(Arc::new(temporary)),
-        mode,
-        shown,
-    })
+    let owner = files.clone();
+    let (file, temporary, mode) = files.run(move |_| open(target, owner)).await?;
+    Ok(Writing { files: files.clone(), file: Arc::new(file), temporary: Arc::new(temporary), mode, shown })
 }
 
-fn open(target: Target) -> Result<(File, Temporary, u32), Error> {
+fn open(target: Target, files: Arc<Files>) -> Result<(File, Temporary, u32), Error> {
     let failed = |error: io::Error| file_error(&target.shown, error);
     if target.make_parents {
         let (parent, _) = path::split(&target.absolute).map_err(failed)?;
@@ -82,7 +108,8 @@ fn open(target: Target) -> Result<(File, Temporary, u32), Error> {
         .mode(Mode::from_bits_truncate(0o600))
         .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let file = path::retried(|| openat2(&place.dir, &*name, how)).map_err(|e| failed(e.into()))?;
-    Ok((File::from(file), Temporary { place, name }, mode))
+    let temporary = Temporary { files, place: Arc::new(place), name, kept: AtomicBool::new(false) };
+    Ok((File::from(file), temporary, mode))
 }
 
 impl Writing {
@@ -94,40 +121,19 @@ impl Writing {
     }
 
     /// Puts it in its place.
-    pub async fn finish(mut self) -> Result<v1::FileInfo, Error> {
-        let Some(temporary) = self.temporary.clone() else {
-            return Err(Error::internal("the file was finished before"));
-        };
-        let (file, mode, shown) = (self.file.clone(), self.mode, self.shown.clone());
-        let info = self
-            .files
+    pub async fn finish(self) -> Result<v1::FileInfo, Error> {
+        let Self { files, file, temporary, mode, shown } = self;
+        files
             .run(move |_| {
                 let run = || -> nix::Result<v1::FileInfo> {
                     fchmod(&*file, path::bits(mode))?;
                     let dir = &temporary.place.dir;
                     renameat(dir, &*temporary.name, dir, &*temporary.place.name)?;
+                    temporary.kept.store(true, Ordering::Relaxed);
                     Ok(path::info(OsStr::new(&shown), &fstat(&*file)?, None))
                 };
                 run().map_err(|errno| file_error(&shown, errno))
             })
-            .await?;
-        self.temporary = None;
-        Ok(info)
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        let Some(temporary) = self.temporary.take() else { return };
-        let files = self.files.clone();
-        // Only a file thread may unlink it; nobody waits for that.
-        berth_proto::spawn::spawn("remove a broken upload", async move {
-            let _ = files
-                .run(move |_| {
-                    let _ = unlinkat(&temporary.place.dir, &*temporary.name, UnlinkatFlags::NoRemoveDir);
-                    Ok(())
-                })
-                .await;
-        });
+            .await
     }
 }

@@ -184,6 +184,28 @@ async fn a_broken_upload_leaves_what_was_there_and_nothing_else() {
     until("nothing is left", || (names() == ["f"]).then_some(())).await;
 }
 
+/// Given up at any moment, also while the temporary file is just being made and nobody knows of it yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_given_up_at_any_moment_leaves_nothing() {
+    let Some(rig) = Rig::start("an_upload_that_is_given_up_at_any_moment").await else { return };
+    for n in 0..300u64 {
+        let (send, receive) = tokio::sync::mpsc::channel(4);
+        send.send(v1::WriteRequest { part: Some(Part::Header(header(&rig, "f"))) }).await.unwrap();
+        let mut files = rig.files.clone();
+        let call = berth_proto::spawn::spawn("upload", async move {
+            let _ = files.write(tokio_stream::wrappers::ReceiverStream::new(receive)).await;
+        });
+        // Some before the agent has heard of it, some after the file was made.
+        tokio::time::sleep(std::time::Duration::from_micros(n * 5)).await;
+        call.abort();
+    }
+    until("nothing is left", || {
+        let left = fs::read_dir(rig.config.workspace.clone()).unwrap().count();
+        (left == 0).then_some(())
+    })
+    .await;
+}
+
 /// One hop, as a worker serves it.
 struct OneHop(tonic::transport::Channel);
 

@@ -2,7 +2,9 @@
 //! through its socket. Everything it makes is in a temporary directory and in cgroups
 //! below our own; nothing of the host can be reached by its kills.
 
+mod archive;
 mod ends;
+mod fence;
 mod files;
 mod output;
 mod rig;
