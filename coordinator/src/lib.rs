@@ -22,6 +22,8 @@ mod rpc;
 mod start;
 pub mod store;
 pub mod templates;
+#[cfg(test)]
+mod test_scale;
 mod wire;
 
 pub use config::{Config, Problem, StartError};

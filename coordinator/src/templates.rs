@@ -12,15 +12,17 @@
 //! tasks = { timeout = "10m" }
 //! ```
 //!
-//! `base` is always there; a template of that name in the file takes its place, and what
-//! it leaves out keeps `base`'s value, as with every template.
+//! `base` is always there; a template of that name in the file takes its place whole. What
+//! any template leaves out of limits, life span, account and task defaults is as in the
+//! built-in `base`, never as in one of the file; its description, root, image and env are
+//! empty then, and its backend is `auto`.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use berth_proto::{
     Error, Reason,
     convert::bounds,
-    domain::{BackendChoice, Labels, Limits, PtySize, TaskDefaults, TemplateSpec},
+    domain::{BackendChoice, Labels, Limits, PtySize, TaskDefaults, TaskDefaultsPatch, TemplateSpec},
 };
 use serde::{Deserialize, Deserializer, de};
 
@@ -33,11 +35,13 @@ pub struct Template {
     pub env: Labels,
     pub ttl: Option<Duration>,
     pub idle_timeout: Option<Duration>,
-    pub task_defaults: TaskDefaults,
+    /// What it leaves out is the worker's.
+    pub task_defaults: TaskDefaultsPatch,
 }
 
 impl Template {
-    /// What is there without any file. The limits suit a small agent; the TTL is what ends
+    /// What is there without any file: the backend's own root (native: the host's `/usr`;
+    /// docker: the worker's default image), so what is in it differs by worker. The limits suit a small agent; the TTL is what ends
     /// a session that everybody forgot.
     pub fn base() -> Self {
         Self {
@@ -53,7 +57,7 @@ impl Template {
             env: Labels::new(),
             ttl: Some(Duration::from_secs(3600)),
             idle_timeout: None,
-            task_defaults: TaskDefaults::default(),
+            task_defaults: TaskDefaultsPatch::default(),
         }
     }
 }
@@ -178,7 +182,7 @@ impl Entry {
             env,
             ttl: self.ttl.map_or(base.ttl, |Span(span)| some(span)),
             idle_timeout: self.idle_timeout.map_or(base.idle_timeout, |Span(span)| some(span)),
-            task_defaults: tasks(&self.tasks, base.task_defaults)?,
+            task_defaults: tasks(&self.tasks)?,
         })
     }
 }
@@ -195,31 +199,48 @@ fn limits(entry: LimitsEntry, base: Limits) -> Result<Limits, String> {
         disk_bytes: entry.disk.map_or(base.disk_bytes, |Size(bytes)| bytes),
         pids: entry.pids.unwrap_or(base.pids),
     };
-    let least = [
-        ("cpu_millis", u64::from(limits.cpu_millis), u64::from(bounds::CPU_MILLIS_MIN)),
-        ("memory", limits.memory_bytes, bounds::MEMORY_MIN),
-        ("disk", limits.disk_bytes, bounds::DISK_MIN),
-        ("pids", limits.pids.into(), bounds::PIDS_MIN.into()),
+    let figures = [
+        (
+            "cpu_millis",
+            limits.cpu_millis.into(),
+            bounds::CPU_MILLIS_MIN.into(),
+            bounds::CPU_MILLIS_MAX.into(),
+        ),
+        ("memory", limits.memory_bytes, bounds::MEMORY_MIN, bounds::MEMORY_MAX),
+        ("disk", limits.disk_bytes, bounds::DISK_MIN, bounds::DISK_MAX),
+        ("pids", limits.pids.into(), bounds::PIDS_MIN.into(), bounds::PIDS_MAX.into()),
     ];
-    match least.into_iter().find(|(_, value, least)| value < least) {
-        Some((name, value, least)) => Err(format!("limits.{name}: {value} is less than the least, {least}")),
-        None => Ok(limits),
-    }
+    figures.into_iter().try_for_each(|(name, value, least, most)| within(name, value, least, most))?;
+    Ok(limits)
 }
 
-fn tasks(entry: &TasksEntry, base: TaskDefaults) -> Result<TaskDefaults, String> {
-    let defaults = TaskDefaults {
-        timeout: entry.timeout.as_ref().map_or(base.timeout, |Span(span)| some(*span)),
-        pty_size: PtySize {
-            cols: entry.pty_cols.unwrap_or(base.pty_size.cols),
-            rows: entry.pty_rows.unwrap_or(base.pty_size.rows),
-        },
-        max_concurrent: entry.max_concurrent.unwrap_or(base.max_concurrent),
-    };
-    if defaults.max_concurrent == 0 || defaults.pty_size.cols == 0 || defaults.pty_size.rows == 0 {
+fn within(name: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
+    if value < least {
+        return Err(format!("limits.{name}: {value} is less than the least, {least}"));
+    }
+    if value > most {
+        return Err(format!("limits.{name}: {value} is more than the most, {most}"));
+    }
+    Ok(())
+}
+
+fn tasks(entry: &TasksEntry) -> Result<TaskDefaultsPatch, String> {
+    if entry.max_concurrent.is_some_and(|most| most > bounds::CONCURRENT_MAX) {
+        return Err(format!("tasks.max_concurrent: at most {}", bounds::CONCURRENT_MAX));
+    }
+    if entry.max_concurrent == Some(0) || entry.pty_cols == Some(0) || entry.pty_rows == Some(0) {
         return Err("tasks: max_concurrent, pty_cols and pty_rows must be at least 1".to_owned());
     }
-    Ok(defaults)
+    let usual = TaskDefaults::default().pty_size;
+    let sized = entry.pty_cols.is_some() || entry.pty_rows.is_some();
+    Ok(TaskDefaultsPatch {
+        timeout: entry.timeout.as_ref().map(|Span(span)| some(*span)),
+        pty_size: sized.then(|| PtySize {
+            cols: entry.pty_cols.unwrap_or(usual.cols),
+            rows: entry.pty_rows.unwrap_or(usual.rows),
+        }),
+        max_concurrent: entry.max_concurrent,
+    })
 }
 
 /// Bytes: a number, or a number with KiB, MiB, GiB or TiB.
@@ -298,9 +319,27 @@ mod tests {
         assert_eq!(python.limits.cpu_millis, 1000);
         assert_eq!(python.ttl, Some(Duration::from_secs(7200)));
         assert_eq!(python.idle_timeout, Some(Duration::from_secs(600)));
-        assert_eq!(python.task_defaults.timeout, None);
+        assert_eq!(python.task_defaults.timeout, Some(None));
         assert_eq!(templates.get("base").unwrap().limits.cpu_millis, 500);
         assert_eq!(templates.get("nope").unwrap_err().reason(), Reason::TemplateNotFound);
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_in_the_built_in_base() {
+        let text = "[[template]]\nname = \"base\"\nlimits = { pids = 9 }\n[[template]]\nname = \"x\"\n";
+        let templates = Templates::parse(text).unwrap();
+        let (built_in, base, x) =
+            (Template::base(), templates.get("base").unwrap(), templates.get("x").unwrap());
+        assert_eq!((base.limits.pids, x.limits), (9, built_in.limits), "not as in the file's base");
+        for template in [base, x] {
+            assert_eq!((template.ttl, template.idle_timeout), (built_in.ttl, built_in.idle_timeout));
+            assert_eq!(template.task_defaults, built_in.task_defaults);
+            assert_eq!(
+                (&template.spec.user, template.spec.backend),
+                (&built_in.spec.user, BackendChoice::Auto)
+            );
+            assert_eq!(template.description, "");
+        }
     }
 
     #[test]
@@ -313,6 +352,8 @@ mod tests {
         assert!(problem("[[template]]\nname = \"X y\"\n").contains("name"));
         assert!(problem("[[template]]\nname = \"x\"\nbackend = \"kvm\"\n").contains("backend"));
         assert!(problem("[[template]]\nname = \"x\"\nlimits = { memory = \"1KiB\" }\n").contains("least"));
+        assert!(problem("[[template]]\nname = \"x\"\nlimits = { pids = 4194305 }\n").contains("most"));
+        assert!(problem("[[template]]\nname = \"x\"\nlimits = { disk = \"2000TiB\" }\n").contains("most"));
         assert!(problem("[[template]]\nname = \"x\"\nttl = \"2 weeks\"\n").contains("line 3"));
         assert!(problem("[[template]]\nname = \"x\"\n[[template]]\nname = \"x\"\n").contains("twice"));
     }

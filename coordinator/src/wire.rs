@@ -1,7 +1,10 @@
 //! The coordinator's own values on the wire. `berth_proto::convert` does this for the words
 //! that all crates share; these are ours alone.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use berth_proto::{
     Error, Incarnation, WorkerId,
@@ -85,7 +88,12 @@ pub fn worker(worker: &Worker, load: &Load, data_connections: usize) -> v1::Work
         last_heartbeat_at: worker.heartbeat_at.map(time_out),
         drain_deadline,
         data_connections: data_connections as u32,
+        template_problems: worker.template_problems.iter().map(problem).collect(),
     }
+}
+
+fn problem((name, reason): (&String, &String)) -> v1::TemplateProblem {
+    v1::TemplateProblem { name: name.clone(), reason: reason.clone() }
 }
 
 fn ending(ending: &Ending) -> v1::EndSession {
@@ -187,7 +195,8 @@ fn short_task(mut task: v1::Task) -> v1::Task {
 
 fn at_most<T>(field: &str, list: Vec<T>) -> Result<Vec<T>, Error> {
     if list.len() > NAMED_MAX {
-        return Err(Error::invalid(field, format!("{} entries are more than {NAMED_MAX}", list.len())));
+        return Err(Error::invalid(field, format!("{} entries are more than {NAMED_MAX}", list.len()))
+            .hint("no worker needs so many: look at what it was started with"));
     }
     Ok(list)
 }
@@ -196,13 +205,21 @@ fn templates(names: Vec<String>) -> Result<BTreeSet<String>, Error> {
     Ok(at_most("templates", names)?.into_iter().collect())
 }
 
+/// By template; the last word on one stands.
+fn template_problems(problems: Vec<v1::TemplateProblem>) -> Result<BTreeMap<String, String>, Error> {
+    let problems = at_most("template_problems", problems)?;
+    Ok(problems.into_iter().map(|p| (p.name, short(p.reason))).collect())
+}
+
 /// A worker's hello.
 pub fn hello(wire: v1::Hello, link: LinkId) -> Result<Hello, Error> {
     if wire.incarnation > INCARNATION_MAX {
-        return Err(Error::invalid("incarnation", "is out of range"));
+        return Err(Error::invalid("incarnation", "is out of range")
+            .hint("0, or what the last Welcome gave to this process"));
     }
     if wire.process_id.is_empty() || wire.process_id.len() > bounds::LABEL {
-        return Err(Error::invalid("process_id", format!("must be 1 to {} bytes", bounds::LABEL)));
+        return Err(Error::invalid("process_id", format!("must be 1 to {} bytes", bounds::LABEL))
+            .hint("any text drawn at random when the process starts"));
     }
     let capacity = convert::required("capacity", wire.capacity)?;
     let running = at_most("running", wire.running)?.into_iter().map(running).collect::<Result<_, _>>()?;
@@ -217,6 +234,7 @@ pub fn hello(wire: v1::Hello, link: LinkId) -> Result<Hello, Error> {
         running,
         backends: at_most("backends", wire.backends)?,
         templates: templates(wire.templates)?,
+        template_problems: template_problems(wire.template_problems)?,
         health: wire.health.unwrap_or_default(),
     })
 }
@@ -232,7 +250,7 @@ fn running(wire: v1::RunningSession) -> Result<Running, Error> {
 
 fn epoch(value: u64) -> Result<berth_proto::Epoch, Error> {
     if value > INCARNATION_MAX {
-        Err(Error::invalid("epoch", "is out of range"))
+        Err(Error::invalid("epoch", "is out of range").hint("the epoch of the placement, as it came"))
     } else {
         Ok(berth_proto::Epoch(value))
     }
@@ -247,6 +265,7 @@ pub fn heartbeat(worker: &WorkerId, link: LinkId, wire: v1::Heartbeat) -> Result
         health: wire.health.unwrap_or_default(),
         backends: at_most("backends", wire.backends)?,
         templates: templates(wire.templates)?,
+        template_problems: template_problems(wire.template_problems)?,
     })
 }
 

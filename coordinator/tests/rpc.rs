@@ -13,7 +13,6 @@ use berth_proto::{
 };
 use common::*;
 use futures::StreamExt;
-use tonic::Status;
 
 fn wanted() -> v1::CreateSessionRequest {
     v1::CreateSessionRequest::default()
@@ -21,27 +20,6 @@ fn wanted() -> v1::CreateSessionRequest {
 
 fn waiting(seconds: u64) -> v1::CreateSessionRequest {
     v1::CreateSessionRequest { wait_for_place: Some(duration_out(Duration::from_secs(seconds))), ..wanted() }
-}
-
-#[track_caller]
-fn failed<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: Reason) -> Status {
-    let status = result.expect_err("must fail");
-    assert_eq!((status.code(), reason_of(&status)), (code, Some(reason)), "{status:?}");
-    assert!(detail_of(&status, "hint").is_some(), "no hint in {status:?}");
-    status
-}
-
-/// Asks until the answer fits.
-async fn until<T, F: Future<Output = Option<T>>>(mut look: impl FnMut() -> F) -> T {
-    let wait = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(SOON, wait).await.expect("in time")
 }
 
 async fn in_state(host: &Host, id: &str, state: v1::SessionState) -> v1::Session {

@@ -38,7 +38,7 @@ pub use links::{LINK_QUEUE, Link, Links, Outgoing};
 pub use view::{Load, View};
 
 use crate::{
-    fleet::{Command, Effect, Event, Fleet, LinkId, Now, Refused, Worker},
+    fleet::{Command, Effect, Event, Fleet, LinkId, Liveness, Now, Refused, Worker},
     store::{Batch, Store, TaskRecord},
     wire,
 };
@@ -333,13 +333,22 @@ impl Driver {
                     self.shared.events.push(v1::event::Subject::Task((*task).clone()), at);
                 }
                 Effect::ForgetSession(id) => self.shared.view.forget_session(&id),
-                Effect::ForgetWorker(id) => {
-                    self.shared.view.forget_worker(&id);
-                    self.shared.links.forget(&id);
-                }
+                Effect::ForgetWorker(id) => self.forget_worker(&id, at),
                 _ => {}
             }
         }
+    }
+
+    /// Whoever watches the fleet sees the worker once more: as one that is gone.
+    fn forget_worker(&self, id: &WorkerId, at: SystemTime) {
+        if let Some(last) = self.shared.view.worker(id).filter(|w| w.liveness != Liveness::Dead) {
+            let mut gone = (*last).clone();
+            gone.liveness = Liveness::Dead;
+            let subject = v1::event::Subject::Worker(wire::worker(&gone, &Load::default(), 0));
+            self.shared.events.push(subject, at);
+        }
+        self.shared.view.forget_worker(id);
+        self.shared.links.forget(id);
     }
 
     fn send(&mut self, link: LinkId, command: &Command) {
@@ -385,7 +394,7 @@ impl Driver {
 /// The worker that says this.
 fn worker_of(event: &Event) -> Option<WorkerId> {
     match event {
-        Event::LinkLost { worker, .. } => Some(worker.clone()),
+        Event::LinkLost { worker, .. } | Event::Leaving { worker, .. } => Some(worker.clone()),
         Event::Heartbeat(beat) => Some(beat.worker.clone()),
         Event::Report(report) => Some(report.worker.clone()),
         Event::Task(report) => Some(report.worker.clone()),

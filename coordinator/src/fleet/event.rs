@@ -1,7 +1,7 @@
 //! What goes into the fleet and what comes out.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -29,6 +29,11 @@ pub enum Event {
     Update(Box<Update>),
     Hello(Box<Hello>),
     LinkLost {
+        worker: WorkerId,
+        link: LinkId,
+    },
+    /// It stops, and says that it holds nothing any more.
+    Leaving {
         worker: WorkerId,
         link: LinkId,
     },
@@ -89,6 +94,8 @@ pub struct Hello {
     pub running: Vec<Running>,
     pub backends: Vec<v1::BackendStatus>,
     pub templates: BTreeSet<String>,
+    /// Templates that it can't serve, and why.
+    pub template_problems: BTreeMap<String, String>,
     pub health: v1::WorkerHealth,
 }
 
@@ -110,6 +117,7 @@ pub struct Heartbeat {
     pub health: v1::WorkerHealth,
     pub backends: Vec<v1::BackendStatus>,
     pub templates: BTreeSet<String>,
+    pub template_problems: BTreeMap<String, String>,
 }
 
 /// A session's state, as its worker knows it.
@@ -225,7 +233,8 @@ impl From<CloseReason> for Error {
             CloseReason::Replaced => Error::unavailable(
                 Reason::WorkerUnreachable,
                 "this worker attached anew: the older link is closed",
-            ),
+            )
+            .hint("nothing is to be done: the newer link is in use"),
             CloseReason::Superseded => Error::precondition(
                 Reason::StaleIncarnation,
                 "another process has registered under this worker id since",
@@ -234,7 +243,8 @@ impl From<CloseReason> for Error {
             CloseReason::LeaseOver => Error::unavailable(
                 Reason::WorkerUnreachable,
                 "no heartbeat came within the lease: attach anew",
-            ),
+            )
+            .hint("a worker does so by itself; if it happens often, look at its load and at the network"),
         }
     }
 }
@@ -245,6 +255,14 @@ pub enum Refused {
     /// Not a failure: the request id made this session before.
     AlreadyCreated(SessionId),
     RequestIdReused,
+    NameTaken {
+        name: String,
+        by: SessionId,
+    },
+    /// With what keeps each worker from it.
+    TemplateUnavailable(String),
+    /// With what the worker offers.
+    BackendUnavailable(String),
     QueueFull {
         limit: usize,
     },
@@ -273,6 +291,17 @@ impl From<Refused> for Error {
                 "request_id: it was used before, with another body",
             )
             .hint("draw a new request id for each new session"),
+            Refused::NameTaken { name, by } => Error::new(
+                Code::AlreadyExists,
+                Reason::NameTaken,
+                format!("a live session is called {name:?} already: {by}"),
+            )
+            .hint("choose another name, use that session, or end it first (`berth rm`)")
+            .with("session_id", by),
+            Refused::TemplateUnavailable(why) => Error::precondition(Reason::TemplateUnavailable, why)
+                .hint("put that right on a worker (`berth templates` shows where it stands), or wait for one that can (wait_for_place)"),
+            Refused::BackendUnavailable(what) => Error::precondition(Reason::BackendUnavailable, what)
+                .hint("choose one that it offers, or `auto`; `berth doctor` on that machine says what another one needs"),
             Refused::QueueFull { limit } => {
                 Error::exhausted(Reason::QueueFull, format!("{limit} sessions wait for a place already"))
                     .hint("add a worker, or try again later")
@@ -305,7 +334,7 @@ impl From<Refused> for Error {
 /// No worker had room in time.
 pub fn no_place(missing: &str) -> Error {
     Error::exhausted(Reason::NoPlace, format!("no place for the session: {missing}"))
-        .hint("add a worker, end sessions, ask for less, or wait longer (wait_for_place)")
+        .hint("add a worker, end sessions, ask for less, or wait longer (wait_for_place); see `berth workers` and `berth templates`")
 }
 
 /// The session isn't known.

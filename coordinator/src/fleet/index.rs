@@ -21,6 +21,9 @@ pub(super) struct Index {
     pub queue: BTreeSet<(Reverse<i32>, SessionId)>,
     pub load: BTreeMap<WorkerId, Load>,
     pub ended: BTreeSet<(SystemTime, SessionId)>,
+    /// Live sessions that have a name. More than one of a name only from a store of before
+    /// names were checked.
+    pub names: BTreeSet<(String, SessionId)>,
     /// Workers that are alive.
     pub alive: usize,
 }
@@ -60,7 +63,26 @@ impl Index {
         if let Some(entry) = new.and_then(ended_entry) {
             self.ended.insert(entry);
         }
+        self.named(old, new);
         freed
+    }
+
+    fn named(&mut self, old: Option<&Session>, new: Option<&Session>) {
+        let entry = |s: &Session| s.live_name().map(|name| (name.to_owned(), s.id));
+        let (was, is) = (old.and_then(entry), new.and_then(entry));
+        if was == is {
+            return;
+        }
+        if let Some(entry) = was {
+            self.names.remove(&entry);
+        }
+        self.names.extend(is);
+    }
+
+    /// The live session of this name.
+    pub fn called(&self, name: &str) -> Option<SessionId> {
+        let from = (name.to_owned(), SessionId::from_u128(0));
+        self.names.range(from..).next().filter(|(found, _)| found == name).map(|(_, id)| *id)
     }
 
     fn enter(&mut self, worker: WorkerId, session: &Session) {

@@ -52,7 +52,9 @@ use rand::{SeedableRng, rngs::StdRng};
 pub use event::*;
 use index::Index;
 use model::Clock;
-pub use model::{FleetConfig, LinkId, Liveness, Now, RequestKey, Scheduling, Session, Spec, Times, Worker};
+pub use model::{
+    FleetConfig, LinkId, Liveness, NAME_LABEL, Now, RequestKey, Scheduling, Session, Spec, Times, Worker,
+};
 use timers::Timer;
 
 /// All sessions and workers. See the module's prose.
@@ -168,6 +170,7 @@ impl Fleet {
             Event::Update(update) => self.update(*update, now)?,
             Event::Hello(hello) => self.hello(*hello, now)?,
             Event::LinkLost { worker, link } => self.link_lost(&worker, link),
+            Event::Leaving { worker, link } => self.leaving(&worker, link, now),
             Event::Heartbeat(heartbeat) => self.heartbeat(*heartbeat, now),
             Event::Report(report) => self.report(*report, now),
             Event::Task(report) => self.task_report(*report),

@@ -9,7 +9,8 @@ use std::{
 
 use berth_proto::{
     Epoch, Incarnation, SessionId, WorkerId,
-    domain::{Capacity, EndReason, Labels, Limits, SessionState, TaskDefaults, TemplateSpec},
+    domain::{Capacity, EndReason, Labels, Limits, SessionState, TaskDefaultsPatch, TemplateSpec},
+    redact::Names,
     v1,
 };
 
@@ -52,8 +53,10 @@ pub struct FleetConfig {
     pub ended_limit: usize,
     /// Idempotency keys are kept this long.
     pub key_retention: Duration,
-    /// A dead worker without sessions is forgotten after this long.
+    /// A dead worker without sessions is forgotten after this long ...
     pub worker_retention: Duration,
+    /// ... and one that an operator cordoned or drained, with that, after this long.
+    pub cordon_retention: Duration,
 }
 
 impl Default for FleetConfig {
@@ -69,13 +72,14 @@ impl Default for FleetConfig {
             retention: Duration::from_secs(86_400),
             ended_limit: 10_000,
             key_retention: Duration::from_secs(86_400),
-            worker_retention: Duration::from_secs(86_400),
+            worker_retention: Duration::from_secs(600),
+            cordon_retention: Duration::from_secs(86_400),
         }
     }
 }
 
 /// What a session was made with; fixed for its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Spec {
     pub template: TemplateSpec,
     pub limits: Limits,
@@ -84,9 +88,27 @@ pub struct Spec {
     pub selector: Labels,
     pub priority: i32,
     pub wait_for_place: Duration,
-    pub task_defaults: TaskDefaults,
+    /// The client said how long it waits. If it did not, what waiting alone won't mend is
+    /// refused at once.
+    pub patient: bool,
+    /// What it leaves out is the worker's.
+    pub task_defaults: TaskDefaultsPatch,
     /// The create carried a request id, so that its client can come back for the session.
     pub keyed: bool,
+}
+
+/// Without the values of its env. The rest is told apart by it well enough.
+impl std::fmt::Debug for Spec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spec")
+            .field("template", &self.template)
+            .field("limits", &self.limits)
+            .field("env", &Names(&self.env))
+            .field("selector", &self.selector)
+            .field("priority", &self.priority)
+            .field("wait_for_place", &self.wait_for_place)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A session.
@@ -111,6 +133,8 @@ pub struct Session {
     pub idle_timeout: Option<Duration>,
     /// It failed because its time to start was up.
     pub start_timed_out: bool,
+    /// No worker could serve its template when a place was last looked for.
+    pub unservable: bool,
     pub(super) clock: Clock,
 }
 
@@ -129,7 +153,16 @@ pub(super) struct Clock {
     pub refused: BTreeMap<WorkerId, Duration>,
 }
 
+/// The label that names a session. Of live sessions each has another.
+pub const NAME_LABEL: &str = "name";
+
 impl Session {
+    /// What people call it, while it can be called: until it begins to end.
+    pub fn live_name(&self) -> Option<&str> {
+        let over = matches!(self.state, SessionState::Ending | SessionState::Ended);
+        name_in(&self.labels).filter(|_| !over)
+    }
+
     /// Whether it takes a place on a worker.
     pub fn holds_place(&self) -> bool {
         self.worker.is_some() && !matches!(self.state, SessionState::Pending | SessionState::Ended)
@@ -175,9 +208,15 @@ impl Session {
             expires_at: times.expires_at,
             idle_timeout,
             start_timed_out: false,
+            unservable: false,
             clock: Clock::default(),
         }
     }
+}
+
+/// The name among these labels; an empty one is none.
+pub(super) fn name_in(labels: &Labels) -> Option<&str> {
+    labels.get(NAME_LABEL).map(String::as_str).filter(|name| !name.is_empty())
 }
 
 /// The wall-clock times of a session.
@@ -225,6 +264,8 @@ pub struct Worker {
     pub known: bool,
     pub labels: Labels,
     pub templates: BTreeSet<String>,
+    /// Templates that it can't serve, and why.
+    pub template_problems: BTreeMap<String, String>,
     pub backends: Vec<v1::BackendStatus>,
     pub health: v1::WorkerHealth,
     pub attached_at: Option<SystemTime>,
@@ -249,6 +290,7 @@ impl Worker {
             known: false,
             labels: Labels::new(),
             templates: BTreeSet::new(),
+            template_problems: BTreeMap::new(),
             backends: Vec::new(),
             health: v1::WorkerHealth::default(),
             attached_at: None,
@@ -295,7 +337,8 @@ impl Worker {
                 == (other.liveness, other.known, other.health.ready, &other.health.reason)
             && (&self.capacity, &self.labels, &self.templates, &self.backends, &self.version)
                 == (&other.capacity, &other.labels, &other.templates, &other.backends, &other.version)
-            && self.link.is_some() == other.link.is_some()
+            && (&self.template_problems, self.link.is_some())
+                == (&other.template_problems, other.link.is_some())
     }
 }
 

@@ -89,7 +89,8 @@ impl World {
             }
             28..30 => self.some_session().map(|session| Event::Pause { session, paused: true }),
             30..38 => return self.attach(name),
-            38..42 => {
+            38..40 => return self.leave(name),
+            40..42 => {
                 self.machines[name].link.map(|link| Event::LinkLost { worker: name.parse().unwrap(), link })
             }
             42..43 => {
@@ -97,7 +98,7 @@ impl World {
                 self.machines.insert(name, Machine::default());
                 None
             }
-            43..58 => self.machines[name].link.map(|link| beat(name, link)),
+            43..58 => self.machines[name].link.map(|link| self.beat(name, link)),
             58..80 => self.answer(name),
             80..84 => self.ends_by_itself(name),
             84..86 => return self.noise(name),
@@ -119,6 +120,16 @@ impl World {
         }
     }
 
+    /// Now and then it can't serve the template.
+    fn beat(&mut self, name: &str, link: LinkId) -> Event {
+        let mut event = beat(name, link);
+        if let (Event::Heartbeat(beat), true) = (&mut event, self.rng.random_bool(0.1)) {
+            beat.templates.clear();
+            beat.template_problems.insert("base".into(), "no such root".into());
+        }
+        event
+    }
+
     fn creation(&mut self) -> Event {
         let id = SessionId::from_u128(self.draw().into());
         self.sessions.push(id);
@@ -131,6 +142,11 @@ impl World {
         };
         wanted.spec.priority = self.rng.random_range(-3..3);
         wanted.spec.wait_for_place = Duration::from_secs(self.rng.random_range(0..40));
+        wanted.spec.patient = self.rng.random_bool(0.5);
+        if self.rng.random_bool(0.3) {
+            let name = format!("name-{}", self.rng.random_range(0..5));
+            wanted.labels.insert(NAME_LABEL.to_owned(), name);
+        }
         wanted.ttl = self.rng.random_bool(0.3).then(|| Duration::from_secs(self.rng.random_range(1..120)));
         Event::Create(Box::new(wanted))
     }
@@ -164,6 +180,16 @@ impl World {
     fn attach(&mut self, name: &'static str) {
         let greeting = self.greeting(name);
         self.apply(Event::Hello(Box::new(greeting)));
+    }
+
+    /// A worker stops, and nearly always as it should: with nothing left.
+    fn leave(&mut self, name: &'static str) {
+        let machine = &self.machines[name];
+        let Some(link) = machine.link else { return };
+        if machine.held.is_empty() || self.rng.random_bool(0.2) {
+            self.apply(Event::Leaving { worker: name.parse().unwrap(), link });
+            self.machines.insert(name, Machine::default());
+        }
     }
 
     /// A worker does what it was asked to: it starts the session, fails, or refuses it.
@@ -295,6 +321,11 @@ impl World {
             let ended = self.ended.get(&session.id).copied().unwrap_or_default();
             assert_eq!(ended, u32::from(session.state == SessionState::Ended), "ended is told once");
         }
+        let mut names = BTreeSet::new();
+        for name in self.fleet.sessions.values().filter_map(|s| s.live_name()) {
+            assert!(names.insert(name), "two live sessions are called {name}");
+        }
+        assert_eq!(self.fleet.index.names.len(), names.len());
         let kept: BTreeMap<_, _> = self
             .fleet
             .index
@@ -398,7 +429,7 @@ fn edge(from: SessionState, to: SessionState) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::test_scale::proptests(24))]
 
     #[test]
     fn the_fleet_keeps_its_promises(seed in any::<u64>()) {

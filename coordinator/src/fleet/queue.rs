@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use super::{
     Fleet,
     event::{Command, Create, Effect, Refused},
-    model::{Clock, Now, RequestKey, Session},
+    model::{Clock, Now, RequestKey, Session, name_in},
 };
 use crate::placement::{self, Candidate, Need, Standing};
 
@@ -32,6 +32,7 @@ impl Fleet {
                 Refused::RequestIdReused
             });
         }
+        self.name_is_free(name_in(&create.labels), create.id)?;
         let session = Session {
             id: create.id,
             labels: create.labels,
@@ -47,6 +48,7 @@ impl Fleet {
             expires_at: create.ttl.map(|ttl| now.wall + ttl),
             idle_timeout: create.idle_timeout,
             start_timed_out: false,
+            unservable: false,
             clock: Clock {
                 wait_until: now.mono + create.spec.wait_for_place,
                 expires: create.ttl.map(|ttl| now.mono + ttl),
@@ -82,6 +84,10 @@ impl Fleet {
         Ok(match placement::choose(&need, &candidates, &mut rng).cloned() {
             Some(worker) => Ok(worker),
             None => {
+                let why = placement::unservable(&need, &candidates);
+                if let Some(why) = why.filter(|_| !waits_for_template(session)) {
+                    return Err(Refused::TemplateUnavailable(why));
+                }
                 let missing = placement::explain(&need, &candidates);
                 if session.spec.wait_for_place.is_zero() {
                     return Err(Refused::NoPlace(missing));
@@ -117,8 +123,41 @@ impl Fleet {
             match chosen {
                 Some(worker) => self.place((*session).clone(), worker, now),
                 None if session.clock.wait_until <= now.mono => self.give_up(&session, now),
-                None => {}
+                None => self.waits_on(&session, now),
             }
+        }
+    }
+
+    /// No place yet. That no worker can serve the template is told to who waits for that,
+    /// and ends the wait of who doesn't. Nothing else is worth a write for each session
+    /// that waits.
+    fn waits_on(&mut self, session: &Session, now: Now) {
+        let name = &session.spec.template.name;
+        let told = self.workers.values().any(|w| w.template_problems.contains_key(name));
+        if !told && !session.unservable {
+            return;
+        }
+        let candidates: Vec<_> = self.workers.values().map(|w| self.candidate(w, session, now)).collect();
+        let need = need(session);
+        let unservable = placement::unservable(&need, &candidates).is_some();
+        if !unservable && !session.unservable {
+            return;
+        }
+        if unservable && !waits_for_template(session) {
+            return self.give_up(session, now);
+        }
+        let message = format!("waits for a place: {}", placement::explain(&need, &candidates));
+        if (unservable, &message) != (session.unservable, &session.message) {
+            self.put_session(Session { message, unservable, ..session.clone() });
+        }
+    }
+
+    /// Of live sessions each has another name.
+    pub(super) fn name_is_free(&self, name: Option<&str>, asks: SessionId) -> Result<(), Refused> {
+        let Some(name) = name else { return Ok(()) };
+        match self.index.called(name).filter(|by| *by != asks) {
+            Some(by) => Err(Refused::NameTaken { name: name.to_owned(), by }),
+            None => Ok(()),
         }
     }
 
@@ -126,7 +165,9 @@ impl Fleet {
     pub(super) fn give_up(&mut self, session: &Session, now: Now) {
         let candidates: Vec<_> = self.workers.values().map(|w| self.candidate(w, session, now)).collect();
         let missing = placement::explain(&need(session), &candidates);
+        let unservable = placement::unservable(&need(session), &candidates).is_some();
         tracing::info!(session.id = %session.id, missing, "no place was found in time");
+        self.put_session(Session { unservable, ..session.clone() });
         self.finish(session.id, EndReason::NoPlace, &missing, now);
     }
 
@@ -200,9 +241,15 @@ impl Fleet {
             reserved: load.map(|l| l.reserved).unwrap_or_default(),
             labels: &worker.labels,
             templates: &worker.templates,
+            problems: &worker.template_problems,
             warmth: load.map(|l| warmth(&l.sessions)).unwrap_or_default(),
         }
     }
+}
+
+/// Whether it waits even where no worker can serve its template: another one may come.
+fn waits_for_template(session: &Session) -> bool {
+    session.spec.patient && !session.spec.wait_for_place.is_zero()
 }
 
 fn need(session: &Session) -> Need<'_> {

@@ -12,7 +12,7 @@ use berth_proto::{
 use super::{
     Fleet,
     event::{Command, Effect, Ending, Refused, Report, TaskReport, Update},
-    model::{Clock, Liveness, Now, Session, Spec, Worker},
+    model::{Clock, Liveness, Now, Session, Spec, Worker, name_in},
 };
 
 /// Running tasks that are remembered of one session, whatever its worker says.
@@ -53,6 +53,7 @@ impl Fleet {
         if matches!(session.state, SessionState::Ending | SessionState::Ended) {
             return Err(Refused::SessionEnded(session.end));
         }
+        self.name_is_free(name_in(&update.set_labels), id)?;
         let mut changed = (**session).clone();
         for name in &update.remove_labels {
             changed.labels.remove(name);

@@ -1,13 +1,19 @@
 //! The rules, one by one. Time is what the test says it is.
 
+mod leaving;
+mod names;
+mod templates;
+
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, UNIX_EPOCH},
 };
 
 use berth_proto::{
     Epoch, Incarnation, SessionId, TaskId, WorkerId,
-    domain::{BackendChoice, Capacity, EndReason, Labels, Limits, SessionState, TaskDefaults, TemplateSpec},
+    domain::{
+        BackendChoice, Capacity, EndReason, Labels, Limits, SessionState, TaskDefaultsPatch, TemplateSpec,
+    },
     v1,
 };
 
@@ -46,7 +52,8 @@ pub(super) fn create(id: SessionId) -> Create {
             selector: Labels::new(),
             priority: 0,
             wait_for_place: Duration::from_secs(30),
-            task_defaults: TaskDefaults::default(),
+            patient: false,
+            task_defaults: TaskDefaultsPatch::default(),
             keyed: false,
         },
         labels: Labels::new(),
@@ -73,6 +80,7 @@ pub(super) fn hello(worker: &str, link: LinkId, sessions: u32) -> Hello {
         running: Vec::new(),
         backends: Vec::new(),
         templates: BTreeSet::from(["base".to_owned()]),
+        template_problems: BTreeMap::new(),
         health: v1::WorkerHealth { ready: true, ..Default::default() },
     }
 }
@@ -183,6 +191,7 @@ pub(super) fn beat(worker: &str, link: LinkId) -> Event {
         health: v1::WorkerHealth { ready: true, ..Default::default() },
         backends: Vec::new(),
         templates: BTreeSet::from(["base".to_owned()]),
+        template_problems: BTreeMap::new(),
     }))
 }
 
@@ -620,11 +629,11 @@ fn old_records_are_forgotten() {
     let session = desk.create();
     desk.apply(Event::Delete { session, reason: EndReason::Deleted });
     desk.attach("w", 5);
-    desk.pass(Duration::from_secs(86_400 - 100));
+    let effects = desk.pass(Duration::from_secs(86_400 - 100));
+    assert!(effects.iter().any(|e| matches!(e, Effect::ForgetWorker(_))));
     assert!(desk.fleet.sessions.contains_key(&session));
     let effects = desk.pass(Duration::from_secs(300));
     assert!(effects.iter().any(|e| matches!(e, Effect::ForgetSession(id) if *id == session)));
-    assert!(effects.iter().any(|e| matches!(e, Effect::ForgetWorker(_))));
     assert_eq!(desk.fleet.workers().count(), 0);
 }
 
@@ -632,8 +641,14 @@ impl Fleet {
     /// All that counts, to compare. Timers are hints and do not.
     pub(super) fn image(&self) -> String {
         format!(
-            "{:#?}\n{:#?}\n{:#?}\n{:#?}\n{:#?}\n{}",
-            self.sessions, self.workers, self.keys, self.index.queue, self.index.load, self.index.alive
+            "{:#?}\n{:#?}\n{:#?}\n{:#?}\n{:#?}\n{:#?}\n{}",
+            self.sessions,
+            self.workers,
+            self.keys,
+            self.index.queue,
+            self.index.names,
+            self.index.load,
+            self.index.alive
         )
     }
 }

@@ -9,7 +9,7 @@ use berth_proto::{
 };
 
 use super::{
-    Fleet, Liveness,
+    Fleet, Liveness, Scheduling,
     model::{Clock, Now, Session, Worker},
 };
 
@@ -163,9 +163,13 @@ impl Fleet {
         for key in keys {
             self.forget_key(&key);
         }
+        let kept = |w: &Worker| match w.scheduling {
+            Scheduling::Active => self.config.worker_retention,
+            Scheduling::Cordoned | Scheduling::Draining { .. } => self.config.cordon_retention,
+        };
         let gone = |w: &&std::sync::Arc<Worker>| {
             w.liveness == Liveness::Dead
-                && now.mono.saturating_sub(w.down_since) > self.config.worker_retention
+                && now.mono.saturating_sub(w.down_since) > kept(w)
                 && !self.index.load.contains_key(&w.id)
         };
         let workers: Vec<_> = self.workers.values().filter(gone).map(|w| w.id.clone()).collect();

@@ -44,6 +44,7 @@ impl Fleet {
             known: true,
             labels: hello.labels,
             templates: hello.templates,
+            template_problems: hello.template_problems,
             backends: hello.backends,
             health: hello.health,
             attached_at: Some(now.wall),
@@ -110,17 +111,40 @@ impl Fleet {
                 SessionState::Pending | SessionState::Placed => {}
             }
         }
+        self.not_held(worker, |id| held.contains_key(id), "came back without it", now);
+        end
+    }
+
+    /// What we thought to be on a worker, and is not: it is placed anew, or was lost there.
+    fn not_held(&mut self, worker: &WorkerId, held: impl Fn(&SessionId) -> bool, why: &str, now: Now) {
         let load = self.index.load.get(worker).cloned().unwrap_or_default();
-        for id in load.sessions.into_iter().filter(|id| !held.contains_key(id)) {
+        for id in load.sessions.into_iter().filter(|id| !held(id)) {
             let Some(session) = self.sessions.get(&id).cloned() else { continue };
             if session.state == SessionState::Placed && session.ready_at.is_none() {
-                self.unplace(&session, &format!("{worker} came back without it"), now);
+                self.unplace(&session, &format!("{worker} {why}"), now);
             } else {
-                let words = format!("worker {worker} came back without it");
-                self.finish(id, EndReason::WorkerLost, &words, now);
+                self.finish(id, EndReason::WorkerLost, &format!("worker {worker} {why}"), now);
             }
         }
-        end
+    }
+
+    /// It stops, and holds nothing any more: nobody waits for it, and it is not listed. One
+    /// that an operator cordoned is dead at once, but stays known for a while: started
+    /// again, it is still cordoned.
+    pub(super) fn leaving(&mut self, id: &WorkerId, link: LinkId, now: Now) {
+        let Some(known) = self.linked(id, link).cloned() else { return };
+        tracing::info!(worker.id = %id, "a worker has left");
+        self.put_worker(Worker {
+            link: None,
+            liveness: Liveness::Dead,
+            lease_until: now.mono,
+            down_since: now.mono,
+            ..(*known).clone()
+        });
+        self.not_held(id, |_| false, "left without it", now);
+        if known.scheduling == Scheduling::Active {
+            self.forget_worker(id.clone());
+        }
     }
 
     pub(super) fn link_lost(&mut self, worker: &WorkerId, link: LinkId) {
@@ -141,6 +165,7 @@ impl Fleet {
             health: beat.health,
             backends: beat.backends,
             templates: beat.templates,
+            template_problems: beat.template_problems,
             ..(*known).clone()
         });
         self.out.push(Effect::Send {
@@ -184,6 +209,9 @@ impl Fleet {
         let worker = self.workers.get(id).ok_or_else(|| Refused::NoWorker(id.clone()))?;
         if !worker.attached() {
             return Err(Refused::WorkerUnreachable(id.clone()));
+        }
+        if let Some(missing) = not_offered(worker, backend) {
+            return Err(Refused::BackendUnavailable(missing));
         }
         self.send(id, Command::SetBackend(backend));
         Ok(())
@@ -239,4 +267,21 @@ impl Fleet {
             self.finish(id, EndReason::WorkerLost, &format!("worker {} did not come back", worker.id), now);
         }
     }
+}
+
+/// Why the worker can't switch to this backend, as far as it has told us. Which one `auto`
+/// means is its own business.
+fn not_offered(worker: &Worker, backend: BackendChoice) -> Option<String> {
+    let BackendChoice::Only(wanted) = backend else { return None };
+    let id = &worker.id;
+    let status = worker.backends.iter().find(|b| b.name == wanted.as_str());
+    let what = match status {
+        Some(status) if status.ready => return None,
+        Some(status) if status.message.is_empty() => format!("{wanted} can't be used on {id} now"),
+        Some(status) => format!("{wanted} can't be used on {id} now ({})", status.message),
+        None => format!("{id} was not started with the backend {wanted}"),
+    };
+    let ready: Vec<_> = worker.backends.iter().filter(|b| b.ready).map(|b| b.name.as_str()).collect();
+    let offers = if ready.is_empty() { "nothing".to_owned() } else { ready.join(", ") };
+    Some(format!("{what}; it offers {offers}"))
 }

@@ -9,8 +9,32 @@ use super::{Candidate, Need, Standing, free, selected, share};
 /// More workers than this are counted by reason and not listed one by one.
 const LISTED: usize = 6;
 
+/// If every live worker with the right labels has said that it can't serve the template,
+/// says so with each one's reason: waiting alone won't mend it.
+pub fn unservable(need: &Need<'_>, candidates: &[Candidate<'_>]) -> Option<String> {
+    let live: Vec<_> = candidates
+        .iter()
+        .filter(|c| c.standing != Standing::Unreachable && selected(need.selector, c.labels))
+        .collect();
+    let reasons: Vec<_> =
+        live.iter().filter_map(|c| Some((c.id, c.problems.get(need.template)?))).take(LISTED).collect();
+    let all = live.iter().all(|c| c.problems.contains_key(need.template));
+    if live.is_empty() || !all {
+        return None;
+    }
+    let each: Vec<_> = reasons.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
+    let rest = match live.len() - each.len() {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    Some(format!("no worker can serve template {:?}: {}{rest}", need.template, each.join("; ")))
+}
+
 /// Why no worker takes the session now: one short sentence.
 pub fn explain(need: &Need<'_>, candidates: &[Candidate<'_>]) -> String {
+    if let Some(why) = unservable(need, candidates) {
+        return why;
+    }
     if candidates.is_empty() {
         return "no worker is attached".to_owned();
     }
@@ -94,11 +118,13 @@ fn obstacle(need: &Need<'_>, candidate: &Candidate<'_>) -> Obstacle {
             return say("without the labels", format!("has no label {name}={value}"));
         }
     }
+    if let Some(reason) = candidate.problems.get(need.template) {
+        let words = format!("can't serve the template {:?} ({reason})", need.template);
+        return say("can't serve the template", words);
+    }
     if !candidate.templates.contains(need.template) {
-        return say(
-            "can't serve the template",
-            format!("can't serve the template {:?} (not here, or not yet)", need.template),
-        );
+        let words = format!("has not said yet whether it can serve the template {:?}", need.template);
+        return say("silent on the template", words);
     }
     shortage(need, candidate).unwrap_or_else(|| say("free by now", "has room by now".into()))
 }

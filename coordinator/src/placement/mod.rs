@@ -16,7 +16,10 @@ mod explain;
 #[cfg(test)]
 mod proptests;
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use berth_proto::{
     WorkerId,
@@ -24,7 +27,7 @@ use berth_proto::{
 };
 use rand::{Rng, RngExt};
 
-pub use explain::{explain, too_high};
+pub use explain::{explain, too_high, unservable};
 
 /// With more workers than this that may take a session, two are drawn and compared.
 pub const SAMPLE_ABOVE: usize = 16;
@@ -62,6 +65,8 @@ pub struct Candidate<'a> {
     pub reserved: Capacity,
     pub labels: &'a Labels,
     pub templates: &'a BTreeSet<String>,
+    /// Templates that it has said it can't serve, and why.
+    pub problems: &'a BTreeMap<String, String>,
     /// Sessions of the needed template that it holds: their root is in its page cache.
     pub warmth: u32,
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_proto::{
     WorkerId,
@@ -18,6 +18,7 @@ struct Machine {
     reserved: Capacity,
     labels: Labels,
     templates: BTreeSet<String>,
+    problems: BTreeMap<String, String>,
 }
 
 impl Machine {
@@ -29,6 +30,7 @@ impl Machine {
             reserved: self.reserved,
             labels: &self.labels,
             templates: &self.templates,
+            problems: &self.problems,
             warmth: 0,
         }
     }
@@ -58,6 +60,7 @@ fn machine(number: usize) -> impl Strategy<Value = Machine> {
                 reserved: Capacity { disk_bytes: 0, ..capacity(used_cpu, used_memory, used) },
                 labels: if labelled { Labels::from([("zone".into(), "a".into())]) } else { Labels::new() },
                 templates: if serves { BTreeSet::from(["base".to_owned()]) } else { BTreeSet::new() },
+                problems: BTreeMap::new(),
             }
         })
 }
@@ -67,7 +70,7 @@ fn machines() -> impl Strategy<Value = Vec<Machine>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::test_scale::proptests(512))]
 
     /// The chosen worker may take it, and only if nobody may is nobody chosen.
     #[test]
@@ -122,6 +125,7 @@ fn worker(name: &str, total: Capacity, reserved: Capacity) -> Machine {
         reserved,
         labels: Labels::new(),
         templates: BTreeSet::from(["base".to_owned()]),
+        problems: BTreeMap::new(),
     }
 }
 

@@ -64,6 +64,12 @@ fn known_form(id: &str) -> Result<WorkerId, Error> {
     })
 }
 
+/// Why a live worker can't serve a template, if it said so.
+fn problem(worker: &crate::fleet::Worker, template: &str) -> Option<v1::WorkerProblem> {
+    let reason = worker.template_problems.get(template).filter(|_| worker.liveness == Liveness::Alive)?;
+    Some(v1::WorkerProblem { worker_id: worker.id.to_string(), reason: reason.clone() })
+}
+
 #[tonic::async_trait]
 impl AdminService for Admin {
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
@@ -140,6 +146,7 @@ impl AdminService for Admin {
                 .filter(|w| w.liveness == Liveness::Alive && w.templates.contains(&template.spec.name))
                 .map(|w| w.id.to_string())
                 .collect(),
+            problems: workers.iter().filter_map(|w| problem(w, &template.spec.name)).collect(),
             ttl: template.ttl.map(duration_out),
             idle_timeout: template.idle_timeout.map(duration_out),
         };

@@ -72,11 +72,13 @@ impl v1::worker_service_server::WorkerService for Workers {
 }
 
 async fn first(incoming: &mut Streaming<v1::WorkerMessage>) -> Result<v1::Hello, Status> {
-    let late = || Error::invalid("hello", format!("did not come within {} s", HELLO_WITHIN.as_secs()));
+    const ORDER: &str = "a worker's first message on this stream is Hello";
+    let late =
+        || Error::invalid("hello", format!("did not come within {} s", HELLO_WITHIN.as_secs())).hint(ORDER);
     let message = tokio::time::timeout(HELLO_WITHIN, incoming.message()).await.map_err(|_| late())??;
     match message.and_then(|m| m.message) {
         Some(v1::worker_message::Message::Hello(hello)) => Ok(hello),
-        _ => Err(Error::invalid("hello", "must come first").into()),
+        _ => Err(Error::invalid("hello", "must come first").hint(ORDER).into()),
     }
 }
 
@@ -115,7 +117,10 @@ fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<
         }
         Some(Message::Session(report)) => Some(Event::Report(Box::new(wire::report(worker, link, report)?))),
         Some(Message::Task(report)) => Some(Event::Task(Box::new(wire::task_report(worker, link, report)?))),
-        Some(Message::Hello(_)) => return Err(Error::invalid("hello", "came twice")),
+        Some(Message::Leaving(_)) => Some(Event::Leaving { worker: worker.clone(), link }),
+        Some(Message::Hello(_)) => {
+            return Err(Error::invalid("hello", "came twice").hint("one hello a stream: it comes first"));
+        }
         // A newer worker's word for something that we don't know.
         None => None,
     })

@@ -116,7 +116,9 @@ impl Tasks {
 }
 
 fn unread(error: StoreError) -> Error {
-    Error::unavailable(Reason::StoreFailed, "the coordinator's store could not be read").cause(error)
+    Error::unavailable(Reason::StoreFailed, "the coordinator's store could not be read")
+        .hint("look at the disk under the coordinator's state directory")
+        .cause(error)
 }
 
 macro_rules! passed_on {

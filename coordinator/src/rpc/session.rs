@@ -63,7 +63,8 @@ impl Sessions {
                 selector: wanted.worker_selector,
                 priority: wanted.priority,
                 wait_for_place: wanted.wait_for_place,
-                task_defaults: wanted.task_defaults.over(template.task_defaults),
+                patient: wanted.patient,
+                task_defaults: wanted.task_defaults.or(template.task_defaults),
                 keyed: wanted.request_id.is_some(),
             },
             key: wanted.request_id.map(|key| (key, body)),
@@ -175,7 +176,9 @@ impl SessionService for Sessions {
         labels.retain(|name, _| !request.remove_labels.contains(name));
         labels.extend(set_labels.clone());
         if labels.len() > bounds::LABELS {
-            return Err(Error::invalid("set_labels", format!("more than {} labels", bounds::LABELS)).into());
+            return Err(Error::invalid("set_labels", format!("more than {} labels", bounds::LABELS))
+                .hint("remove some in the same call (remove_labels)")
+                .into());
         }
         let update = Update {
             session: id,
@@ -241,6 +244,9 @@ fn created(session: Option<&Session>) -> Option<Result<v1::Session, Error>> {
 
 fn failed(session: &Session) -> Error {
     let error = match session.end {
+        Some(EndReason::NoPlace) if session.unservable => {
+            Refused::TemplateUnavailable(session.message.clone()).into()
+        }
         Some(EndReason::NoPlace) => no_place(&session.message),
         Some(EndReason::SandboxFailed) if session.start_timed_out => Error::new(
             Code::DeadlineExceeded,

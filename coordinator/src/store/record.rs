@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use berth_proto::{
     Epoch, Incarnation,
-    domain::{EndReason, Labels, Limits, PtySize, SessionState, TaskDefaults, TemplateSpec},
+    domain::{EndReason, Labels, Limits, PtySize, SessionState, TaskDefaultsPatch, TemplateSpec},
     v1,
 };
 use serde::{Deserialize, Serialize};
@@ -30,12 +30,18 @@ struct SpecRow {
     #[serde(default)]
     wait_for_place_ms: u64,
     #[serde(default)]
+    patient: bool,
+    #[serde(default)]
     keyed: bool,
-    /// 0: no limit.
-    task_timeout_ms: u64,
-    pty_cols: u16,
-    pty_rows: u16,
-    max_concurrent: u32,
+    /// 0: no limit. Absent, like the rest: the worker's.
+    #[serde(default)]
+    task_timeout_ms: Option<u64>,
+    #[serde(default)]
+    pty_cols: Option<u16>,
+    #[serde(default)]
+    pty_rows: Option<u16>,
+    #[serde(default)]
+    max_concurrent: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,7 +53,7 @@ struct TemplateRow {
     user: String,
 }
 
-pub(super) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
+pub(crate) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
     let defaults = &spec.task_defaults;
     let row = SpecRow {
         template: TemplateRow {
@@ -65,16 +71,17 @@ pub(super) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
         selector: spec.selector.clone(),
         priority: spec.priority,
         wait_for_place_ms: millis(spec.wait_for_place),
+        patient: spec.patient,
         keyed: spec.keyed,
-        task_timeout_ms: millis(defaults.timeout.unwrap_or_default()),
-        pty_cols: defaults.pty_size.cols,
-        pty_rows: defaults.pty_size.rows,
+        task_timeout_ms: defaults.timeout.map(|timeout| millis(timeout.unwrap_or_default())),
+        pty_cols: defaults.pty_size.map(|size| size.cols),
+        pty_rows: defaults.pty_size.map(|size| size.rows),
         max_concurrent: defaults.max_concurrent,
     };
     serde_json::to_string(&row).map_err(|e| StoreError::Failed(e.to_string()))
 }
 
-fn spec_in(text: &str) -> Result<Spec, StoreError> {
+pub(crate) fn spec_in(text: &str) -> Result<Spec, StoreError> {
     let row: SpecRow = serde_json::from_str(text).map_err(damaged("a session's spec"))?;
     Ok(Spec {
         template: TemplateSpec {
@@ -94,9 +101,10 @@ fn spec_in(text: &str) -> Result<Spec, StoreError> {
         selector: row.selector,
         priority: row.priority,
         wait_for_place: Duration::from_millis(row.wait_for_place_ms),
-        task_defaults: TaskDefaults {
-            timeout: (row.task_timeout_ms > 0).then(|| Duration::from_millis(row.task_timeout_ms)),
-            pty_size: PtySize { cols: row.pty_cols, rows: row.pty_rows },
+        patient: row.patient,
+        task_defaults: TaskDefaultsPatch {
+            timeout: row.task_timeout_ms.map(|ms| (ms > 0).then(|| Duration::from_millis(ms))),
+            pty_size: row.pty_cols.zip(row.pty_rows).map(|(cols, rows)| PtySize { cols, rows }),
             max_concurrent: row.max_concurrent,
         },
         keyed: row.keyed,
@@ -222,10 +230,10 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// Microseconds since 1970.
-pub(super) fn micros(time: SystemTime) -> i64 {
+pub(crate) fn micros(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map(|d| d.as_micros() as i64).unwrap_or_default()
 }
 
-pub(super) fn time(micros: i64) -> SystemTime {
+pub(crate) fn time(micros: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_micros(micros.max(0) as u64)
 }

@@ -9,7 +9,14 @@
 //! long as the connection lives, and the kernel lets go of it with the process, however that
 //! ends. Rejected: a lock file of our own, which can outlive its owner.
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+    str::FromStr,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use berth_proto::{SessionId, TaskId, v1};
@@ -43,6 +50,7 @@ impl SqliteStore {
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let shown = path.display().to_string();
         let failed = |error: sqlx::Error| failure(&shown, error);
+        keep_private(path).map_err(|error| StoreError::Failed(format!("{shown}: {error}")))?;
         let options = SqliteConnectOptions::from_str("sqlite::memory:")
             .map_err(failed)?
             .in_memory(false)
@@ -52,6 +60,8 @@ impl SqliteStore {
             .locking_mode(SqliteLockingMode::Exclusive)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            // What is deleted is overwritten: an env that was emptied is gone from the file.
+            .pragma("secure_delete", "ON")
             .busy_timeout(LOCK_WAIT)
             .disable_statement_logging();
         let mut connection = options.connect().await.map_err(failed)?;
@@ -61,6 +71,22 @@ impl SqliteStore {
         MIGRATIONS.run(&mut connection).await.map_err(|e| StoreError::Damaged(format!("{shown}: {e}")))?;
         Ok(Self { connection: Mutex::new(Some(connection)) })
     }
+}
+
+/// The store holds the env of live sessions: its files are for their owner alone. SQLite
+/// gives its log and index the mode of the database, so that one must be right before it is
+/// opened; what an earlier version left laxer is put right.
+fn keep_private(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    for end in ["", "-wal", "-shm", "-journal"] {
+        let mut file = path.as_os_str().to_owned();
+        file.push(end);
+        match fs::set_permissions(&file, fs::Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn failure(path: &str, error: sqlx::Error) -> StoreError {

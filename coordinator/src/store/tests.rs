@@ -5,7 +5,8 @@ use std::{path::Path, time::Duration};
 use berth_proto::{
     Epoch, Incarnation,
     domain::{
-        Backend, BackendChoice, EndReason, Labels, Limits, PtySize, SessionState, TaskDefaults, TemplateSpec,
+        Backend, BackendChoice, EndReason, Labels, Limits, PtySize, SessionState, TaskDefaultsPatch,
+        TemplateSpec,
     },
 };
 
@@ -28,10 +29,11 @@ fn session(number: u128) -> Session {
             selector: Labels::from([("zone".into(), "a".into())]),
             priority: -5,
             wait_for_place: Duration::from_millis(1500),
-            task_defaults: TaskDefaults {
-                timeout: None,
-                pty_size: PtySize { cols: 100, rows: 50 },
-                max_concurrent: 7,
+            patient: true,
+            task_defaults: TaskDefaultsPatch {
+                timeout: Some(None),
+                pty_size: Some(PtySize { cols: 100, rows: 50 }),
+                max_concurrent: None,
             },
             keyed: true,
         },
@@ -177,4 +179,62 @@ async fn commit_cost() {
     }
     times.sort();
     println!("commit of one session: p50 {:?}, p99 {:?}", times[250], times[495]);
+}
+
+fn modes(dir: &Path) -> Vec<(String, u32)> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |file: std::fs::DirEntry| {
+        let name = file.file_name().to_string_lossy().into_owned();
+        (name, file.metadata().unwrap().permissions().mode() & 0o777)
+    };
+    std::fs::read_dir(dir).unwrap().map(|file| mode(file.unwrap())).collect()
+}
+
+#[tokio::test]
+async fn the_files_of_the_store_are_for_their_owner_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    store.commit(&Batch { sessions: vec![Arc::new(session(1))], ..Batch::default() }).await.unwrap();
+    let found = modes(dir.path());
+    assert!(found.iter().any(|(name, _)| name == "coordinator.db-wal"), "{found:?}");
+    assert!(found.iter().all(|(_, mode)| *mode == 0o600), "{found:?}");
+}
+
+#[tokio::test]
+async fn files_that_an_earlier_version_left_open_to_all_are_closed() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    store.commit(&Batch { sessions: vec![Arc::new(session(1))], ..Batch::default() }).await.unwrap();
+    // As they lie after a crash: with the log beside the file.
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+        let to = copy.path().join(file.file_name());
+        std::fs::copy(file.path(), &to).unwrap();
+        std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    assert!(modes(copy.path()).len() > 1);
+    let store = open(copy.path()).await.unwrap();
+    assert_eq!(store.load().await.unwrap().sessions.len(), 1);
+    let found = modes(copy.path());
+    assert!(found.iter().all(|(_, mode)| *mode == 0o600), "{found:?}");
+}
+
+#[tokio::test]
+async fn what_a_session_no_longer_holds_is_not_in_the_file_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    let secret = "a-secret-that-must-not-stay".repeat(20);
+    let with = |env: &str| {
+        let mut session = session(1);
+        session.spec =
+            Arc::new(Spec { env: Labels::from([("S".into(), env.into())]), ..(*session.spec).clone() });
+        Batch { sessions: vec![Arc::new(session)], ..Batch::default() }
+    };
+    store.commit(&with(&secret)).await.unwrap();
+    store.commit(&with("")).await.unwrap();
+    store.close().await;
+    let bytes = std::fs::read(dir.path().join("coordinator.db")).unwrap();
+    let needle = &secret.as_bytes()[..40];
+    assert!(!bytes.windows(needle.len()).any(|window| window == needle));
 }

@@ -12,7 +12,8 @@ use std::{
 
 use berth_coordinator::{Config, Coordinator, Running, store::Store};
 use berth_proto::{
-    TaskId,
+    Code, Reason, TaskId,
+    error::{detail_of, reason_of},
     spawn::spawn,
     transport::{self, dial_data, endpoint, uri_of},
     v1::{
@@ -52,6 +53,28 @@ impl tonic::service::Interceptor for Bearer {
         request.metadata_mut().insert("authorization", value);
         Ok(request)
     }
+}
+
+/// The call failed like this, and says what to do.
+#[track_caller]
+pub fn failed<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: Reason) -> Status {
+    let status = result.expect_err("must fail");
+    assert_eq!((status.code(), reason_of(&status)), (code, Some(reason)), "{status:?}");
+    assert!(detail_of(&status, "hint").is_some(), "no hint in {status:?}");
+    status
+}
+
+/// Asks until the answer fits.
+pub async fn until<T, F: Future<Output = Option<T>>>(mut look: impl FnMut() -> F) -> T {
+    let wait = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, wait).await.expect("in time")
 }
 
 /// A coordinator and its state.
@@ -146,6 +169,17 @@ pub struct Script {
     pub running: Vec<v1::RunningSession>,
     pub max_sessions: u32,
     pub data: bool,
+    pub backends: Vec<v1::BackendStatus>,
+    pub templates: Vec<String>,
+    pub problems: Vec<v1::TemplateProblem>,
+}
+
+impl Script {
+    /// It can't serve `base`, and says why.
+    pub fn without_base(reason: &str) -> Self {
+        let problem = v1::TemplateProblem { name: "base".into(), reason: reason.into() };
+        Self { templates: vec![], problems: vec![problem], ..Self::default() }
+    }
 }
 
 impl Default for Script {
@@ -158,6 +192,14 @@ impl Default for Script {
             running: Vec::new(),
             max_sessions: 5,
             data: true,
+            backends: vec![v1::BackendStatus {
+                name: "native".into(),
+                ready: true,
+                chosen: true,
+                ..Default::default()
+            }],
+            templates: vec!["base".into()],
+            problems: Vec::new(),
         }
     }
 }
@@ -189,9 +231,10 @@ pub fn hello(name: &str, script: &Script) -> v1::Hello {
         }),
         labels: [("name".to_owned(), name.to_owned())].into(),
         running: script.running.clone(),
-        templates: vec!["base".into()],
+        backends: script.backends.clone(),
+        templates: script.templates.clone(),
+        template_problems: script.problems.clone(),
         health: Some(v1::WorkerHealth { ready: true, ..Default::default() }),
-        ..Default::default()
     }
 }
 
@@ -258,7 +301,14 @@ impl Puppet {
                     },
                     _ = beat.tick() => {
                         let health = Some(v1::WorkerHealth { ready: true, ..Default::default() });
-                        let heartbeat = v1::Heartbeat { sequence: 1, health, templates: vec!["base".into()], ..Default::default() };
+                        let now = script.lock().unwrap().clone();
+                        let heartbeat = v1::Heartbeat {
+                            sequence: 1,
+                            health,
+                            backends: now.backends,
+                            templates: now.templates,
+                            template_problems: now.problems,
+                        };
                         let _ = say.send(message(worker_message::Message::Heartbeat(heartbeat))).await;
                     }
                     () = stop.cancelled() => break Status::ok("stopped"),
