@@ -43,6 +43,7 @@ struct Seen {
 fn construct(
     config: &Config,
     instance: &str,
+    scratch: &std::path::Path,
 ) -> (Vec<Arc<dyn SandboxBackend>>, BTreeMap<Backend, Preflight>) {
     let mut made: Vec<Arc<dyn SandboxBackend>> = Vec::new();
     let mut failed = BTreeMap::new();
@@ -55,7 +56,7 @@ fn construct(
         instance: instance.to_owned(),
         agent: agent.clone(),
         launcher: config.launcher.clone(),
-        state_dir: config.state_dir.clone(),
+        scratch: scratch.to_owned(),
     })));
     let mut settings = docker::Settings::new(instance, agent);
     settings.default_image.clone_from(&config.docker_image);
@@ -75,12 +76,14 @@ fn broken(what: &str, hint: &str) -> Preflight {
     }
 }
 
-/// Looks at each backend as this configuration would use it, for `berth doctor`. Starts nothing.
+/// Looks at each backend as this configuration would use it, for `berth doctor`. Starts nothing, and leaves
+/// nothing: the state directory need not be there, and is not made.
 pub async fn preflight(config: &Config) -> Vec<(Backend, Preflight)> {
-    let (made, mut seen) = construct(config, "doctor");
+    let (made, mut seen) = construct(config, "doctor", &std::env::temp_dir());
     for backend in made {
         let preflight = look(&*backend).await;
         seen.insert(backend.backend(), preflight);
+        backend.close().await;
     }
     seen.into_iter().collect()
 }
@@ -98,7 +101,7 @@ async fn look(backend: &dyn SandboxBackend) -> Preflight {
 impl Backends {
     /// Makes the backends, looks at them and chooses.
     pub async fn open(config: &Config, instance: &str) -> Result<Self, StartError> {
-        let (made, failed) = construct(config, instance);
+        let (made, failed) = construct(config, instance, &config.state_dir);
         Self::with(made, failed, config.sandbox).await
     }
 
@@ -246,21 +249,42 @@ impl Backends {
             .collect()
     }
 
-    /// Names of the templates that can be served now.
-    pub async fn servable(&self, templates: &[TemplateSpec]) -> Vec<String> {
-        let mut names = Vec::new();
+    /// Which of these templates can be served now, and why not the others.
+    pub async fn review(&self, templates: &[TemplateSpec]) -> Review {
+        let mut review = Review::default();
         for template in templates {
-            let Ok(backend) = self.resolve(template) else { continue };
-            match tokio::time::timeout(PREFLIGHT_TIMEOUT, backend.can_serve(template)).await {
-                Ok(Ok(())) => names.push(template.name.clone()),
-                Ok(Err(error)) => info!(template = template.name, %error, "template not served here"),
-                Err(_) => {
-                    warn!(template = template.name, "the backend did not say in time whether it serves it")
+            match self.serves(template).await {
+                Ok(()) => review.served.push(template.name.clone()),
+                Err(reason) => {
+                    info!(template = template.name, reason, "template not served here");
+                    review.problems.push(v1::TemplateProblem { name: template.name.clone(), reason });
                 }
             }
         }
-        names
+        review
     }
+
+    /// `Err`: why not, in one line.
+    async fn serves(&self, template: &TemplateSpec) -> Result<(), String> {
+        let told = |error: Error| match error.hint_text() {
+            Some(hint) => format!("{error} ({hint})"),
+            None => error.to_string(),
+        };
+        let backend = self.resolve(template).map_err(told)?;
+        match tokio::time::timeout(PREFLIGHT_TIMEOUT, backend.can_serve(template)).await {
+            Ok(result) => result.map_err(told),
+            Err(_) => {
+                Err(format!("the {} backend did not say in time whether it serves it", backend.backend()))
+            }
+        }
+    }
+}
+
+/// How the coordinator's templates stand here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Review {
+    pub served: Vec<String>,
+    pub problems: Vec<v1::TemplateProblem>,
 }
 
 fn unavailable(backend: &str, problems: &str) -> Error {
@@ -382,7 +406,11 @@ mod tests {
         let refused = backends.choose(BackendChoice::Only(Backend::Docker)).await.unwrap_err();
         assert_eq!(refused.reason(), Reason::BackendUnavailable);
         assert_eq!(backends.chosen(), Some(Backend::Native));
-        let served = backends.servable(&[template(BackendChoice::Auto, None)]).await;
-        assert_eq!(served, ["t"]);
+        let stopped = TemplateSpec { name: "i".into(), ..template(BackendChoice::Auto, Some("img")) };
+        let review = backends.review(&[template(BackendChoice::Auto, None), stopped]).await;
+        assert_eq!(review.served, ["t"]);
+        assert_eq!(review.problems.len(), 1);
+        assert_eq!(review.problems[0].name, "i");
+        assert!(review.problems[0].reason.contains("stopped"), "{:?}", review.problems);
     }
 }

@@ -13,7 +13,8 @@ use std::{
 
 use berth_proto::{
     WorkerId,
-    domain::{Backend, BackendChoice, Labels},
+    convert::bounds,
+    domain::{Backend, BackendChoice, Labels, TaskDefaults},
 };
 
 use crate::sandbox::fake;
@@ -28,7 +29,7 @@ pub struct Config {
     /// `None`: a unique id that is stored in the state directory.
     pub worker_id: Option<WorkerId>,
     pub state_dir: PathBuf,
-    /// Sessions live under `<this>/sessions`. `None`: the state directory. At most 45 bytes long, for
+    /// Sessions live under `<this>/sessions`. `None`: the state directory. At most 44 bytes long, for
     /// the sake of the agents' sockets.
     pub base_workspace: Option<PathBuf>,
     pub max_sessions: u32,
@@ -49,12 +50,17 @@ pub struct Config {
     pub disk_margin_bytes: u64,
     /// Time that a session's tasks have between TERM and KILL when it ends.
     pub end_grace: Duration,
-    /// Time that sessions have to end by themselves on shutdown; after it they are ended.
+    /// Time that running tasks have to end by themselves on shutdown; after it their sessions are ended.
+    /// A session in which nothing runs is ended at once.
     pub shutdown_grace: Duration,
     /// Calls, watching streams included, that one session may have open at once.
     pub session_calls: usize,
+    /// For tasks whose session and template say nothing.
+    pub task_defaults: TaskDefaults,
     /// The worker's own data-plane listener. `None`: nothing listens.
     pub data_listen: Option<SocketAddr>,
+    /// Listen beyond loopback although nothing is encrypted yet.
+    pub insecure_listen: bool,
     /// For `sandbox: fake` only.
     pub fake: fake::Settings,
 }
@@ -95,8 +101,33 @@ impl Config {
             end_grace: Duration::from_secs(2),
             shutdown_grace: Duration::from_secs(10),
             session_calls: 256,
+            task_defaults: TaskDefaults::default(),
             data_listen: None,
+            insecure_listen: false,
             fake: fake::Settings::default(),
+        }
+    }
+
+    /// What of it can't be, before anything is touched.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        let wrong = |what: &str| Err(StartError::Config(what.to_owned()));
+        if self.join_token.is_empty() {
+            return wrong("no join token was given");
+        }
+        if self.max_sessions == 0 {
+            return wrong("MAX_SESSIONS is 0: this worker could take nothing");
+        }
+        if self.task_defaults.timeout.is_some_and(|timeout| timeout > bounds::DURATION_MAX) {
+            return wrong("BERTH_TASK_TIMEOUT is longer than ten years: 0 means no timeout");
+        }
+        if self.task_defaults.max_concurrent == 0 {
+            return wrong("BERTH_MAX_TASKS is 0: no session could run anything");
+        }
+        match self.data_listen {
+            Some(address) if !address.ip().is_loopback() && !self.insecure_listen => {
+                Err(StartError::Exposed { address })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -126,6 +157,8 @@ pub enum StartError {
     Backend { backend: Backend, problems: String, hint: String },
     #[error("no sandbox backend can be used here: {problems}")]
     NoBackend { problems: String, hint: String },
+    #[error("{address} can be reached from other machines, and nothing is encrypted yet")]
+    Exposed { address: SocketAddr },
     #[error("can't listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
 }
@@ -146,8 +179,52 @@ impl StartError {
             Self::Backend { hint, .. } | Self::NoBackend { hint, .. } => {
                 (!hint.is_empty()).then(|| hint.clone())
             }
+            Self::Exposed { .. } => Some(
+                "listen on 127.0.0.1 (BERTH_LISTEN), or allow it on a network that you trust: \
+                 BERTH_INSECURE_LISTEN=true"
+                    .to_owned(),
+            ),
             Self::Listen { .. } => Some("set GRPC_PORT to a free port, or leave it out".to_owned()),
             Self::State { .. } | Self::Config(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(change: impl FnOnce(&mut Config)) -> Option<StartError> {
+        let mut config = Config::new("localhost:1", "token", "/nowhere");
+        change(&mut config);
+        config.check().err()
+    }
+
+    #[test]
+    fn a_listener_beyond_loopback_must_be_wanted() {
+        let listen = |address: &str, insecure_listen| {
+            let address = address.parse().unwrap();
+            problem(|config| {
+                config.data_listen = Some(address);
+                config.insecure_listen = insecure_listen;
+            })
+        };
+        for address in ["0.0.0.0:0", "10.0.0.1:5", "[::]:0", "[2001:db8::1]:5"] {
+            let error = listen(address, false).expect("it can be reached from elsewhere");
+            assert!(error.hint().is_some_and(|hint| hint.contains("BERTH_INSECURE_LISTEN")), "{address}");
+            assert!(listen(address, true).is_none(), "{address}");
+        }
+        for address in ["127.0.0.1:0", "127.8.8.8:1", "[::1]:0"] {
+            assert!(listen(address, false).is_none(), "{address}");
+        }
+        assert!(problem(|_| {}).is_none(), "nothing listens by default");
+    }
+
+    #[test]
+    fn what_could_serve_nothing_is_refused() {
+        assert!(problem(|config| config.join_token.clear()).is_some());
+        assert!(problem(|config| config.max_sessions = 0).is_some());
+        assert!(problem(|config| config.task_defaults.max_concurrent = 0).is_some());
+        assert!(problem(|config| config.task_defaults.timeout = Some(Duration::MAX)).is_some());
     }
 }

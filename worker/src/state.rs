@@ -101,12 +101,7 @@ impl State {
 
     /// Keeps a thing whose records can't be understood out of the way, for people to look at.
     pub fn quarantine(&self, path: &Path) -> io::Result<PathBuf> {
-        let dir = self.dir.join("quarantine");
-        make_dir(&dir, 0o700)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let target = dir.join(format!("{name}-{:08x}", rand::random::<u32>()));
-        std::fs::rename(path, &target)?;
-        Ok(target)
+        quarantine(&self.dir, path)
     }
 
     fn stored(&self, name: &str, make: impl FnOnce() -> String) -> Result<String, StartError> {
@@ -121,6 +116,16 @@ impl State {
         };
         read.map_err(|source| StartError::State { path, source })
     }
+}
+
+/// Moves `path` into `<dir>/quarantine`, under a name that nothing there has.
+pub fn quarantine(dir: &Path, path: &Path) -> io::Result<PathBuf> {
+    let dir = dir.join("quarantine");
+    make_dir(&dir, 0o700)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let target = dir.join(format!("{name}-{:08x}", rand::random::<u32>()));
+    std::fs::rename(path, &target)?;
+    Ok(target)
 }
 
 #[cfg(test)]

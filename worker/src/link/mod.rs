@@ -9,21 +9,23 @@
 //! newest wins.
 
 mod backoff;
+mod converse;
 pub mod data;
 pub mod outbox;
+mod templates;
 
 use std::{
     convert::Infallible,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicU64, AtomicUsize},
     },
     time::Duration,
 };
 
 use berth_proto::{
     Code, Error, Reason, VERSION, WorkerId, convert,
-    domain::{BackendChoice, Labels, TemplateSpec},
+    domain::Labels,
     error::reason_of,
     spawn::spawn,
     transport,
@@ -38,10 +40,11 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, Streaming, metadata::MetadataValue, service::Routes};
-use tracing::{debug, error, info, warn};
+use tonic::{Request, Status, metadata::MetadataValue, service::Routes};
+use tracing::{error, info, warn};
 
-use self::{backoff::Backoff, data::DataPool, outbox::Outbox};
+pub use self::templates::Templates;
+use self::{backoff::Backoff, converse::Pace, data::DataPool, outbox::Outbox};
 use crate::{backends::Backends, health::Health, sessions::Sessions};
 
 /// The coordinator has this long to answer an attach, and then to say Welcome.
@@ -52,6 +55,8 @@ const SEND_AHEAD: usize = 16;
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 /// ... nor slower.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+/// The coordinator has this long to end the stream of a worker that leaves.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two heartbeats that news made due.
 const NEWS_PAUSE: Duration = Duration::from_millis(20);
 
@@ -73,8 +78,9 @@ pub struct Link {
     pub backends: Arc<Backends>,
     pub health: Arc<Health>,
     pub state: watch::Sender<LinkState>,
-    /// What the coordinator may ask for, and the names of those that can be served.
     pub templates: Templates,
+    /// Cancelled when this worker holds nothing any more and goes.
+    pub leaving: CancellationToken,
     /// Data connections that are up.
     pub open: Arc<AtomicUsize>,
     pub sequence: AtomicU64,
@@ -90,23 +96,14 @@ pub struct Settings {
     pub process_id: String,
 }
 
-/// The coordinator's templates.
-#[derive(Default)]
-pub struct Templates {
-    known: Mutex<Vec<TemplateSpec>>,
-    served: Mutex<Vec<String>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Why an attach ended.
 enum Ended {
     /// Try again; the text is for the log and the status.
     Broken(String),
     /// A newer process has our id.
     Superseded(String),
+    /// This worker goes, and has said so.
+    Left,
 }
 
 impl From<Status> for Ended {
@@ -164,6 +161,10 @@ impl Link {
                         last_reason.clone_from(&reason);
                     }
                     self.detached(reason);
+                }
+                Ended::Left => {
+                    self.detached("it was shut down".to_owned());
+                    return Ok(());
                 }
                 Ended::Superseded(reason) => {
                     pool.end();
@@ -233,6 +234,7 @@ impl Link {
     }
 
     fn hello(&self) -> v1::Hello {
+        let (templates, template_problems) = self.templates.report();
         v1::Hello {
             worker_id: self.settings.worker.to_string(),
             process_id: self.settings.process_id.clone(),
@@ -242,8 +244,9 @@ impl Link {
             labels: self.settings.labels.clone().into_iter().collect(),
             running: self.sessions.running(),
             backends: self.backends.statuses(),
-            templates: lock(&self.templates.served).clone(),
-            health: Some(self.health.sample()),
+            templates,
+            health: Some(self.sample()),
+            template_problems,
         }
     }
 
@@ -256,15 +259,7 @@ impl Link {
             .and_then(|every| convert::duration("heartbeat_interval", every))
             .map_err(bad)?
             .clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
-        let mut templates = Vec::new();
-        for wire in welcome.templates {
-            let name = wire.name.clone();
-            match TemplateSpec::try_from(wire) {
-                Ok(template) => templates.push(template),
-                Err(error) => warn!(template = name, %error, "a template makes no sense here"),
-            }
-        }
-        *lock(&self.templates.known) = templates;
+        self.templates.offer(welcome.templates);
         self.review_templates();
         self.state.send_modify(|state| {
             state.attached = true;
@@ -289,126 +284,25 @@ impl Link {
     pub fn review_templates(self: &Arc<Self>) {
         let this = self.clone();
         spawn("templates", async move {
-            let known = lock(&this.templates.known).clone();
-            let served = this.backends.servable(&known).await;
-            *lock(&this.templates.served) = served;
+            this.templates.review(&this.backends).await;
             this.health.tell();
         });
     }
 
-    /// Speaks and listens until the stream breaks or the lease is over.
-    async fn converse(
-        self: &Arc<Self>,
-        mut incoming: Streaming<v1::CoordinatorMessage>,
-        sender: mpsc::Sender<v1::WorkerMessage>,
-        pace: Pace,
-    ) -> Result<Infallible, Ended> {
-        let mut next_beat = Instant::now();
-        let mut lease_over = Instant::now() + pace.lease;
-        // Reports first: the first heartbeat's answer then covers them.
-        let mut reports = true;
-        let mut first_beat = true;
-        loop {
-            let beat_due = next_beat <= Instant::now();
-            tokio::select! {
-                biased;
-                message = incoming.message() => match message? {
-                    Some(v1::CoordinatorMessage { message: Some(command) }) => {
-                        if let Command::Lease(lease) = &command {
-                            lease_over = Instant::now() + renewed(lease, pace);
-                        }
-                        self.obey(command);
-                    }
-                    Some(_) => debug!("a message of a kind that this version does not know"),
-                    None => return Err(Ended::Broken("the coordinator ended the stream".to_owned())),
-                },
-                () = tokio::time::sleep_until(lease_over) => {
-                    return Err(Ended::Broken("the coordinator did not renew the lease".to_owned()));
-                }
-                permit = sender.reserve(), if beat_due || reports => {
-                    let Ok(permit) = permit else {
-                        return Err(Ended::Broken("the stream to the coordinator is closed".to_owned()));
-                    };
-                    let heartbeat = self.sequence.load(Ordering::Relaxed) + 1;
-                    // A flood of reports must not starve the lease: a heartbeat that is due goes first,
-                    // but for the attach's first, whose answer is to cover the reports before it.
-                    let report = if beat_due && !first_beat { None } else { self.outbox.next(heartbeat) };
-                    let message = match report {
-                        Some(report) => report,
-                        None if beat_due => {
-                            first_beat = false;
-                            next_beat = Instant::now() + pace.every;
-                            Message::Heartbeat(self.heartbeat())
-                        }
-                        None => {
-                            reports = false;
-                            continue;
-                        }
-                    };
-                    permit.send(v1::WorkerMessage { message: Some(message) });
-                }
-                () = self.outbox.filled(), if !reports => reports = true,
-                () = self.health.news(), if !beat_due => {
-                    next_beat = next_beat.min(Instant::now() + NEWS_PAUSE);
-                }
-                () = tokio::time::sleep_until(next_beat), if !beat_due => {}
-            }
+    /// Why the worker should get no session, if so, apart from the link itself.
+    pub fn unready(&self) -> Option<String> {
+        let unseen = || "the coordinator's templates have not been looked at yet".to_owned();
+        self.health.unready().or_else(|| (!self.templates.reviewed()).then(unseen))
+    }
+
+    fn sample(&self) -> v1::WorkerHealth {
+        let reason = self.unready();
+        v1::WorkerHealth {
+            ready: reason.is_none(),
+            reason: reason.unwrap_or_default(),
+            ..self.health.sample()
         }
     }
-
-    fn heartbeat(&self) -> v1::Heartbeat {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        v1::Heartbeat {
-            sequence,
-            health: Some(self.health.sample()),
-            backends: self.backends.statuses(),
-            templates: lock(&self.templates.served).clone(),
-        }
-    }
-
-    /// Does what the coordinator says. Never waits.
-    fn obey(self: &Arc<Self>, command: Command) {
-        match command {
-            Command::Welcome(_) => warn!("a second Welcome on one stream is ignored"),
-            Command::Lease(lease) => self.outbox.acknowledged(lease.sequence),
-            Command::Place(place) => self.sessions.place(place),
-            Command::End(end) => self.sessions.end(&end),
-            Command::Pause(pause) => self.sessions.pause(&pause),
-            Command::Update(update) => self.sessions.update(update),
-            Command::SetBackend(wish) => self.set_backend(wish.backend),
-            Command::Cordoned(cordoned) => self.sessions.cordon(cordoned.cordoned),
-        }
-    }
-
-    fn set_backend(self: &Arc<Self>, wish: String) {
-        let this = self.clone();
-        spawn("set-backend", async move {
-            let chosen = match wish.parse::<BackendChoice>() {
-                Ok(choice) => this.backends.choose(choice).await,
-                Err(error) => Err(error),
-            };
-            match chosen {
-                Ok(()) => {
-                    this.health.sing();
-                    this.review_templates();
-                }
-                Err(error) => warn!(backend = wish, %error, "the backend stays as it was"),
-            }
-            this.health.tell();
-        });
-    }
-}
-
-/// How often to beat, and how long the coordinator may be silent.
-#[derive(Clone, Copy)]
-struct Pace {
-    every: Duration,
-    lease: Duration,
-}
-
-fn renewed(lease: &v1::LeaseRenewed, pace: Pace) -> Duration {
-    let given = lease.lease.and_then(|lease| convert::duration("lease", lease).ok());
-    given.unwrap_or(pace.lease).max(pace.every * 2)
 }
 
 /// An error with its causes: tonic's own text for a refused connection is "transport error".

@@ -11,6 +11,7 @@
 pub mod cgroup;
 pub mod docker;
 pub mod fake;
+pub mod memory_files;
 pub mod native;
 
 use std::path::PathBuf;
@@ -23,6 +24,47 @@ use berth_proto::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+
+/// What of `/proc` tells about the host or its other tenants, and no program of a task needs: both
+/// backends hide it, where the kernel has it.
+pub const PROC_HIDDEN: [&str; 36] = [
+    "/proc/buddyinfo",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/consoles",
+    "/proc/diskstats",
+    "/proc/dma",
+    "/proc/driver",
+    "/proc/execdomains",
+    "/proc/fs",
+    "/proc/interrupts",
+    "/proc/iomem",
+    "/proc/ioports",
+    "/proc/irq",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/latency_stats",
+    "/proc/lock_stat",
+    "/proc/misc",
+    "/proc/modules",
+    "/proc/mtrr",
+    "/proc/pagetypeinfo",
+    "/proc/pressure",
+    "/proc/sched_debug",
+    "/proc/schedstat",
+    "/proc/slabinfo",
+    "/proc/softirqs",
+    "/proc/timer_list",
+    "/proc/vmallocinfo",
+    "/proc/vmcore",
+    "/proc/zoneinfo",
+];
 
 /// What a backend needs to start a sandbox. The directories exist when it is called,
 /// made by [`crate::workspace`]; ownership is the backend's to set, since it draws the ids.

@@ -1,6 +1,9 @@
 //! The worker's last word on whether a session fits. Pure: the same load and the same wish always get
 //! the same answer. The coordinator's own sums may be late; these are not, since they are taken
 //! under the lock that the session is then entered under.
+//!
+//! Memory is a session's limit, as the coordinator counts it too: not the agent's own share, which is 256 MiB and
+//! whatever clients upload into file systems in memory (docs/security.md, "Who pays for memory").
 
 use berth_proto::domain::{Capacity, Limits};
 

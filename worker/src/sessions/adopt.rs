@@ -4,13 +4,13 @@
 //!
 //! Runs before the link dials, so that the first Hello lists what is held.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, path::Path, time::Duration};
 
 use berth_proto::{
     SessionId,
     domain::{Backend, SessionState},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Sessions,
@@ -21,8 +21,7 @@ use super::{
 };
 use crate::{
     sandbox::{Identity, Running},
-    state::State,
-    workspace::remove_tree,
+    state::{State, quarantine},
 };
 
 /// Time for a backend to say whether a sandbox lives.
@@ -45,14 +44,14 @@ impl Sessions {
             self.keep_aside(state, &path).await;
         }
         let mut alive = HashSet::new();
-        let mut corrupt = Vec::new();
+        let mut corrupt = HashSet::new();
         for session in sessions {
             let dirs = self.inner.workspaces.dirs(session);
             match record::read(session, &dirs) {
                 Found::Nothing => self.remove(session, None).await,
                 Found::Corrupt(error) => {
                     warn!(session.id = %session, %error, "the session's record can't be read: kept aside");
-                    corrupt.push(dirs.root);
+                    corrupt.insert(session);
                 }
                 Found::Session { placement, backend, paused, identity } => {
                     let running = self.find(backend, identity.as_ref(), &dirs).await;
@@ -72,10 +71,10 @@ impl Sessions {
                 }
             }
         }
-        self.sweep(&alive).await;
+        self.sweep(&alive, &corrupt).await;
         // Their sandboxes are gone now.
-        for path in corrupt {
-            self.keep_aside(state, &path).await;
+        for session in corrupt {
+            self.keep_aside(state, &self.inner.workspaces.dirs(session).root).await;
         }
         alive.len()
     }
@@ -115,8 +114,9 @@ impl Sessions {
         }
     }
 
-    /// Removes the sandboxes of this instance that belong to no session held.
-    async fn sweep(&self, alive: &HashSet<String>) {
+    /// Removes the sandboxes of this instance that belong to no session held, and their directories but
+    /// those that are to be `kept`.
+    async fn sweep(&self, alive: &HashSet<String>, kept: &HashSet<SessionId>) {
         for backend in self.inner.backends.all() {
             let left = match tokio::time::timeout(ADOPT_TIMEOUT, backend.leftovers()).await {
                 Ok(Ok(left)) => left,
@@ -136,21 +136,23 @@ impl Sessions {
                     Ok(Err(error)) => warn!(?error, "a leftover could not be removed"),
                     Err(_) => warn!("a leftover could not be removed in time"),
                 }
-                if let Ok(session) = session_of(identity).parse() {
-                    self.remove(session, None).await;
+                match session_of(identity).parse() {
+                    Ok(session) if !kept.contains(&session) => self.remove(session, None).await,
+                    _ => {}
                 }
             }
         }
     }
 
-    async fn keep_aside(&self, state: &State, path: &std::path::Path) {
-        if let Err(error) = state.quarantine(path) {
-            // Another file system: moving is not to be had, and the place is needed.
-            warn!(%error, path = %path.display(), "could not be kept aside: removing it");
-            let path = path.to_owned();
-            let removed = crate::workspace::blocking(move || remove_tree(&path)).await;
-            if let Err(error) = removed {
-                warn!(%error, "could not be removed either");
+    /// Moves what can't be understood out of the way, for people to look at. It is never removed: where no
+    /// place is to be had it stays where it is, and is said so at each start.
+    async fn keep_aside(&self, state: &State, path: &Path) {
+        let beside = self.inner.workspaces.base().parent().unwrap_or(Path::new("/")).to_owned();
+        // The second is on the same file system, if BASE_WORKSPACE is on another than the state.
+        match state.quarantine(path).or_else(|_| quarantine(&beside, path)) {
+            Ok(target) => warn!(path = %path.display(), kept = %target.display(), "kept aside"),
+            Err(error) => {
+                error!(%error, path = %path.display(), "could not be kept aside: it stays, look at it and move it");
             }
         }
     }

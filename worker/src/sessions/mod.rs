@@ -31,8 +31,8 @@ use std::{
 };
 
 use berth_proto::{
-    Epoch, SessionId,
-    domain::{Capacity, EndReason, Placement, SessionState},
+    Epoch, Error, SessionId,
+    domain::{Capacity, EndReason, Placement, SessionState, TaskDefaults},
     spawn::spawn,
     v1,
 };
@@ -59,6 +59,8 @@ pub struct Settings {
     pub disk_margin_bytes: u64,
     pub end_grace: Duration,
     pub session_calls: usize,
+    /// For what neither a session nor its template sets.
+    pub task_defaults: TaskDefaults,
 }
 
 /// The sessions of a worker. A cheap handle.
@@ -206,7 +208,7 @@ impl Sessions {
     /// Takes a placement, or refuses it by a report. Never waits.
     pub fn place(&self, wire: v1::PlaceSession) {
         let (id, epoch) = (wire.session_id.clone(), wire.epoch);
-        let placement = match Placement::try_from(wire) {
+        let placement = match self.completed(wire) {
             Ok(placement) => placement,
             Err(error) => {
                 tracing::warn!(session.id = id, %error, "a placement makes no sense");
@@ -258,6 +260,14 @@ impl Sessions {
                 self.inner.outbox.session(session, refusal(session, epoch, &message));
             }
         }
+    }
+
+    /// The placement, with this worker's task defaults where it leaves gaps. The coordinator has laid the
+    /// session's over the template's; what neither sets is the worker's, and its own gaps are built in.
+    fn completed(&self, wire: v1::PlaceSession) -> Result<Placement, Error> {
+        let mut placement = Placement::try_from(wire)?;
+        placement.task_defaults = placement.task_defaults.over(self.inner.settings.task_defaults).into();
+        Ok(placement)
     }
 
     fn admit(
@@ -357,6 +367,17 @@ impl Sessions {
         for slot in self.inner.lock().slots.values() {
             slot.end(End::new(reason, message));
         }
+    }
+
+    /// Ends the sessions in which nothing runs, for this reason, and says how many are left. What is
+    /// paused does not come to an end by itself, so it is not waited for.
+    pub fn end_quiet(&self, reason: EndReason, message: &str) -> usize {
+        let table = self.inner.lock();
+        let (busy, quiet): (Vec<_>, Vec<_>) = table.slots.values().partition(|slot| slot.busy());
+        for slot in quiet {
+            slot.end(End::new(reason, message));
+        }
+        busy.len()
     }
 
     /// Returns when no session is held.

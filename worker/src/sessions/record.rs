@@ -62,7 +62,8 @@ struct Template {
 
 impl Meta {
     pub fn new(placement: &Placement, backend: Backend, paused: bool) -> Self {
-        let Placement { template, limits, task_defaults, .. } = placement;
+        let Placement { template, limits, .. } = placement;
+        let task_defaults = placement.task_defaults.over(TaskDefaults::default());
         Self {
             format: FORMAT,
             session: placement.session.to_string(),
@@ -125,7 +126,8 @@ impl Meta {
                 timeout: self.task_timeout,
                 pty_size: PtySize { cols: self.pty_cols, rows: self.pty_rows },
                 max_concurrent: self.max_concurrent,
-            },
+            }
+            .into(),
             start_timeout: self.start_timeout,
         };
         let backend = self.backend.parse().map_err(|error| bad(format!("{error}")))?;
@@ -203,7 +205,7 @@ pub(crate) fn sample(session: SessionId) -> Placement {
         created_at: SystemTime::now(),
         expires_at: Some(SystemTime::now() + Duration::from_secs(3600)),
         idle_timeout: None,
-        task_defaults: TaskDefaults::default(),
+        task_defaults: TaskDefaults::default().into(),
         start_timeout: Duration::from_secs(30),
     }
 }

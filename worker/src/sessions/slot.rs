@@ -216,6 +216,12 @@ impl Slot {
         if busy { Instant::now() + idle } else { observed.last_activity + idle }
     }
 
+    /// Whether something is under way that will come to an end: a task, or a call.
+    pub fn busy(&self) -> bool {
+        let observed = self.lock();
+        observed.state == SessionState::Ready && (observed.calls > 0 || !observed.tasks.is_empty())
+    }
+
     /// Whether a call may go on, and where to.
     pub fn hop(self: &Arc<Self>, call: &'static str) -> Result<Hop, Error> {
         let mut observed = self.lock();

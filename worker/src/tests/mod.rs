@@ -3,4 +3,7 @@
 mod fake;
 mod life;
 mod link;
+mod restart;
 mod script;
+mod settings;
+mod stop;

@@ -43,6 +43,8 @@ pub struct Seen {
     pub tasks: Vec<v1::TaskReport>,
     pub prefaces: Vec<v1::DataPreface>,
     pub data: Vec<Channel>,
+    /// A worker said that it leaves, and the last beat before it.
+    pub left: Vec<u64>,
 }
 
 impl Seen {
@@ -91,7 +93,7 @@ type Out = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
 struct Inner {
     seen: watch::Sender<Seen>,
     manners: Mutex<Manners>,
-    out: Mutex<Option<Out>>,
+    out: Arc<Mutex<Option<Out>>>,
     incarnation: Mutex<u64>,
 }
 
@@ -118,7 +120,7 @@ impl Script {
         let inner = Arc::new(Inner {
             seen: watch::channel(Seen::default()).0,
             manners: Mutex::default(),
-            out: Mutex::default(),
+            out: Arc::default(),
             incarnation: Mutex::new(0),
         });
         let stop = CancellationToken::new();
@@ -289,12 +291,17 @@ impl WorkerService for Inner {
         };
         let welcome = v1::CoordinatorMessage { message: Some(Command::Welcome(welcome)) };
         out.send(Ok(welcome)).await.unwrap();
-        let (seen, weak) = (self.seen.clone(), out.downgrade());
+        let (seen, weak, current) = (self.seen.clone(), out.downgrade(), self.out.clone());
         *self.out.lock().unwrap() = Some(out);
         spawn("script-listen", async move {
             while let Ok(Some(message)) = incoming.message().await {
                 let sequence = match &message.message {
                     Some(Message::Heartbeat(beat)) => Some(beat.sequence),
+                    // As the real one does: the stream of a worker that leaves ends.
+                    Some(Message::Leaving(_)) => {
+                        current.lock().unwrap().take();
+                        None
+                    }
                     _ => None,
                 };
                 seen.send_modify(|seen| match message.message {
@@ -303,6 +310,9 @@ impl WorkerService for Inner {
                         seen.sessions.entry(report.session_id.clone()).or_default().push(report);
                     }
                     Some(Message::Task(report)) => seen.tasks.push(report),
+                    Some(Message::Leaving(_)) => {
+                        seen.left.push(seen.beats.last().map_or(0, |beat| beat.sequence));
+                    }
                     Some(Message::Hello(_)) | None => panic!("unexpected"),
                 });
                 if let (Some(sequence), true) = (sequence, answer) {

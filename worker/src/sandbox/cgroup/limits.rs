@@ -10,7 +10,8 @@ use berth_proto::domain::Limits;
 
 use super::file::{ignore_missing, write};
 
-/// Memory for the agent itself; its spool's page cache is reclaimed within this.
+/// Memory for the agent itself; its spool's page cache is reclaimed within this. What it writes for
+/// uploads into memory comes on top: see [`super::CgroupTree::create`].
 pub const AGENT_MEMORY: u64 = 256 << 20;
 /// Threads of the agent: PID 1, the server, its file threads.
 pub(super) const AGENT_PIDS: u32 = 64;
@@ -41,9 +42,9 @@ pub(super) fn limit_memory_v1(dir: &Path, bytes: u64) -> io::Result<()> {
     write(&dir.join("memory.swappiness"), 0).or_else(ignore_missing)
 }
 
-pub(super) fn limit_v2(tasks: &Path, agent: &Path, limits: &Limits) -> io::Result<()> {
+pub(super) fn limit_v2(tasks: &Path, agent: &Path, limits: &Limits, agent_memory: u64) -> io::Result<()> {
     write(&tasks.join("cgroup.subtree_control"), "+memory +pids")?;
-    for (dir, memory, pids) in [(tasks, limits.memory_bytes, limits.pids), (agent, AGENT_MEMORY, AGENT_PIDS)]
+    for (dir, memory, pids) in [(tasks, limits.memory_bytes, limits.pids), (agent, agent_memory, AGENT_PIDS)]
     {
         write(&dir.join("memory.max"), memory)?;
         write(&dir.join("memory.swap.max"), 0).or_else(ignore_missing)?;

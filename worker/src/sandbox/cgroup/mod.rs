@@ -131,7 +131,9 @@ impl CgroupTree {
         self.layout
     }
 
-    /// Makes a session's cgroups with its limits. `owner` is the agent, as host ids.
+    /// Makes a session's cgroups with its limits. `owner` is the agent, as host ids; `uploads` is what it
+    /// may have to hold beside its own [`AGENT_MEMORY`]: files that it writes into memory for a client are
+    /// charged to it, and an OOM there would end the session.
     ///
     /// # Errors
     /// INTERNAL, and nothing of the session is left.
@@ -139,9 +141,10 @@ impl CgroupTree {
         &self,
         session: &SessionId,
         limits: &Limits,
+        uploads: u64,
         owner: (u32, u32),
     ) -> Result<SessionCgroups, Error> {
-        let result = self.try_create(session, limits, owner);
+        let result = self.try_create(session, limits, AGENT_MEMORY.saturating_add(uploads), owner);
         if result.is_err() {
             let _ = self.remove(session);
         }
@@ -152,6 +155,7 @@ impl CgroupTree {
         &self,
         session: &SessionId,
         limits: &Limits,
+        agent_memory: u64,
         owner: (u32, u32),
     ) -> io::Result<SessionCgroups> {
         let mut binds = Vec::new();
@@ -167,7 +171,7 @@ impl CgroupTree {
             match name {
                 "memory" => {
                     limit_memory_v1(&tasks, limits.memory_bytes)?;
-                    limit_memory_v1(&agent, AGENT_MEMORY)?;
+                    limit_memory_v1(&agent, agent_memory)?;
                 }
                 "pids" => {
                     write(&tasks.join("pids.max"), limits.pids)?;
@@ -178,7 +182,7 @@ impl CgroupTree {
                     write(&tasks.join("cpu.cfs_quota_us"), quota(limits))?;
                     write(&tasks.join("cpu.shares"), shares(limits))?;
                 }
-                _ if self.layout == Layout::V2 => limit_v2(&tasks, &agent, limits)?,
+                _ if self.layout == Layout::V2 => limit_v2(&tasks, &agent, limits, agent_memory)?,
                 _ => {}
             }
             delegate(&dir, &tasks, owner)?;

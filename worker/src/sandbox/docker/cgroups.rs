@@ -59,8 +59,9 @@ impl Cgroups {
     pub fn create(&self, session: &SessionId, limits: &Limits) -> Result<Made, Error> {
         let mut held = self.tree();
         self.with(&mut held, |tree| {
-            // Container root is the host's root here: see `why_not`.
-            let made = tree.create(session, limits, (0, 0))?;
+            // Container root is the host's root here: see `why_not`. The agent's own share, uploads
+            // included, is the container's.
+            let made = tree.create(session, limits, 0, (0, 0))?;
             Ok(Made { config: made.agent_config(Path::new(CG_DIR)), binds: made.binds })
         })
     }
@@ -92,6 +93,13 @@ impl Cgroups {
         drop(held);
         self.close_unused();
         layout
+    }
+
+    /// Removes the tree's own directories, unless a session is in it.
+    pub fn close(&self) {
+        if let Some(tree) = self.tree().take() {
+            tree.close();
+        }
     }
 
     fn close_unused(&self) {

@@ -181,6 +181,11 @@ impl SandboxBackend for DockerBackend {
     async fn leftovers(&self) -> Result<Vec<Identity>, Error> {
         self.inner.leftovers().await
     }
+
+    async fn close(&self) {
+        let cgroups = self.inner.cgroups.clone();
+        let _ = tokio::task::spawn_blocking(move || cgroups.close()).await;
+    }
 }
 
 /// The parts of our kind of identity.

@@ -15,7 +15,11 @@ use bollard::models::{
 use sha2::{Digest, Sha256};
 
 use super::{engine::Facts, image::Image};
-use crate::sandbox::cgroup::AGENT_MEMORY;
+use crate::sandbox::{
+    PROC_HIDDEN,
+    cgroup::AGENT_MEMORY,
+    memory_files::{self, MemoryFiles},
+};
 
 /// Labels of everything that we make on an engine.
 pub const LABEL_INSTANCE: &str = "berth.instance";
@@ -131,13 +135,16 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
         } else {
             HostConfigCgroupnsModeEnum::PRIVATE
         }),
-        masked_paths: Some(MASKED.map(String::from).to_vec()),
+        masked_paths: Some(masked()),
         readonly_paths: Some(READ_ONLY.map(String::from).to_vec()),
         // ---- what it can write
         readonly_rootfs: Some(true),
         mounts: Some(plan.mounts.iter().map(bind).collect()),
         tmpfs: Some(sizes.mounts()),
-        shm_size: Some(i64::try_from(sizes.shm).unwrap_or(i64::MAX)),
+        // /dev/shm is among them: the engine's own setting for it knows a size, but no number of files.
+        shm_size: None,
+        // Of the sandbox's own IPC namespace: shared memory ends with the last process that has it.
+        sysctls: Some([("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into()),
         // ---- how much of the machine it has
         memory: Some(memory),
         // Memory and swap together: no swap.
@@ -163,25 +170,18 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
     }
 }
 
-/// Docker's own list, and what else tells about the host or its other tenants.
-const MASKED: [&str; 13] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-    "/sys/fs/cgroup",
-];
+/// Docker's own list, what the native backend hides too, and a little of /sys.
+fn masked() -> Vec<String> {
+    let docker = ["/proc/acpi", "/proc/asound", "/proc/scsi", "/proc/timer_stats"];
+    let sys = ["/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/cgroup"];
+    docker.into_iter().chain(PROC_HIDDEN).chain(sys).map(str::to_owned).collect()
+}
+
 /// Docker's own list.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// The Engine API (1.41) has no `nosuid` or `nodev` for a bind: `no_new_privs`, the missing MKNOD and the engine's
+/// list of devices stand in for them.
 fn bind(bind: &Bind) -> Mount {
     Mount {
         typ: Some(MountType::BIND),
@@ -202,44 +202,38 @@ fn ulimit(name: &str, soft: i64, hard: i64) -> ResourcesUlimits {
 
 /// Bytes of the file systems that live in memory. What is in them counts as the session's memory.
 struct Sizes<'a> {
-    tmp: u64,
-    var_tmp: u64,
-    run: u64,
-    shm: u64,
+    files: MemoryFiles,
     /// Paths that the image declares as volumes: they would be on the host's disk, with no limit.
     volumes: (&'a [String], u64),
 }
 
+const RUN: u64 = 8 * MIB;
+
 impl<'a> Sizes<'a> {
     fn of(limits: Limits, image: &'a Image) -> Self {
-        let part = |divisor: u64, least: u64, most: u64| (limits.memory_bytes / divisor).clamp(least, most);
-        Self {
-            tmp: part(2, 16 * MIB, 1024 * MIB),
-            var_tmp: part(8, 8 * MIB, 256 * MIB),
-            run: 8 * MIB,
-            shm: part(4, 8 * MIB, 256 * MIB),
-            volumes: (&image.volumes, part(8, 8 * MIB, 64 * MIB)),
-        }
+        let volume = (limits.memory_bytes / 8).clamp(8 * MIB, 64 * MIB);
+        Self { files: MemoryFiles::of(&limits), volumes: (&image.volumes, volume) }
     }
 
+    /// All that can be put into them, files' own cost included.
     fn total(&self) -> u64 {
-        let volumes = self.volumes.1 * u64::try_from(self.volumes.0.len()).unwrap_or(0);
-        self.tmp + self.var_tmp + self.run + self.shm + volumes
+        let volumes = u64::try_from(self.volumes.0.len()).unwrap_or(0);
+        self.files.charge() + memory_files::charge(RUN) + volumes * memory_files::charge(self.volumes.1)
     }
 
     fn mounts(&self) -> HashMap<String, String> {
-        // As many as there are pages; each costs about 1 KiB, which counts as the session's memory too.
-        let inodes = |size: u64| size / (4 << 10);
         let options = |size: u64, mode: &str, exec: &str| {
-            format!("rw,nosuid,nodev,{exec},size={size},nr_inodes={},mode={mode}", inodes(size))
+            let files = memory_files::files(size);
+            format!("rw,nosuid,nodev,{exec},size={size},nr_inodes={files},mode={mode}")
         };
         let volumes =
             self.volumes.0.iter().map(|path| (path.clone(), options(self.volumes.1, "1777", "exec")));
         volumes
             .chain([
-                ("/tmp".to_owned(), options(self.tmp, "1777", "exec")),
-                ("/var/tmp".to_owned(), options(self.var_tmp, "1777", "exec")),
-                ("/run".to_owned(), options(self.run, "755", "noexec")),
+                ("/tmp".to_owned(), options(self.files.tmp, "1777", "exec")),
+                ("/var/tmp".to_owned(), options(self.files.var_tmp, "1777", "exec")),
+                ("/dev/shm".to_owned(), options(self.files.shm, "1777", "noexec")),
+                ("/run".to_owned(), options(RUN, "755", "noexec")),
             ])
             .collect()
     }
@@ -298,11 +292,31 @@ mod tests {
             |limits, own| body(limits, own, &image).host_config.and_then(|h| h.memory).expect("it is set");
         let headroom = i64::try_from(AGENT_MEMORY).expect("fits");
         assert_eq!(memory(LIMITS, false), (512 << 20) + headroom);
-        // All of what the agent could be made to put into memory, and its own.
-        assert_eq!(memory(LIMITS, true), ((256 + 64 + 8 + 128) << 20) + headroom);
+        // All of what the agent could be made to put into memory, the files' own cost included, and its own.
+        let put = memory(LIMITS, true) - headroom;
+        assert!(put >= (256 + 64 + 8 + 128) << 20, "{put}");
+        assert!(put <= (320 + 80 + 10 + 160) << 20, "{put}");
         let host = body(LIMITS, true, &image).host_config.expect("it has one");
         assert_eq!(host.pids_limit, Some(164));
         assert_eq!(host.memory, host.memory_swap);
+    }
+
+    #[test]
+    fn every_file_system_in_memory_has_a_size_and_a_number_of_files() {
+        let image = Image { id: "x".into(), env: vec![], volumes: vec!["/data".into()] };
+        let host = body(LIMITS, true, &image).host_config.expect("it has one");
+        assert_eq!(host.shm_size, None, "it would have no number of files");
+        let tmpfs = host.tmpfs.expect("it has some");
+        for path in ["/tmp", "/var/tmp", "/dev/shm", "/run", "/data"] {
+            let options: Vec<&str> = tmpfs[path].split(',').collect();
+            let number = |name: &str| {
+                let value =
+                    options.iter().find_map(|o| o.strip_prefix(name)).and_then(|n| n.parse::<u64>().ok());
+                value.unwrap_or_else(|| panic!("{path} has no {name}: {options:?}"))
+            };
+            assert!(number("size=") > 0 && number("nr_inodes=") > 0);
+            assert!(options.contains(&"nosuid") && options.contains(&"nodev"), "{path}: {options:?}");
+        }
     }
 
     #[test]

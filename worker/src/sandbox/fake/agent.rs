@@ -25,7 +25,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, transport::server::Connected};
+use tonic::{Request, Response, Status, Streaming, transport::server::Connected};
 
 use super::{Faults, files::Tree, lock, tasks::Task};
 use crate::sandbox::SandboxSpec;
@@ -370,6 +370,24 @@ impl AgentService for Served {
         lock(&self.0.state).last_activity = Instant::now();
         self.0.moved.notify_one();
         Ok(Response::new(v1::FreezeResponse {}))
+    }
+
+    /// A fake sandbox has no fence: the worker sets none.
+    async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        Ok(Response::new(v1::RenewResponse::default()))
+    }
+
+    type ExportStream = Pin<Box<dyn Stream<Item = Result<v1::ArchivePart, Status>> + Send>>;
+
+    async fn export(&self, _: Request<v1::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        Err(Status::unimplemented("the fake agent exports nothing"))
+    }
+
+    async fn import(
+        &self,
+        _: Request<Streaming<v1::ArchivePart>>,
+    ) -> Result<Response<v1::ImportResponse>, Status> {
+        Err(Status::unimplemented("the fake agent imports nothing"))
     }
 
     async fn shutdown(

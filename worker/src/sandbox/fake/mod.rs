@@ -72,6 +72,8 @@ pub struct Faults {
     pub no_deadlines: bool,
     /// Freezing takes this long.
     pub freeze_delay: Duration,
+    /// It takes this long to say whether a template can be served.
+    pub serve_delay: Duration,
     /// So many removals fail before one works.
     pub fail_removes: u32,
 }
@@ -182,6 +184,8 @@ impl SandboxBackend for FakeBackend {
     }
 
     async fn can_serve(&self, template: &TemplateSpec) -> Result<(), Error> {
+        let delay = lock(&self.inner.settings).faults.serve_delay;
+        tokio::time::sleep(delay).await;
         if lock(&self.inner.settings).missing_templates.contains(&template.name) {
             return Err(Error::not_found(
                 Reason::TemplateNotFound,

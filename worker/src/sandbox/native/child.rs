@@ -20,7 +20,7 @@ use std::{
         },
     },
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use caps::{CapSet, Capability};
@@ -42,6 +42,7 @@ use nix::{
 };
 
 use super::{launcher::Failure, plan::Plan, sys};
+use crate::sandbox::{PROC_HIDDEN, memory_files};
 
 /// Namespaces of a sandbox. Its cgroup namespace is made later, once it is in its cgroup.
 pub const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
@@ -56,23 +57,25 @@ pub const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
 const KEPT: [Capability; 4] =
     [Capability::CAP_SETUID, Capability::CAP_SETGID, Capability::CAP_KILL, Capability::CAP_SETPCAP];
 
-/// Of /proc: writable parts made read-only, and what tells of the host hidden.
-const PROC_READ_ONLY: [&CStr; 5] =
-    [c"/proc/sys", c"/proc/sysrq-trigger", c"/proc/irq", c"/proc/bus", c"/proc/fs"];
-const PROC_HIDDEN: [&CStr; 6] = [
-    c"/proc/kcore",
-    c"/proc/keys",
-    c"/proc/key-users",
-    c"/proc/timer_list",
-    c"/proc/latency_stats",
-    c"/proc/kmsg",
-];
+/// Of /proc: writable parts made read-only. What tells of the host is hidden: [`PROC_HIDDEN`].
+const PROC_READ_ONLY: [&str; 3] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/bus"];
+/// What files are hidden by: empty, and unlinked when it lies over all of them.
+const EMPTY_FILE: &str = "/.empty";
+/// What directories are hidden by: this one is always empty, and read-only.
+const EMPTY_DIR: &str = "/run";
+/// System V shared memory goes with the last process that has it, also when that was killed.
+const SHM_ENDS_WITH_ITS_USERS: &str = "/proc/sys/kernel/shm_rmid_forced";
+
+/// The caller's IPC namespace: `ipc:[number]`.
+const IPC: &str = "/proc/self/ns/ipc";
 
 /// Made by the launcher as root, before the fork.
 pub struct Prepared {
     /// Beside the plan's mounts; `None` where an optional source is missing.
     trees: Vec<Option<(OwnedFd, bool)>>,
     log: OwnedFd,
+    /// Names the launcher's own IPC namespace, which is the host's.
+    host_ipc: PathBuf,
 }
 
 impl Prepared {
@@ -99,7 +102,8 @@ impl Prepared {
             .mode(0o600)
             .open(&plan.log)
             .map_err(|e| Failure::new(format!("open {}", plan.log.display()), e))?;
-        Ok(Self { trees, log: log.into() })
+        let host_ipc = fs::read_link(IPC).map_err(|e| Failure::new("read the IPC namespace", e))?;
+        Ok(Self { trees, log: log.into(), host_ipc })
     }
 }
 
@@ -148,6 +152,7 @@ fn become_sandbox(plan: &Plan, prepared: &Prepared, claim: &OwnedFd) -> Result<(
 
     build_root(plan, prepared)?;
     leave_host()?;
+    limit_shared_memory(&prepared.host_ipc);
     protect_proc()?;
     read_only(c"/dev", "dev")?;
     read_only(c"/", "root")?;
@@ -186,6 +191,11 @@ fn tmpfs(target: &str, options: &str) -> Result<(), Failure> {
         .stage(&format!("mount tmpfs at {target}"))
 }
 
+/// One that tasks write to: bounded in bytes and in files.
+fn memory_files_at(target: &str, size: u64) -> Result<(), Failure> {
+    tmpfs(target, &format!("mode=1777,size={size},nr_inodes={}", memory_files::files(size)))
+}
+
 /// Builds the new root as the current directory. It is a small tmpfs of our own, so no
 /// link that an image planted can lead a mount astray.
 fn build_root(plan: &Plan, prepared: &Prepared) -> Result<(), Failure> {
@@ -203,7 +213,7 @@ fn build_root(plan: &Plan, prepared: &Prepared) -> Result<(), Failure> {
     let proc_flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "proc", Some("proc"), proc_flags, NOTHING).stage("mount proc")?;
     build_dev(plan)?;
-    tmpfs("tmp", &format!("mode=1777,size={}", plan.tmp_bytes))?;
+    memory_files_at("tmp", plan.memory_files.tmp)?;
 
     for (wanted, tree) in plan.mounts.iter().zip(&prepared.trees) {
         let Some((tree, directory)) = tree else { continue };
@@ -219,7 +229,7 @@ fn build_root(plan: &Plan, prepared: &Prepared) -> Result<(), Failure> {
         fs::create_dir("var").stage("var")?;
         symlink("../tmp", "var/tmp").stage("var/tmp")?;
     } else if place("var/tmp", true).is_ok() {
-        tmpfs("var/tmp", &format!("mode=1777,size={}", plan.tmp_bytes))?;
+        memory_files_at("var/tmp", plan.memory_files.var_tmp)?;
     }
     Ok(())
 }
@@ -232,7 +242,7 @@ fn build_dev(plan: &Plan) -> Result<(), Failure> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
     mount(Some("devpts"), "dev/pts", Some("devpts"), flags, Some(options)).stage("mount devpts")?;
-    tmpfs("dev/shm", &format!("mode=1777,size={}", plan.tmp_bytes))?;
+    memory_files_at("dev/shm", plan.memory_files.shm)?;
     for (name, target) in [
         ("ptmx", "pts/ptmx"),
         ("fd", "/proc/self/fd"),
@@ -277,31 +287,46 @@ fn leave_host() -> Result<(), Failure> {
     std::env::set_current_dir("/").stage("enter /")
 }
 
-/// Mounts a path over itself, read-only.
-fn protect_proc() -> Result<(), Failure> {
-    for path in PROC_READ_ONLY {
-        cover(path, path, sys::ATTR_RDONLY)?;
+/// Shared memory would outlive its task otherwise. Only in an IPC namespace of our own: anywhere else it
+/// would be the host's setting, and it is left alone. A kernel before 5.19 does not let us, and the
+/// memory then goes with the session.
+fn limit_shared_memory(host_ipc: &Path) {
+    if fs::read_link(IPC).is_ok_and(|own| own != host_ipc) {
+        let _ = fs::OpenOptions::new()
+            .write(true)
+            .open(SHM_ENDS_WITH_ITS_USERS)
+            .and_then(|mut file| io::Write::write_all(&mut file, b"1"));
     }
-    for path in PROC_HIDDEN {
-        cover(c"/dev/null", path, sys::ATTR_RDONLY)?;
-    }
-    Ok(())
 }
 
-fn cover(source: &CStr, target: &CStr, attributes: u64) -> Result<(), Failure> {
-    let name = target.to_string_lossy();
+/// Makes parts of /proc read-only, and hides others.
+fn protect_proc() -> Result<(), Failure> {
+    for path in PROC_READ_ONLY {
+        cover(path, path)?;
+    }
+    fs::write(EMPTY_FILE, "").stage(EMPTY_FILE)?;
+    for path in PROC_HIDDEN {
+        let directory = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
+        cover(if directory { EMPTY_DIR } else { EMPTY_FILE }, path)?;
+    }
+    fs::remove_file(EMPTY_FILE).stage(EMPTY_FILE)
+}
+
+/// Mounts `source` read-only over `target`, if the kernel has that.
+fn cover(source: &str, target: &str) -> Result<(), Failure> {
     let place = match open(target, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
         // A kernel without this file has nothing to protect there.
         Err(Errno::ENOENT) => return Ok(()),
-        other => other.stage(&name)?,
+        other => other.stage(target)?,
     };
-    let attributes = attributes | sys::ATTR_NOSUID | sys::ATTR_NOEXEC;
-    sys::open_tree_clone(source, false)
+    let attributes = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
+    let source = CString::new(source).stage(source)?;
+    sys::open_tree_clone(&source, false)
         .and_then(|tree| {
             sys::mount_setattr(tree.as_fd(), attributes, false)?;
             sys::move_mount(tree.as_fd(), place.as_fd())
         })
-        .stage(&format!("protect {name}"))
+        .stage(&format!("protect {target}"))
 }
 
 fn read_only(path: &CStr, name: &str) -> Result<(), Failure> {

@@ -252,6 +252,7 @@ fn release(plan: &Plan, pid: i32, go: OwnedFd) -> Result<u64, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::memory_files::MemoryFiles;
 
     #[test]
     fn a_launcher_that_ends_is_an_error_and_not_a_hang() {
@@ -264,7 +265,7 @@ mod tests {
             mounts: vec![],
             cgroup_procs: vec![],
             log: "/dev/null".into(),
-            tmp_bytes: 0,
+            memory_files: MemoryFiles::SMALLEST,
             program: String::new(),
         };
         let claim = std::fs::File::open("/dev/null").unwrap().into();

@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::sys;
+use crate::sandbox::memory_files::MemoryFiles;
 
 /// A sandbox to start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +26,8 @@ pub struct Plan {
     pub cgroup_procs: Vec<PathBuf>,
     /// Where PID 1 prints to.
     pub log: PathBuf,
-    /// Size of /tmp and of /dev/shm, each, in bytes.
-    pub tmp_bytes: u64,
+    /// Sizes of /tmp, /var/tmp and /dev/shm.
+    pub memory_files: MemoryFiles,
     /// Program of PID 1, inside. Empty: set everything up, then exit 0 (the preflight).
     pub program: String,
 }
@@ -103,7 +104,7 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// What is taken from the host's /etc, read-only: how programs find libraries,
 /// alternatives, certificates and the time zone. No accounts, no secrets, no configuration
 /// of services.
-const HOST_ETC: [&str; 13] = [
+const HOST_ETC: [&str; 14] = [
     "alternatives",
     "ld.so.cache",
     "ld.so.conf",
@@ -115,6 +116,8 @@ const HOST_ETC: [&str; 13] = [
     "pki",
     "localtime",
     "mime.types",
+    // Usually a link to /usr/lib/os-release: the file behind it is mounted.
+    "os-release",
     "protocols",
     "services",
 ];
@@ -238,6 +241,17 @@ mod tests {
                 "{source} is shown"
             );
         }
+    }
+
+    /// `cp --help`'s example reads it, and so do installers.
+    #[test]
+    fn the_host_root_says_which_system_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        write_etc(dir.path(), "user", "h").unwrap();
+        let (_, mounts) = host_root(dir.path()).unwrap();
+        assert!(mounts.iter().any(|mount| mount.target == "/etc/os-release"));
+        // A mount needs a place: the root is read-only by then.
+        assert_eq!(dir.path().join("os-release").exists(), Path::new("/etc/os-release").exists());
     }
 
     #[test]

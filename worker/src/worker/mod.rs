@@ -4,9 +4,12 @@
 //! later), take up or remove what an earlier process left, then dial. It returns before the coordinator is
 //! there: any start order works.
 //!
-//! Shutdown is a sequence: say "not ready" and refuse → let sessions end by themselves for the grace → end them
-//! and remove all that was theirs → tell the coordinator → close. A [`Running`] that is dropped without it leaves
+//! Shutdown is a sequence: say "not ready" and refuse → let tasks end by themselves for the grace (a session
+//! without any is not waited for) → end the sessions and remove all that was theirs → tell the coordinator, and
+//! that this worker leaves → close. A [`Running`] that is dropped without it leaves
 //! everything as a killed process would, for the next one to take up.
+
+mod stop;
 
 use std::{
     net::SocketAddr,
@@ -20,14 +23,13 @@ use std::{
 
 use berth_proto::{
     Error, WorkerId,
-    domain::EndReason,
     spawn::spawn,
     v1::{self, file_service_server::FileServiceServer, task_service_server::TaskServiceServer},
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     backends::Backends,
@@ -40,10 +42,6 @@ use crate::{
     workspace::Workspaces,
 };
 
-/// After the grace: time for ending and removing all sessions.
-const END_TIMEOUT: Duration = Duration::from_secs(40);
-/// Time for the coordinator to hear the last reports.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often readiness is looked at for those that watch the health service.
 const READINESS_EVERY: Duration = Duration::from_secs(1);
 
@@ -84,6 +82,8 @@ struct Parts {
     health: Arc<Health>,
     link: Arc<Link>,
     workspaces: Workspaces,
+    /// Of the health service, wherever that is served.
+    reporter: tonic_health::server::HealthReporter,
 }
 
 /// How a worker is, for its own command line and for tests.
@@ -105,6 +105,7 @@ pub struct Status {
 impl Worker {
     /// Starts a worker with the backends that its configuration names.
     pub async fn start(config: Config) -> Result<Running, StartError> {
+        config.check()?;
         let state = State::open(&config.state_dir)?;
         let config = Config { state_dir: state.dir().to_owned(), ..config };
         let instance = state.instance()?;
@@ -117,6 +118,7 @@ impl Worker {
         config: Config,
         made: Vec<Arc<dyn SandboxBackend>>,
     ) -> Result<Running, StartError> {
+        config.check()?;
         let state = State::open(&config.state_dir)?;
         let backends = Backends::with(made, Default::default(), config.sandbox).await?;
         Self::start_in(config, state, backends).await
@@ -124,12 +126,6 @@ impl Worker {
 
     async fn start_in(config: Config, state: State, backends: Backends) -> Result<Running, StartError> {
         let id = state.worker_id(config.worker_id.as_ref())?;
-        if config.join_token.is_empty() {
-            return Err(StartError::Config("no join token was given".to_owned()));
-        }
-        if config.max_sessions == 0 {
-            return Err(StartError::Config("MAX_SESSIONS is 0: this worker could take nothing".to_owned()));
-        }
         let base = config.base_workspace.clone().unwrap_or_else(|| state.dir().to_owned());
         let failed = |source| StartError::State { path: base.clone(), source };
         let workspaces = Workspaces::open(&base).map_err(failed)?;
@@ -154,6 +150,7 @@ impl Worker {
                 disk_margin_bytes: config.disk_margin_bytes,
                 end_grace: config.end_grace,
                 session_calls: config.session_calls.max(1),
+                task_defaults: config.task_defaults,
             },
             workspaces.clone(),
             backends.clone(),
@@ -189,13 +186,20 @@ impl Worker {
             state: watch::channel(LinkState { reason: "not attached yet".to_owned(), ..Default::default() })
                 .0,
             templates: link::Templates::default(),
+            leaving: CancellationToken::new(),
             open: Arc::new(AtomicUsize::new(0)),
             sequence: AtomicU64::new(0),
         });
-        let parts = Arc::new(Parts { backends, sessions, outbox, health, link, workspaces });
+        let (reporter, health_server) = tonic_health::server::health_reporter();
+        let parts = Arc::new(Parts { backends, sessions, outbox, health, link, workspaces, reporter });
         let (failure, failed) = watch::channel(None);
-        let Served { canary, data_address, data_token } = parts.serve(&crash, &stop, failure, listener);
-        info!(worker.id = %id, coordinator = config.coordinator, ?capacity, "worker started");
+        let Served { canary, data_address, data_token } =
+            parts.serve(&crash, &stop, failure, listener, Routes::new(health_server));
+        info!(
+            worker.id = %id, coordinator = config.coordinator, cpu_millis = capacity.cpu_millis,
+            memory_bytes = capacity.memory_bytes, disk_bytes = capacity.disk_bytes,
+            max_sessions = capacity.max_sessions, "worker started"
+        );
         Ok(Running {
             id,
             parts,
@@ -219,16 +223,15 @@ impl Parts {
         stop: &CancellationToken,
         failure: watch::Sender<Option<Failure>>,
         listener: Option<(TcpListener, (String, PathBuf))>,
+        health: Routes,
     ) -> Served {
-        let (reporter, health_server) = tonic_health::server::health_reporter();
-        let health = Routes::new(health_server);
         let route = SessionRoute::new(self.sessions.clone());
 
         let (parts, stopped) = (self.clone(), stop.clone());
         spawn("readiness", async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                () = parts.report_readiness(reporter) => {}
+                () = parts.report_readiness() => {}
             }
         });
         let (parts, stopped, crashed) = (self.clone(), stop.clone(), crash.clone());
@@ -263,23 +266,18 @@ impl Parts {
             return Some(format!("no link to the coordinator: {}", link.reason));
         }
         drop(link);
-        self.health.unready()
+        self.link.unready()
     }
 
-    async fn report_readiness(&self, reporter: tonic_health::server::HealthReporter) {
+    async fn report_readiness(&self) {
         let mut link = self.link.state.subscribe();
         let mut canary = self.health.canary();
         loop {
-            let status = match self.unready() {
-                None => tonic_health::ServingStatus::Serving,
-                Some(_) => tonic_health::ServingStatus::NotServing,
-            };
-            reporter.set_service_status("", status).await;
-            for name in [
-                <TaskServiceServer<()> as tonic::server::NamedService>::NAME,
-                <FileServiceServer<()> as tonic::server::NamedService>::NAME,
-            ] {
-                reporter.set_service_status(name, status).await;
+            let ready = self.unready().is_none();
+            self.tell_readiness(ready).await;
+            // A stop that came in between has said "not ready" already, and it stays said.
+            if ready && self.unready().is_some() {
+                continue;
             }
             tokio::select! {
                 changed = link.changed() => if changed.is_err() { return },
@@ -292,6 +290,22 @@ impl Parts {
                 }
                 () = tokio::time::sleep(READINESS_EVERY) => {}
             }
+        }
+    }
+
+    /// For those that ask the health service of the worker's own listener.
+    async fn tell_readiness(&self, ready: bool) {
+        let status = match ready {
+            true => tonic_health::ServingStatus::Serving,
+            false => tonic_health::ServingStatus::NotServing,
+        };
+        let names = [
+            "",
+            <TaskServiceServer<()> as tonic::server::NamedService>::NAME,
+            <FileServiceServer<()> as tonic::server::NamedService>::NAME,
+        ];
+        for name in names {
+            self.reporter.set_service_status(name, status).await;
         }
     }
 }
@@ -350,39 +364,5 @@ impl Running {
             // The link ended as it was told to: shutdown says the rest.
             None => std::future::pending().await,
         }
-    }
-
-    /// Ends the worker with the grace that it was configured with.
-    pub async fn shutdown(self) {
-        let grace = self.shutdown_grace;
-        self.shutdown_within(grace).await;
-    }
-
-    /// Ends the worker: sessions have `grace` to end by themselves, then they are ended.
-    pub async fn shutdown_within(self, grace: Duration) {
-        let Parts { sessions, health, outbox, link, .. } = &*self.parts;
-        sessions.close("the worker is shutting down");
-        health.tell();
-        if self.failed.borrow().is_none() {
-            let _ = tokio::time::timeout(grace, sessions.empty()).await;
-        }
-        sessions.end_all(EndReason::Drained, "its worker was shut down");
-        if tokio::time::timeout(END_TIMEOUT, sessions.empty()).await.is_err() {
-            warn!("some sessions could not be removed in time: the next start will");
-        }
-        let flush = Instant::now() + FLUSH_TIMEOUT;
-        while !outbox.settled() && link.state.borrow().attached && Instant::now() < flush {
-            // The answer to a heartbeat settles what was sent before it.
-            health.tell();
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        self.stop.cancel();
-        if tokio::time::timeout(END_TIMEOUT, self.canary).await.is_err() {
-            warn!("the canary could not be removed in time: the next start will");
-        }
-        for backend in self.parts.backends.all() {
-            backend.close().await;
-        }
-        info!(worker.id = %self.id, "worker stopped");
     }
 }

@@ -1,0 +1,109 @@
+//! The life of one session, from its placement until nothing of it is left. Each session has an
+//! actor of its own, and each step a deadline: one that is stuck holds up no other.
+//!
+//! `start` → `serve` → `finish`. Whatever way the first two end, `finish` runs, also after a panic.
+//! What is wanted (paused, deadlines, the end) is read from the slot, level-triggered, so no command
+//! can be lost and none has to be queued.
+
+mod finish;
+mod serve;
+mod start;
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use berth_proto::{convert, domain::EndReason, v1};
+use futures::FutureExt;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use super::{
+    Inner,
+    events::Events,
+    launch,
+    slot::{Desired, End, Slot},
+};
+use crate::sandbox::{Running, SandboxBackend};
+
+/// The agent holds the session's deadlines; so long after it the worker acts by itself.
+const BACKSTOP: Duration = Duration::from_secs(2);
+/// For a call to the agent that has nothing to wait for.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Tasks that are looked at after a gap, the newest: the most that one page holds.
+const TASKS_LOOKED_AT: u32 = convert::bounds::PAGE_MAX;
+/// For what an agent said just before its end.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How a session comes to this worker.
+pub(super) enum Origin {
+    /// Placed now; an earlier placement of it here, if there was one, has to be gone first.
+    Placed { predecessor: Option<CancellationToken> },
+    /// Found alive when the worker started.
+    Adopted(Running),
+}
+
+/// How the first step ended.
+enum Started {
+    Live(Box<(Running, Events)>),
+    /// This worker can't serve it: the coordinator shall look elsewhere.
+    Refused(String),
+    /// A start that has not returned yet may come along.
+    Failed(End, Option<JoinHandle<()>>),
+}
+
+pub(super) struct Actor {
+    pub inner: Arc<Inner>,
+    /// What was wanted before the agent was configured.
+    pub initial: Desired,
+    pub slot: Arc<Slot>,
+    pub backend: Arc<dyn SandboxBackend>,
+}
+
+impl Actor {
+    /// Lives the session.
+    pub async fn run(self, origin: Origin) {
+        let life = AssertUnwindSafe(self.live(origin)).catch_unwind();
+        tokio::select! {
+            biased;
+            // As if the process had died: nothing is cleaned up, the next one finds all.
+            () = self.inner.crash.cancelled() => {}
+            result = life => if result.is_err() {
+                error!(session.id = %self.slot.placement.session, "a session's actor panicked");
+                let end = End::new(EndReason::SandboxFailed, "a defect of the worker ended the session");
+                self.finish(end, None, None).await;
+            },
+        }
+    }
+
+    async fn live(&self, origin: Origin) {
+        let started = match origin {
+            Origin::Placed { predecessor } => {
+                if let Some(predecessor) = predecessor {
+                    predecessor.cancelled().await;
+                }
+                self.start().await
+            }
+            Origin::Adopted(running) => self.take_up(running).await,
+        };
+        match started {
+            Started::Live(live) => {
+                let (running, mut events) = *live;
+                let end = self.serve(&running, &mut events).await;
+                self.finish(end, Some((running, events)), None).await;
+            }
+            Started::Failed(end, late) => self.finish(end, None, late).await,
+            Started::Refused(message) => {
+                let report = v1::SessionReport {
+                    refused: true,
+                    ..self.slot.end_report(&End::new(EndReason::NoPlace, message))
+                };
+                // Told first: another worker can take it while this one tidies up.
+                let session = self.slot.placement.session;
+                self.inner.outbox.session(session, report);
+                launch::remove_dirs(&self.inner.workspaces, session).await;
+                self.inner.over(&self.slot, None);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The end of a worker, in sequence; see [`super`].
+
+use std::time::Duration;
+
+use berth_proto::domain::EndReason;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Parts, Running};
+
+/// After the grace: time for ending and removing all sessions.
+const END_TIMEOUT: Duration = Duration::from_secs(40);
+/// Time for the coordinator to hear the last reports.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// What sessions are told that end with their worker.
+const SHUT_DOWN: &str = "its worker was shut down";
+/// How often a worker that stops looks whether something still runs.
+const QUIET_EVERY: Duration = Duration::from_millis(20);
+
+impl Running {
+    /// Ends the worker with the grace that it was configured with.
+    pub async fn shutdown(self) {
+        let grace = self.shutdown_grace;
+        self.shutdown_within(grace).await;
+    }
+
+    /// Ends the worker: what runs has `grace` to end by itself, then it is ended.
+    pub async fn shutdown_within(self, grace: Duration) {
+        let Parts { sessions, health, .. } = &*self.parts;
+        sessions.close("the worker is shutting down");
+        self.parts.tell_readiness(false).await;
+        health.tell();
+        if self.failed.borrow().is_none() {
+            self.wait_for_tasks(grace).await;
+        }
+        sessions.end_all(EndReason::Drained, SHUT_DOWN);
+        if tokio::time::timeout(END_TIMEOUT, sessions.empty()).await.is_err() {
+            warn!("some sessions could not be removed in time: the next start will");
+        }
+        self.take_leave().await;
+        self.stop.cancel();
+        if tokio::time::timeout(END_TIMEOUT, self.canary).await.is_err() {
+            warn!("the canary could not be removed in time: the next start will");
+        }
+        for backend in self.parts.backends.all() {
+            backend.close().await;
+        }
+        info!(worker.id = %self.id, "worker stopped");
+    }
+
+    /// Ends each session as soon as nothing runs in it. Returns when none is left in which something does,
+    /// or the time is over.
+    async fn wait_for_tasks(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        while self.parts.sessions.end_quiet(EndReason::Drained, SHUT_DOWN) > 0 && Instant::now() < deadline {
+            tokio::time::sleep(QUIET_EVERY).await;
+        }
+    }
+
+    /// Waits until the coordinator has heard the last of the sessions, and tells it that this worker goes.
+    /// It goes anyway: one that was not told finds out by the lease.
+    async fn take_leave(&self) {
+        let Parts { sessions, health, outbox, link, .. } = &*self.parts;
+        let flush = Instant::now() + FLUSH_TIMEOUT;
+        while !outbox.settled() && link.state.borrow().attached && Instant::now() < flush {
+            // The answer to a heartbeat settles what was sent before it.
+            health.tell();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if *sessions.count().borrow() == 0 && link.state.borrow().attached {
+            link.leaving.cancel();
+            let mut state = link.state.subscribe();
+            let left = state.wait_for(|state| !state.attached);
+            let _ = tokio::time::timeout(FLUSH_TIMEOUT, left).await;
+        }
+    }
+}
