@@ -27,43 +27,70 @@ pub const COORDINATOR_ADDR: &str = "COORDINATOR_ADDR";
 pub const LOG_LEVEL: &str = "LOG_LEVEL";
 pub const BERTH_LOG_FORMAT: &str = "BERTH_LOG_FORMAT";
 
+/// The commands that take a worker's settings.
+const WORKERS: &str = "worker, berth up, berth doctor";
+
 /// All of them.
 pub const KNOWN: &[Variable] = &[
-    var("GRPC_PORT", "coordinator, worker", "gRPC port (coordinator: 50051; worker: no listener)"),
-    var("HTTP_PORT", "coordinator", "HTTP port of the gateway (8080)"),
-    var(LOG_LEVEL, "all", "off, error, warn, info, debug or trace (info)"),
-    var("WORKER_ID", "worker", "name of the worker (a unique id, stored in the state directory)"),
-    var("MAX_SESSIONS", "worker, berth up", "sessions that a worker holds at most (5)"),
+    var(
+        "GRPC_PORT",
+        "coordinator, worker, berth up, berth doctor",
+        "gRPC port (50051; for a worker: nothing listens)",
+    ),
+    var("HTTP_PORT", "coordinator", "HTTP port of the gateway, not served yet (8080)"),
+    var(LOG_LEVEL, "coordinator, worker, berth up", "off, error, warn, info, debug or trace (info)"),
+    var("WORKER_ID", "worker", "name of the worker (drawn once, kept in the state directory)"),
+    var("MAX_SESSIONS", WORKERS, "sessions that a worker holds at most (5)"),
     var("BASE_WORKSPACE", "worker", "where sessions live (under the state directory)"),
     var(COORDINATOR_ADDR, "worker, berth", "address of the coordinator (localhost:50051)"),
     var(BERTH_ADDRESS, "berth, client library", "address of the coordinator; goes before COORDINATOR_ADDR"),
     var(BERTH_TOKEN, "berth, client library", "token to call the coordinator with"),
-    var(BERTH_STATE_DIR, "all", "state directory"),
-    var("BERTH_LISTEN", "coordinator", "IP address to listen on (127.0.0.1)"),
-    var("BERTH_INSECURE_LISTEN", "coordinator", "1: listen beyond loopback although the port has no TLS"),
+    var(BERTH_STATE_DIR, "coordinator, worker, berth, client library", "state directory"),
+    var("BERTH_LISTEN", "coordinator, worker", "IP address to listen on (127.0.0.1)"),
+    var(
+        "BERTH_INSECURE_LISTEN",
+        "coordinator, worker",
+        "true or 1: listen beyond loopback although the port has no TLS (false)",
+    ),
     var("BERTH_TEMPLATES", "coordinator, berth up", "TOML file with templates"),
-    var("BERTH_LEASE", "coordinator", "a worker's lease"),
-    var("BERTH_SANDBOX", "worker, berth up, berth demo", "auto, native, docker or fake (auto)"),
-    var("BERTH_SANDBOX_IMAGE", "worker, berth up", "image of docker sandboxes (berth/sandbox:base)"),
+    var("BERTH_LEASE", "coordinator", "how long a worker holds its sessions after its last heartbeat (10s)"),
+    var("BERTH_SANDBOX", "worker, berth up, berth doctor, berth demo", "auto, native, docker or fake (auto)"),
+    var(
+        "BERTH_SANDBOX_IMAGE",
+        "worker, berth up, berth doctor, berth demo",
+        "image of docker sandboxes (berth/sandbox:base)",
+    ),
     var("BERTH_JOIN_TOKEN", "worker", "token to register with"),
     var("BERTH_JOIN_TOKEN_FILE", "worker", "file that holds the token to register with"),
-    var("BERTH_LABELS", "worker, berth up", "labels of the worker: a=1,b=2"),
-    var("BERTH_AGENT", "worker, berth up", "the berth-agent executable (beside this one)"),
-    var("BERTH_CPU_MILLIS", "worker", "cpu to offer, in thousandths of a core (what the machine has)"),
-    var("BERTH_MEMORY", "worker", "memory to offer (what the machine has)"),
-    var("BERTH_DISK", "worker", "disk to offer (what the machine has)"),
+    var("BERTH_LABELS", WORKERS, "labels of the worker: a=1,b=2"),
+    var(
+        "BERTH_AGENT",
+        "worker, berth up, berth doctor, berth demo",
+        "the berth-agent executable (beside this one)",
+    ),
+    var("BERTH_CPU_MILLIS", WORKERS, "CPU to offer, in thousandths of a core (4000 for each core)"),
+    var("BERTH_MEMORY", WORKERS, "memory to offer (what the machine has)"),
+    var("BERTH_DISK", WORKERS, "disk to offer (what is free)"),
     var(
         "BERTH_SHUTDOWN_GRACE",
-        "coordinator, worker, berth up",
-        "time that calls and sessions have to end at a stop",
+        "coordinator, worker, berth up, berth doctor",
+        "time that calls (coordinator: 5s) and sessions (worker: 10s) have to end at a stop",
     ),
-    var(BERTH_LOG_FORMAT, "all", "text or json (text on a terminal, else json)"),
+    var(
+        BERTH_LOG_FORMAT,
+        "coordinator, worker, berth up",
+        "text or json (text on a terminal and with `up -d`, else json)",
+    ),
+    var("BERTH_TASK_TIMEOUT", WORKERS, "timeout of tasks where nothing else names one; 0: none (5m)"),
+    var("BERTH_PTY_SIZE", WORKERS, "size of terminals where nothing else names one (80x24)"),
+    var("BERTH_MAX_TASKS", WORKERS, "tasks of a session at once where nothing else says (32)"),
     var("BERTH_NO_INSTALL", "scripts", "1: install nothing"),
     var("BERTH_BIN_DIR", "tests", "where the built commands are"),
     var("BERTH_SKIP_LOG", "tests", "where tests write what they skip"),
     var("BERTH_TEST_DOCKER", "tests", "1: run the docker backend's tests"),
-    var("BERTH_TEST_SCALE", "tests", "factor on the counts of long tests"),
-    var("BERTH_BENCH_ROUNDS", "bench", "rounds of each measurement"),
+    var("BERTH_TEST_AGENT", "tests", "the berth-agent that the agent's own tests use"),
+    var("BERTH_TEST_SCALE", "Makefile", "factor on the counts of long tests; no test heeds it yet"),
+    var("BERTH_BENCH_ROUNDS", "bench", "rounds of each measurement (200)"),
 ];
 
 /// Refuses `BERTH_*` names that nobody reads.
@@ -119,6 +146,13 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        path::{Path, PathBuf},
+    };
+
+    use clap::CommandFactory;
+
     use super::*;
 
     fn check_names(names: &[&str]) -> Result<(), Failure> {
@@ -152,6 +186,80 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), KNOWN.len());
+    }
+
+    /// What the command lines declare: each variable with the commands that take it.
+    fn declared() -> BTreeMap<String, BTreeSet<String>> {
+        fn take(to: &mut BTreeMap<String, BTreeSet<String>>, command: &clap::Command, name: &str) {
+            for variable in command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()) {
+                to.entry(variable.to_owned()).or_default().insert(name.to_owned());
+            }
+            for below in command.get_subcommands() {
+                take(to, below, &format!("{name} {}", below.get_name()));
+            }
+        }
+        let mut declared = BTreeMap::new();
+        take(&mut declared, &crate::commands::Cli::command(), "berth");
+        take(&mut declared, &crate::serve::coordinator::CoordinatorArgs::command(), "coordinator");
+        take(&mut declared, &crate::serve::worker::WorkerArgs::command(), "worker");
+        declared
+    }
+
+    /// Where those are read that no command line declares.
+    fn sources(reader: &str) -> Option<&'static [&'static str]> {
+        match reader {
+            "client library" => Some(&["client/src"]),
+            "scripts" => Some(&["scripts"]),
+            "tests" => Some(&["tests/src", "agent/tests"]),
+            "bench" => Some(&["bench/src"]),
+            "Makefile" => Some(&["Makefile"]),
+            // Read by hand, as it goes after another one.
+            "berth" => Some(&["cli/src/commands/mod.rs"]),
+            _ => None,
+        }
+    }
+
+    /// The text of a file, or of all files below a directory.
+    fn text(path: &Path) -> String {
+        match std::fs::read_dir(path) {
+            Ok(entries) => entries.map(|entry| text(&entry.unwrap().path())).collect(),
+            Err(_) => std::fs::read_to_string(path).unwrap_or_default(),
+        }
+    }
+
+    fn workspace() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    }
+
+    #[test]
+    fn each_variable_is_read_where_the_list_says_and_nowhere_else() {
+        let mut declared = declared();
+        for known in KNOWN {
+            let declared = declared.remove(known.name).unwrap_or_default();
+            let told: BTreeSet<String> = known.used_by.split(", ").map(str::to_owned).collect();
+            let untold: Vec<_> = declared.difference(&told).collect();
+            assert!(untold.is_empty(), "{} is also read by {untold:?}", known.name);
+            for reader in told.difference(&declared) {
+                let places = sources(reader).unwrap_or_default();
+                let read = places.iter().any(|place| text(&workspace().join(place)).contains(known.name));
+                assert!(read, "{} is not read by {reader}", known.name);
+            }
+        }
+        assert!(declared.is_empty(), "not in the list: {declared:?}");
+    }
+
+    #[test]
+    fn no_source_reads_a_variable_that_is_not_in_the_list() {
+        for part in ["proto", "agent", "coordinator", "worker", "client", "cli", "tests", "bench"] {
+            let text = text(&workspace().join(part));
+            for call in ["env::var(\"", "env::var_os(\"", "env = \""] {
+                for rest in text.split(call).skip(1) {
+                    let name = rest.split('"').next().unwrap_or_default();
+                    let known = !name.starts_with("BERTH_") || KNOWN.iter().any(|known| known.name == name);
+                    assert!(known, "{part} reads {name}");
+                }
+            }
+        }
     }
 
     #[test]

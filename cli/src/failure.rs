@@ -1,9 +1,11 @@
 //! How a command fails: a message, what to do about it, and an exit code. Printed in one
-//! place as `error: …` and `hint: …` lines on stderr.
+//! place: as `error: …` and `hint: …` lines on stderr, or with `--format json` as one JSON
+//! object on a line there: `{"code","reason","message","hint"}`.
 
 use std::process::ExitCode;
 
-use berth_client::Error;
+use berth_client::{Code, Error, Reason};
+use serde::Serialize;
 
 use crate::output;
 
@@ -31,8 +33,21 @@ pub struct Failure {
     pub message: String,
     pub hints: Vec<String>,
     pub code: u8,
+    /// gRPC's code for it.
+    pub status: Code,
     /// Machine-readable, e.g. `SESSION_NOT_FOUND`.
     pub reason: Option<&'static str>,
+}
+
+/// A failure as `--format json` prints it.
+#[derive(Serialize)]
+struct Told<'a> {
+    /// gRPC's name of the code, e.g. `NOT_FOUND`.
+    code: String,
+    reason: Option<&'static str>,
+    message: &'a str,
+    /// One a line.
+    hint: Option<String>,
 }
 
 /// What commands return: the exit code, or why they failed.
@@ -40,12 +55,13 @@ pub type CommandResult = Result<u8, Failure>;
 
 impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hints: Vec::new(), code: code::FAILED, reason: None }
+        let (hints, status) = (Vec::new(), Code::Unknown);
+        Self { message: message.into(), hints, code: code::FAILED, status, reason: None }
     }
 
     /// Wrong use of a command: exit code 2.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: code::USAGE, ..Self::new(message) }
+        Self { code: code::USAGE, status: Code::InvalidArgument, ..Self::new(message) }
     }
 
     /// Something on this machine could not be read, written, started.
@@ -65,6 +81,13 @@ impl Failure {
         self
     }
 
+    /// What a program is told about it.
+    #[must_use]
+    pub fn with_reason(mut self, status: Code, reason: Reason) -> Self {
+        (self.status, self.reason) = (status, Some(reason.as_str()));
+        self
+    }
+
     /// What is printed before the message.
     #[must_use]
     pub fn context(mut self, what: impl std::fmt::Display) -> Self {
@@ -72,10 +95,21 @@ impl Failure {
         self
     }
 
+    /// Says what it is about, where the message does not do so itself.
+    #[must_use]
+    pub fn about(self, name: &str) -> Self {
+        if self.message.contains(name) { self } else { self.context(format_args!("{name:?}")) }
+    }
+
     /// Prints it, and is its exit code.
     pub fn report(&self) -> ExitCode {
         // A reader that went away needs no words.
-        if self.code != code::NO_READER || !self.message.is_empty() {
+        if self.code == code::NO_READER && self.message.is_empty() {
+            return ExitCode::from(self.code);
+        }
+        if output::json_errors() {
+            output::say_json(&self.told());
+        } else {
             output::error(&self.message);
             for hint in &self.hints {
                 output::hint(hint);
@@ -83,6 +117,23 @@ impl Failure {
         }
         ExitCode::from(self.code)
     }
+
+    fn told(&self) -> Told<'_> {
+        let hint = (!self.hints.is_empty()).then(|| self.hints.join("\n"));
+        Told { code: code_name(self.status), reason: self.reason, message: &self.message, hint }
+    }
+}
+
+/// As gRPC writes it: `NotFound` is `NOT_FOUND`.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
 }
 
 impl std::fmt::Display for Failure {
@@ -98,7 +149,27 @@ impl From<Error> for Failure {
             failure.message = format!("{} ({cause})", failure.message);
         }
         failure.hints.extend(error.hint().map(str::to_owned));
+        failure.status = error.code();
         failure.reason = error.reason().map(berth_client::Reason::as_str);
         failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_as_json_has_four_fields() {
+        let failure = Failure::usage("wrong").hint("do this").hint("or that");
+        let told = serde_json::to_value(failure.told()).unwrap();
+        let hint = "do this\nor that";
+        let expected =
+            serde_json::json!({"code": "INVALID_ARGUMENT", "reason": null, "message": "wrong", "hint": hint});
+        assert_eq!(told, expected);
+        assert_eq!(Failure::new("no such file").about("a").message, "\"a\": no such file");
+        assert_eq!(Failure::new("no file a.txt").about("a.txt").message, "no file a.txt");
+        assert_eq!(code_name(Code::Ok), "OK");
+        assert_eq!(code_name(Code::ResourceExhausted), "RESOURCE_EXHAUSTED");
     }
 }

@@ -24,6 +24,7 @@ pub fn berth() -> ExitCode {
     if is_launcher() {
         return berth_worker::sandbox::native::launcher_main();
     }
+    output::set_json_errors(commands::wants_json(std::env::args_os()));
     finish(env::check(std::env::vars_os().map(|(name, _)| name)).and_then(|()| {
         let cli = commands::parse();
         block_on(commands::dispatch(cli))

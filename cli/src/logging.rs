@@ -21,7 +21,7 @@ pub enum LogFormat {
 }
 
 /// How much is logged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, clap::ValueEnum)]
 #[value(rename_all = "lower")]
 pub enum LogLevel {
     Off,

@@ -1,9 +1,14 @@
 //! What a command prints. stdout is data, stderr is talk. With `--format json` the data
-//! is JSON, and nothing else is on stdout.
+//! is JSON, nothing else is on stdout, and the error that a command ends with is JSON too.
+//!
+//! Much of what is printed was chosen by code in a sandbox: names, labels, command lines,
+//! messages about them. So talk and tables go through [`printable`] here, once for all; only
+//! a task's own output and JSON go out as they are.
 
 use std::{
     fmt::Display,
     io::{self, IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -15,16 +20,35 @@ use crate::failure::{Failure, code};
 /// How data is printed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    // No doc comments here: clap would take them for help, and then give each option of each
+    // command three lines.
     #[default]
     Text,
-    /// For programs. Streams (`events`) are one JSON object a line.
     Json,
 }
 
-/// One line of talk.
+/// Whether errors are printed as JSON. A process has one stderr, and errors are also found
+/// where no command line was read yet.
+static JSON_ERRORS: AtomicBool = AtomicBool::new(false);
+
+pub fn set_json_errors(json: bool) {
+    JSON_ERRORS.store(json, Ordering::Relaxed);
+}
+
+pub fn json_errors() -> bool {
+    JSON_ERRORS.load(Ordering::Relaxed)
+}
+
+/// A line of talk.
 pub fn say(text: impl Display) {
-    line(&mut io::stderr().lock(), &text);
+    line(&mut io::stderr().lock(), &printable_lines(&text.to_string()));
+}
+
+/// One line of JSON among the talk.
+pub fn say_json(value: &impl Serialize) {
+    if let Ok(text) = serde_json::to_string(value) {
+        line(&mut io::stderr().lock(), &text);
+    }
 }
 
 pub fn error(text: impl Display) {
@@ -40,6 +64,7 @@ pub fn hint(text: impl Display) {
 }
 
 fn marked(mark: &str, color: &str, text: impl Display) {
+    let text = printable_lines(&text.to_string());
     let mut stderr = io::stderr().lock();
     if stderr.is_terminal() && colors_wanted() {
         line(&mut stderr, &format_args!("{color}{mark}\x1b[0m: {text}"));
@@ -99,7 +124,7 @@ pub fn table_text(header: &[&str], rows: Vec<Vec<String>>) -> String {
     // Wrapped cells can't be read by column: let the terminal wrap.
     table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
     for row in rows {
-        table.add_row(row.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
+        table.add_row(row.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { printable(cell) }));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -113,7 +138,10 @@ pub fn details(pairs: &[(&str, String)]) -> Result<(), Failure> {
     let lines: Vec<String> = pairs
         .iter()
         .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| format!("{name:width$}  {}", value.replace('\n', &format!("\n{:width$}  ", ""))))
+        .map(|(name, value)| {
+            let lines: Vec<String> = value.lines().map(printable).collect();
+            format!("{name:width$}  {}", lines.join(&format!("\n{:width$}  ", "")))
+        })
         .collect();
     data(lines.join("\n"))
 }
@@ -179,11 +207,33 @@ pub fn labels(labels: &berth_client::Labels) -> String {
 }
 
 /// Text that a sandbox chose, made safe for a terminal: control characters, with which it
-/// could rewrite what is on the screen, are shown as `\x1b`.
+/// could rewrite what is on the screen, are shown as `\u{1b}`, and so are those that turn the
+/// direction of text around.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
+    let unsafe_here = |c: char| {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
+    };
+    let shown = |c: char| match c {
+        '\n' | '\r' | '\t' => c.escape_default().to_string(),
+        c if unsafe_here(c) => c.escape_unicode().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
+/// The same for text of several lines. All but the first are indented, so that none can
+/// pass for an `error:` or a `hint:` of ours.
+fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n  ")
+}
+
+/// `1 session`, `2 sessions`.
+pub fn count(number: impl Into<u64>, what: &str) -> String {
+    match number.into() {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    }
 }
 
 /// At most so many characters, with an ellipsis.
@@ -228,5 +278,17 @@ mod tests {
     fn what_a_sandbox_says_does_not_reach_the_terminal_raw() {
         assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(clipped("abcdef", 4), "abc…");
+        assert_eq!(printable("a\u{9b}31m\u{7f}\u{202e}"), "a\\u{9b}31m\\u{7f}\\u{202e}");
+        assert_eq!(printable("grüße, 日本"), "grüße, 日本");
+        assert_eq!(printable_lines("a\nhint: b\x1b"), "a\n  hint: b\\u{1b}");
+        let text = table_text(&["NAME"], vec![vec!["x\x1b[2J\ny".into()]]);
+        assert_eq!(text, "NAME\nx\\u{1b}[2J\\ny");
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(count(0u32, "session"), "0 sessions");
+        assert_eq!(count(1u32, "session"), "1 session");
+        assert_eq!(count(2u64, "file"), "2 files");
     }
 }

@@ -6,11 +6,15 @@
 use std::str::FromStr;
 
 use berth_client::{
-    Client, ListOptions, Session, SessionId, TaskHandle, TaskId,
+    Client, Code, ListOptions, Reason, Session, SessionId, TaskHandle, TaskId,
     model::{SessionInfo, TaskInfo},
 };
 
-use crate::{failure::Failure, output};
+use crate::{
+    commands::{is_helper, program_text},
+    failure::Failure,
+    output,
+};
 
 /// Label that `--name` sets.
 pub const NAME_LABEL: &str = "name";
@@ -34,7 +38,7 @@ pub async fn session(client: &Client, text: &str) -> Result<Session, Failure> {
     Ok(client.session(pick_session(&sessions, text)?))
 }
 
-/// The task that `text` means; the newest if it is `None`.
+/// The task that `text` means; the newest that a user started if it is `None`.
 pub async fn task(session: &Session, text: Option<&str>) -> Result<TaskHandle, Failure> {
     if let Some(Ok(id)) = text.map(TaskId::from_str) {
         return Ok(session.task(id));
@@ -61,6 +65,7 @@ fn pick_session(sessions: &[SessionInfo], text: &str) -> Result<SessionId, Failu
     match found[..] {
         [one] => Ok(one.id),
         [] => Err(Failure::new(format!("no session fits {text:?}"))
+            .with_reason(Code::NotFound, Reason::SessionNotFound)
             .hint("give an id, at least 4 characters of its beginning or end, a name, or a label NAME=VALUE")
             .hint("`berth ps` lists the sessions that there are")),
         _ => {
@@ -77,21 +82,25 @@ fn pick_session(sessions: &[SessionInfo], text: &str) -> Result<SessionId, Failu
 
 fn pick_task(tasks: &[TaskInfo], text: Option<&str>) -> Result<TaskId, Failure> {
     let Some(text) = text else {
-        // Newest first.
-        return tasks
-            .first()
-            .map(|task| task.id)
-            .ok_or_else(|| Failure::new("the session has had no task yet"));
+        // Newest first. What a copy started is nobody's.
+        return tasks.iter().find(|task| !is_helper(&task.program)).map(|task| task.id).ok_or_else(|| {
+            Failure::new("the session has had no task yet").with_reason(Code::NotFound, Reason::TaskNotFound)
+        });
     };
     let found: Vec<&TaskInfo> = tasks.iter().filter(|task| is_part(&task.id.to_string(), text)).collect();
     match found[..] {
         [one] => Ok(one.id),
         [] => Err(Failure::new(format!("no task of the session fits {text:?}"))
+            .with_reason(Code::NotFound, Reason::TaskNotFound)
             .hint("`berth tasks SESSION` lists them")),
         _ => {
             let mut failure = Failure::new(format!("{text:?} fits {} tasks", found.len()));
             for task in found.iter().take(10) {
-                failure = failure.hint(format!("{}  {}", task.id, output::clipped(&task.program.line(), 40)));
+                failure = failure.hint(format!(
+                    "{}  {}",
+                    task.id,
+                    output::clipped(&program_text(&task.program), 40)
+                ));
             }
             Err(failure)
         }
@@ -105,7 +114,7 @@ fn is_part(id: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_client::{Labels, SessionState, domain};
+    use berth_client::{Labels, SessionState, domain, model};
 
     fn info(id: u128, labels: &[(&str, &str)]) -> SessionInfo {
         SessionInfo {
@@ -126,7 +135,7 @@ mod tests {
             expires_at: None,
             idle_timeout: None,
             worker_selector: Labels::new(),
-            task_defaults: domain::TaskDefaults::default(),
+            task_defaults: domain::TaskDefaultsPatch::default(),
         }
     }
 
@@ -160,6 +169,38 @@ mod tests {
         assert_eq!(pick_session(&all, "2222").unwrap(), all[0].id, "a name goes before a piece of an id");
         assert!(pick_session(&all, "we").is_err());
         assert!(pick_session(&all, "team=red").unwrap_err().message.contains("fits 2"));
+    }
+
+    #[test]
+    fn the_newest_task_is_one_that_a_user_started() {
+        let task = |id: u128, argv: &[&str]| TaskInfo {
+            id: TaskId::from_u128(id),
+            session: SessionId::from_u128(A),
+            state: model::TaskState::Done,
+            program: model::TaskProgram {
+                argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
+                shell: None,
+                cwd: String::new(),
+                pty: false,
+                stdin: false,
+                detached: false,
+            },
+            pid: 1,
+            started_at: None,
+            stdout: model::StreamPosition::default(),
+            stderr: model::StreamPosition::default(),
+            end: None,
+        };
+        let copied = task(2, &["/bin/sh", "-c", "ln -s", "berth-cp", "a", "b"]);
+        let own = task(1, &["/bin/sh", "-c", "ln -s", "sh", "a", "b"]);
+        assert_eq!(pick_task(&[copied.clone(), own.clone()], None).unwrap(), own.id);
+        assert!(pick_task(std::slice::from_ref(&copied), None).is_err());
+        let named = copied.id.to_string();
+        assert_eq!(
+            pick_task(&[copied.clone(), own], Some(&named)).unwrap(),
+            copied.id,
+            "asked for, it is there"
+        );
     }
 
     #[test]

@@ -1,35 +1,11 @@
 //! The Rust client of Berth: sandboxes for agents, on machines you own.
 //!
 //! A [`Client`] talks to a coordinator. It opens a [`Session`]: a workspace and a
-//! sandbox. In it run tasks, each a [`Command`], and there are [`Files`].
+//! sandbox. In it run tasks, each a [`Command`], and there are [`Files`]. The suite runs this
+//! very example (`client/examples/quickstart.rs`) against a fleet:
 //!
-//! ```
-//! use std::time::Duration;
-//! use berth_client::{Client, Command, CreateOptions};
-//!
-//! # async fn example() -> Result<(), berth_client::Error> {
-//! let client = Client::from_env().await?;
-//! let options = CreateOptions::new().memory_bytes(256 << 20).label("made-by", "doc example").ttl(Duration::from_secs(300));
-//! let session = client.create_session(options).await?;
-//!
-//! // A program with arguments; its output is collected.
-//! let output = session.run(Command::new("python3").arg("-c").arg("print(6 * 7)")).await?;
-//! assert!(output.success());
-//! assert_eq!(output.stdout_text(), "42\n");
-//!
-//! // Files, and a shell line that reads one.
-//! session.files().write("notes.txt", "b\na\n").await?;
-//! let output = session.run(Command::shell("sort notes.txt").timeout(Duration::from_secs(10))).await?;
-//! assert_eq!(output.stdout_text(), "a\nb\n");
-//!
-//! session.delete().await?;
-//! # Ok(())
-//! # }
-//! # // Runs for real where BERTH_ADDRESS and BERTH_TOKEN name a coordinator; elsewhere it starts nothing.
-//! # if std::env::var_os("BERTH_ADDRESS").is_some() && std::env::var_os("BERTH_TOKEN").is_some() {
-//! #     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-//! #     runtime.block_on(example()).unwrap();
-//! # }
+//! ```no_run
+#![doc = include_str!("../examples/quickstart.rs")]
 //! ```
 //!
 //! # What is kept for you

@@ -66,6 +66,8 @@ impl Stub {
             session_id: session.to_owned(),
             state: if done { v1::TaskState::Done } else { v1::TaskState::Running }.into(),
             end: done.then_some(end),
+            stdout: Some(v1::StreamInfo { length: self.stdout.len() as u64, first_kept: self.first_kept }),
+            stderr: Some(v1::StreamInfo { length: self.stderr.len() as u64, first_kept: 0 }),
             ..Default::default()
         }
     }

@@ -293,6 +293,9 @@ impl TaskStream {
             Some(Event::Stderr(chunk)) => self.output(Std::Err, chunk),
             Some(Event::Ended(task)) => {
                 let info = TaskInfo::try_from(task)?;
+                // All that is kept has come: what is still missing is gone.
+                self.missing(Std::Out, info.stdout.length)?;
+                self.missing(Std::Err, info.stderr.length)?;
                 self.pending.push_back(TaskEvent::Ended(Box::new(info)));
                 self.finished = true;
                 self.inner = None;
@@ -303,26 +306,34 @@ impl TaskStream {
         }
     }
 
-    /// Hands out what is new of a chunk.
-    fn output(&mut self, stream: Std, chunk: v1::OutputChunk) -> Result<(), Error> {
-        let at = &mut self.at[stream as usize];
-        let v1::OutputChunk { offset, mut data } = chunk;
-        let end = offset + data.len() as u64;
-        if end <= *at {
+    /// Goes on at `to`, and says what is passed over.
+    fn missing(&mut self, stream: Std, to: u64) -> Result<(), Error> {
+        let from = self.at[stream as usize];
+        if to <= from {
             return Ok(());
         }
-        if offset > *at {
-            if !self.skip_lost {
-                return Err(Error::output_lost(stream.name(), *at, offset));
-            }
-            self.pending.push_back(TaskEvent::Lost { stream, from: *at, to: offset });
-        } else {
-            data = data.slice((*at - offset) as usize..);
+        if !self.skip_lost {
+            return Err(Error::output_lost(stream.name(), from, to));
         }
-        *at = end;
+        self.at[stream as usize] = to;
+        self.pending.push_back(TaskEvent::Lost { stream, from, to });
+        Ok(())
+    }
+
+    /// Hands out what is new of a chunk.
+    fn output(&mut self, stream: Std, chunk: v1::OutputChunk) -> Result<(), Error> {
+        let v1::OutputChunk { offset, data } = chunk;
+        let end = offset + data.len() as u64;
+        let at = self.at[stream as usize];
+        if end <= at {
+            return Ok(());
+        }
+        self.missing(stream, offset)?;
+        let new = data.slice(at.saturating_sub(offset) as usize..);
+        self.at[stream as usize] = end;
         self.pending.push_back(match stream {
-            Std::Out => TaskEvent::Stdout(data),
-            Std::Err => TaskEvent::Stderr(data),
+            Std::Out => TaskEvent::Stdout(new),
+            Std::Err => TaskEvent::Stderr(new),
         });
         Ok(())
     }

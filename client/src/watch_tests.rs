@@ -103,6 +103,17 @@ async fn lost_output_is_told_or_is_an_error() {
 }
 
 #[tokio::test]
+async fn output_of_which_nothing_is_kept_is_told_before_the_end() {
+    let (stub, address) = Stub { stdout: data(100, 1), first_kept: 100, ..Stub::default() }.serve().await;
+    let task = session(address).await.task(TASK);
+    let mut stream = task.watch().await.unwrap();
+    let lost = stream.next().await.unwrap().unwrap();
+    assert!(matches!(lost, TaskEvent::Lost { from: 0, to: 100, .. }), "{lost:?}");
+    assert!(matches!(stream.next().await.unwrap(), Some(TaskEvent::Ended(_))));
+    assert_eq!(stub.seen.streams.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn a_server_that_stays_away_is_given_up() {
     // Each stream breaks at once.
     let (_, address) =

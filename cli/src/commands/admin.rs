@@ -1,10 +1,10 @@
 //! For operators: workers and the coordinator.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use berth_client::{
     Client,
-    model::{Liveness, Scheduling, WorkerHealth, WorkerInfo},
+    model::{Scheduling, WorkerHealth, WorkerInfo},
 };
 use clap::Args;
 use indicatif::ProgressBar;
@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 use super::Global;
 use crate::{
     failure::{CommandResult, Failure, code},
-    output::{self, ago, bytes, clipped, cores, left, printable, say, span},
+    output::{self, ago, bytes, clipped, cores, count, left, say, span},
     signals::Interrupts,
     value,
 };
@@ -56,7 +56,7 @@ pub async fn workers(global: &Global, args: WorkersArgs) -> CommandResult {
         let rows = workers.iter().map(row).collect();
         output::table(&HEADER, rows, "no workers; start one with `berth up` or `worker`")?;
         for worker in workers.iter().filter(|worker| !worker.is_ready()) {
-            let reason = worker.health.as_ref().map(|health| printable(&health.reason)).unwrap_or_default();
+            let reason = worker.health.as_ref().map(|health| health.reason.as_str()).unwrap_or_default();
             if !reason.is_empty() {
                 say(format!("{}: {reason}", worker.id));
             }
@@ -84,8 +84,8 @@ pub fn row(worker: &WorkerInfo) -> Vec<String> {
     let health = worker.health.as_ref();
     vec![
         worker.id.clone(),
-        liveness(worker.liveness).to_owned(),
-        scheduling(worker.scheduling).to_owned(),
+        worker.liveness.name().to_owned(),
+        worker.scheduling.name().to_owned(),
         if worker.is_ready() { "yes" } else { "no" }.to_owned(),
         worker.chosen_backend().map(|backend| backend.name.clone()).unwrap_or_default(),
         format!("{}/{}", worker.sessions, worker.capacity.max_sessions),
@@ -107,22 +107,6 @@ fn canary(health: &WorkerHealth) -> String {
     }
 }
 
-fn liveness(liveness: Liveness) -> &'static str {
-    match liveness {
-        Liveness::Alive => "alive",
-        Liveness::Suspect => "suspect",
-        Liveness::Dead => "dead",
-    }
-}
-
-fn scheduling(scheduling: Scheduling) -> &'static str {
-    match scheduling {
-        Scheduling::Active => "active",
-        Scheduling::Cordoned => "cordoned",
-        Scheduling::Draining => "draining",
-    }
-}
-
 fn show(global: &Global, worker: &WorkerInfo) -> CommandResult {
     if global.json() {
         output::json(worker)?;
@@ -130,8 +114,8 @@ fn show(global: &Global, worker: &WorkerInfo) -> CommandResult {
     }
     let mut pairs = vec![
         ("worker", worker.id.clone()),
-        ("liveness", liveness(worker.liveness).to_owned()),
-        ("scheduling", scheduling(worker.scheduling).to_owned()),
+        ("liveness", worker.liveness.name().to_owned()),
+        ("scheduling", worker.scheduling.name().to_owned()),
         ("drained by", left(worker.drain_deadline)),
         ("version", worker.version.clone()),
         ("incarnation", worker.incarnation.to_string()),
@@ -143,18 +127,21 @@ fn show(global: &Global, worker: &WorkerInfo) -> CommandResult {
         ("disk", used(bytes(worker.reserved.disk_bytes), bytes(worker.capacity.disk_bytes))),
         (
             "attached",
-            format!("{} ago, {} data connections", ago(worker.attached_at), worker.data_connections),
+            format!("{} ago, {}", ago(worker.attached_at), count(worker.data_connections, "data connection")),
         ),
         ("heartbeat", format!("{} ago", ago(worker.last_heartbeat_at))),
     ];
     for backend in &worker.backends {
         let state = if backend.ready { "ready" } else { "not ready" };
         let chosen = if backend.chosen { ", in use" } else { "" };
-        let message = match printable(&backend.message) {
-            message if message.is_empty() => message,
+        let message = match backend.message.as_str() {
+            "" => String::new(),
             message => format!(": {message}"),
         };
         pairs.push(("backend", format!("{} {state}{chosen}{message}", backend.name)));
+    }
+    for (template, reason) in &worker.template_problems {
+        pairs.push(("can't serve", format!("template {template}: {reason}")));
     }
     if let Some(health) = &worker.health {
         pairs.extend(health_pairs(health));
@@ -169,7 +156,7 @@ fn used(reserved: String, capacity: String) -> String {
 
 fn health_pairs(health: &WorkerHealth) -> Vec<(&'static str, String)> {
     let pressure = |value: Option<f64>| value.map_or_else(|| "?".to_owned(), |value| format!("{value:.1}%"));
-    let ready = if health.ready { "yes".to_owned() } else { format!("no: {}", printable(&health.reason)) };
+    let ready = if health.ready { "yes".to_owned() } else { format!("no: {}", health.reason) };
     let mut pairs = vec![
         ("ready", ready),
         ("cpu busy", format!("{:.0}%", health.cpu_busy * 100.0)),
@@ -186,8 +173,7 @@ fn health_pairs(health: &WorkerHealth) -> Vec<(&'static str, String)> {
         ),
     ];
     if let Some(last) = &health.canary {
-        let message = printable(&last.message);
-        let message = if message.is_empty() { message } else { format!(": {message}") };
+        let message = if last.message.is_empty() { String::new() } else { format!(": {}", last.message) };
         pairs.push(("canary", format!("{}, {} ago{message}", canary(health), ago(last.at))));
     }
     pairs
@@ -207,7 +193,7 @@ fn changed(global: &Global, worker: &WorkerInfo) -> CommandResult {
     if global.json() {
         output::json(worker)?;
     } else {
-        output::data(format!("{} {}", worker.id, scheduling(worker.scheduling)))?;
+        output::data(format!("{} {}", worker.id, worker.scheduling.name()))?;
     }
     Ok(0)
 }
@@ -272,9 +258,9 @@ async fn until_empty(client: &Client, mut worker: WorkerInfo) -> Result<WorkerIn
     let mut told = None;
     while worker.sessions > 0 {
         let line = format!(
-            "{}: {} sessions left, at most {}",
+            "{}: {} left, for at most {}",
             worker.id,
-            worker.sessions,
+            count(worker.sessions, "session"),
             left(worker.drain_deadline)
         );
         // Without a terminal a line each time that the figure changes.
@@ -293,64 +279,6 @@ async fn until_empty(client: &Client, mut worker: WorkerInfo) -> Result<WorkerIn
     Ok(worker)
 }
 
-const BACKEND_HELP: &str = "\
-Running sessions stay as they are.
-
-Examples:
-  berth backend worker-1 docker
-  berth backend worker-1 auto            native where it works, else docker";
-
-/// Chooses the sandbox backend of a worker's new sessions.
-#[derive(Args, Debug)]
-#[command(after_help = BACKEND_HELP)]
-pub struct BackendArgs {
-    /// Worker
-    #[arg(value_name = "WORKER")]
-    pub worker: String,
-
-    /// Backend
-    #[arg(value_parser = ["auto", "native", "docker", "fake"], value_name = "BACKEND")]
-    pub backend: String,
-}
-
-pub async fn backend(global: &Global, args: BackendArgs) -> CommandResult {
-    let client = global.client().await?;
-    let worker = client.set_backend(&args.worker, &args.backend).await?;
-    let worker = tokio::time::timeout(BACKEND_WITHIN, until_chosen(&client, worker, &args.backend)).await;
-    let Ok(worker) = worker else {
-        let seen = client.worker(&args.worker).await?;
-        let state = seen.backends.iter().find(|backend| backend.name == args.backend);
-        let why = match state {
-            Some(backend) => printable(&backend.message),
-            None => "this worker does not have it".to_owned(),
-        };
-        return Err(Failure::new(format!("{} does not use {}: {why}", args.worker, args.backend))
-            .hint(format!("`berth workers {}` shows what it can use", args.worker)));
-    };
-    let worker = worker?;
-    if global.json() {
-        output::json(&worker)?;
-    } else {
-        let chosen = worker.chosen_backend().map(|backend| backend.name.as_str()).unwrap_or_default();
-        output::data(format!("{} {chosen}", worker.id))?;
-    }
-    Ok(0)
-}
-
-/// A worker tells what it uses with its next heartbeat.
-const BACKEND_WITHIN: Duration = Duration::from_secs(15);
-
-async fn until_chosen(client: &Client, mut worker: WorkerInfo, wanted: &str) -> Result<WorkerInfo, Failure> {
-    loop {
-        let chosen = worker.chosen_backend().filter(|backend| backend.ready);
-        if chosen.is_some_and(|backend| wanted == "auto" || backend.name == wanted) {
-            return Ok(worker);
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        worker = client.worker(&worker.id).await?;
-    }
-}
-
 pub async fn info(global: &Global) -> CommandResult {
     let client = global.client().await?;
     let info = client.info().await?;
@@ -358,14 +286,10 @@ pub async fn info(global: &Global) -> CommandResult {
         output::json(&info)?;
         return Ok(0);
     }
-    let uptime = info
-        .started_at
-        .and_then(|started| SystemTime::now().duration_since(started).ok())
-        .map(|up| span(Duration::from_secs(up.as_secs())));
     output::details(&[
         ("address", client.address().to_owned()),
         ("version", clipped(&info.version, 60)),
-        ("up for", uptime.unwrap_or_default()),
+        ("up for", ago(info.started_at)),
         ("boot id", info.boot_id.clone()),
         ("workers alive", info.workers_alive.to_string()),
         ("sessions ready", info.sessions_ready.to_string()),

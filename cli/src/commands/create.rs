@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_client::CreateOptions;
+use berth_client::{CreateOptions, PtySize, domain::TaskDefaultsPatch};
 use clap::Args;
 
 use super::Global;
@@ -20,19 +20,19 @@ pub struct SessionArgs {
     #[arg(long, value_name = "NAME")]
     pub template: Option<String>,
 
-    /// CPU in cores, for example 1.5 or 500m
+    /// CPU in cores, for example 1.5 or 500m [default: the template's]
     #[arg(long, value_parser = value::cores, value_name = "CORES")]
     pub cpu: Option<u32>,
 
-    /// Memory of all its tasks together, for example 512M
+    /// Memory of all its tasks together, for example 512M [default: the template's]
     #[arg(long, value_parser = value::size, value_name = "SIZE")]
     pub memory: Option<u64>,
 
-    /// Size of its workspace, for example 1G
+    /// Size of its workspace, for example 1G [default: the template's]
     #[arg(long, value_parser = value::size, value_name = "SIZE")]
     pub disk: Option<u64>,
 
-    /// Processes and threads of all its tasks together
+    /// Processes and threads of all its tasks together [default: the template's]
     #[arg(long, value_name = "N")]
     pub pids: Option<u32>,
 
@@ -44,7 +44,7 @@ pub struct SessionArgs {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Life span, for example 2h; 0: no end
+    /// Life span, for example 2h; 0: no end [default: the template's]
     #[arg(long, value_parser = value::duration, value_name = "TIME")]
     pub ttl: Option<Duration>,
 
@@ -137,7 +137,11 @@ const HELP: &str = "\
 Examples:
   berth create --name web --memory 1G --ttl 8h
   session=$(berth create --label team=red)
-  berth create --on disk=fast --wait 5m --env TOKEN";
+  berth create --on disk=fast --wait 5m --env TOKEN
+  berth create --name ci --task-timeout 30m --max-tasks 4
+
+A worker offers four times its cores, so that sessions that mostly wait share them; memory and
+disk are offered once. `berth workers` shows what is offered and what is taken.";
 
 /// Makes a session and prints its id when it is ready.
 #[derive(Args, Debug)]
@@ -153,11 +157,41 @@ pub struct CreateArgs {
     /// The same id with the same options within a day is the same session
     #[arg(long, value_name = "ID")]
     pub request_id: Option<String>,
+
+    #[command(flatten)]
+    pub tasks: TaskArgs,
+}
+
+/// Defaults for the tasks of a new session.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Defaults of its tasks")]
+pub struct TaskArgs {
+    /// Wall-clock time that a task may take that names none; 0: no limit [default: the template's]
+    #[arg(long, value_parser = value::duration, value_name = "TIME")]
+    pub task_timeout: Option<Duration>,
+
+    /// Tasks that may run at the same time [default: the template's]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub max_tasks: Option<u32>,
+
+    /// Size of a task's terminal, for example 80x24 [default: the template's]
+    #[arg(long, value_parser = value::pty_size, value_name = "COLSxROWS")]
+    pub pty_size: Option<PtySize>,
+}
+
+impl TaskArgs {
+    fn defaults(&self) -> TaskDefaultsPatch {
+        TaskDefaultsPatch {
+            timeout: self.task_timeout.map(|timeout| (!timeout.is_zero()).then_some(timeout)),
+            pty_size: self.pty_size,
+            max_concurrent: self.max_tasks,
+        }
+    }
 }
 
 pub async fn run(global: &Global, args: CreateArgs) -> CommandResult {
     let client = global.client().await?;
-    let mut options = args.session.options();
+    let mut options = args.session.options().task_defaults(args.tasks.defaults());
     for (name, value) in args.env {
         options = options.env(name, value);
     }

@@ -5,10 +5,14 @@ use std::time::SystemTime;
 use berth_client::model::{Change, FleetEvent, json::time_text, session_state_name};
 use clap::Args;
 
-use super::{Global, stream::outcome_text};
+use super::{
+    Global,
+    listing::{program_text, reason_text},
+    stream::outcome_text,
+};
 use crate::{
     failure::{CommandResult, code},
-    output::{self, clipped, printable},
+    output::{self, clipped, count, printable},
     select,
     signals::Interrupts,
 };
@@ -58,7 +62,7 @@ fn line(event: &FleetEvent) -> String {
                 text.push_str(&format!("  on {worker}"));
             }
             if let Some(reason) = session.end_reason {
-                text.push_str(&format!("  {}", berth_client::model::end_reason_name(reason)));
+                text.push_str(&format!("  ({})", reason_text(reason)));
             }
             text
         }
@@ -69,21 +73,46 @@ fn line(event: &FleetEvent) -> String {
                 task.id,
                 end.unwrap_or_else(|| task.state.name().to_owned()),
                 select::short(task.session),
-                clipped(&task.program.line(), 48)
+                clipped(&program_text(&task.program), 48)
             )
         }
         Change::Worker(worker) => {
             let reason = worker.health.as_ref().filter(|health| !health.ready).map(|health| &health.reason);
             format!(
-                "worker   {}  {:?}  {:?}  {} sessions  {}",
+                "worker   {}  {}  {}  {}  {}",
                 worker.id,
-                worker.liveness,
-                worker.scheduling,
-                worker.sessions,
-                reason
-                    .map_or_else(|| "ready".to_owned(), |reason| format!("not ready: {}", printable(reason)))
+                worker.liveness.name(),
+                worker.scheduling.name(),
+                count(worker.sessions, "session"),
+                reason.map_or_else(|| "ready".to_owned(), |reason| format!("not ready: {reason}"))
             )
         }
     };
-    format!("{at}  {what}")
+    printable(&format!("{at}  {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_client::model::{Liveness, Scheduling, WorkerInfo};
+
+    #[test]
+    fn an_event_is_told_in_words() {
+        let worker = WorkerInfo {
+            id: "w\x1b[2J".into(),
+            liveness: Liveness::Suspect,
+            scheduling: Scheduling::Cordoned,
+            sessions: 1,
+            ..WorkerInfo::default()
+        };
+        let event = FleetEvent {
+            token: String::new(),
+            at: Some(SystemTime::UNIX_EPOCH),
+            change: Change::Worker(Box::new(worker)),
+        };
+        assert_eq!(
+            line(&event),
+            "1970-01-01T00:00:00  worker   w\\u{1b}[2J  suspect  cordoned  1 session  ready"
+        );
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_client::{Client, Error, Session, UpdateOptions, model::SessionInfo};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::{Global, stream::outcome_text};
@@ -62,7 +62,7 @@ async fn each(
             Ok(info) => output::data(info.id)?,
             Err(failure) => {
                 failed = true;
-                failure.context(format_args!("{name:?}")).report();
+                failure.about(name).report();
             }
         }
     }
@@ -88,8 +88,10 @@ Examples:
 
 /// Changes a session's labels and life span.
 #[derive(Args, Debug)]
-#[command(after_help = UPDATE_HELP)]
-#[group(required = true, multiple = true, args = ["labels", "remove_labels", "name", "ttl", "idle_timeout"])]
+#[command(after_help = UPDATE_HELP, override_usage = "berth update [OPTIONS] <SESSION>")]
+#[command(group = ArgGroup::new("change").required(true).multiple(true)
+    .args(["labels", "remove_labels", "name", "ttl", "idle_timeout"]))]
+#[group(skip)]
 pub struct UpdateArgs {
     /// Session
     pub session: String,
@@ -159,7 +161,7 @@ pub struct KillArgs {
     /// Session
     pub session: String,
 
-    /// Task [default: the newest]
+    /// Task [default: the newest that `berth cp` did not start]
     pub task: Option<String>,
 
     /// Signal to send: a name or a number

@@ -1,16 +1,16 @@
 //! The listings: sessions, tasks, templates, and the environment variables.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use berth_client::{
-    Client, ListOptions, SessionState,
-    model::{SessionInfo, TaskInfo, session_state_name},
+    Client, EndReason, ListOptions, SessionState,
+    model::{Liveness, SessionInfo, TaskInfo, TaskProgram, end_reason_name, session_state_name},
 };
 use clap::Args;
 use futures::StreamExt;
 use serde::Serialize;
 
-use super::{Global, stream::outcome_text};
+use super::{Global, is_helper, shell::SHELL, stream::outcome_text};
 use crate::{
     env as variables,
     failure::CommandResult,
@@ -50,6 +50,8 @@ pub struct PsArgs {
 struct Row {
     #[serde(flatten)]
     session: SessionInfo,
+    /// Of its worker. `null`: it has none, or the coordinator could not be asked for it.
+    worker_liveness: Option<Liveness>,
     /// `null`: it could not be asked.
     running_tasks: Option<usize>,
 }
@@ -70,9 +72,16 @@ pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
         }
         return Ok(0);
     }
-    let client = &client;
+    let (client, workers) = (&client, &liveness_of_workers(&client).await);
     let rows: Vec<Row> = futures::stream::iter(sessions)
-        .map(|session| async move { Row { running_tasks: running_tasks(client, &session).await, session } })
+        .map(|session| async move {
+            let worker_liveness = liveness(workers, &session);
+            let running_tasks = match worker_liveness {
+                Some(Liveness::Suspect | Liveness::Dead) => None,
+                _ => running_tasks(client, &session).await,
+            };
+            Row { session, worker_liveness, running_tasks }
+        })
         .buffered(ASKED_AT_ONCE)
         .collect()
         .await;
@@ -87,10 +96,26 @@ pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
     for row in &rows {
         let session = &row.session;
         if session.state == SessionState::Pending && !session.message.is_empty() {
-            output::say(format!("{}: {}", select::short(session.id), output::printable(&session.message)));
+            output::say(format!("{}: {}", select::short(session.id), session.message));
         }
     }
     Ok(0)
+}
+
+/// How each worker is. `None`: it could not be asked for.
+async fn liveness_of_workers(client: &Client) -> Option<BTreeMap<String, Liveness>> {
+    let asked = tokio::time::timeout(ASK_DEADLINE, client.workers()).await;
+    let workers = asked.ok()?.ok()?;
+    Some(workers.into_iter().map(|worker| (worker.id, worker.liveness)).collect())
+}
+
+fn liveness(workers: &Option<BTreeMap<String, Liveness>>, session: &SessionInfo) -> Option<Liveness> {
+    if session.state == SessionState::Ended {
+        return None;
+    }
+    let (workers, worker) = (workers.as_ref()?, session.worker.as_ref()?);
+    // One that the coordinator has never seen since its start is as good as gone.
+    Some(workers.get(worker).copied().unwrap_or(Liveness::Dead))
 }
 
 async fn running_tasks(client: &Client, session: &SessionInfo) -> Option<usize> {
@@ -106,16 +131,16 @@ async fn running_tasks(client: &Client, session: &SessionInfo) -> Option<usize> 
 
 fn session_row(row: &Row) -> Vec<String> {
     let session = &row.session;
-    let state = match session.end_reason {
-        Some(reason) => {
-            format!(
-                "{} ({})",
-                session_state_name(session.state),
-                berth_client::model::end_reason_name(reason)
-            )
-        }
-        None => session_state_name(session.state).to_owned(),
-    };
+    let mut state = session_state_name(session.state).to_owned();
+    if let Some(reason) = session.end_reason {
+        state.push_str(&format!(" ({})", reason_text(reason)));
+    }
+    // What it was when its worker was last heard of.
+    match row.worker_liveness {
+        Some(Liveness::Suspect) => state.push_str(" (worker silent)"),
+        Some(Liveness::Dead) => state.push_str(" (worker lost)"),
+        Some(Liveness::Alive) | None => {}
+    }
     let ended = session.state == SessionState::Ended;
     vec![
         select::short(session.id),
@@ -138,6 +163,10 @@ pub struct TasksArgs {
     /// Session
     pub session: String,
 
+    /// Those that `berth cp` started, too
+    #[arg(long, short = 'a')]
+    pub all: bool,
+
     /// Only tasks that run
     #[arg(long, short = 'r')]
     pub running: bool,
@@ -150,7 +179,8 @@ pub struct TasksArgs {
 pub async fn tasks(global: &Global, args: TasksArgs) -> CommandResult {
     let client = global.client().await?;
     let session = select::session(&client, &args.session).await?;
-    let tasks = if args.running { session.running_tasks().await? } else { session.tasks().await? };
+    let mut tasks = if args.running { session.running_tasks().await? } else { session.tasks().await? };
+    tasks.retain(|task| args.all || !is_helper(&task.program));
     if args.quiet {
         for task in tasks {
             output::data(task.id)?;
@@ -179,8 +209,21 @@ fn task_row(task: &TaskInfo) -> Vec<String> {
         bytes(task.stdout.length),
         bytes(task.stderr.length),
         ago(task.started_at),
-        clipped(&task.program.line(), 48),
+        clipped(&program_text(&task.program), 48),
     ]
+}
+
+/// An end reason in words.
+pub fn reason_text(reason: EndReason) -> String {
+    end_reason_name(reason).replace('_', " ")
+}
+
+/// A program as listings show it.
+pub fn program_text(program: &TaskProgram) -> String {
+    match program.shell.as_deref() {
+        Some(SHELL) => "shell".to_owned(),
+        _ => program.line(),
+    }
 }
 
 pub async fn templates(global: &Global) -> CommandResult {
@@ -219,6 +262,11 @@ pub async fn templates(global: &Global) -> CommandResult {
         "DESCRIPTION",
     ];
     output::table(&header, rows, "no templates")?;
+    for template in &templates {
+        for (worker, reason) in &template.problems {
+            output::say(format!("{worker} can't serve {}: {reason}", template.name));
+        }
+    }
     Ok(0)
 }
 

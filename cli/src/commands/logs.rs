@@ -15,7 +15,8 @@ use crate::{
 
 const HELP: &str = "\
 stdout of the task goes to stdout, its stderr to stderr. The worker keeps the newest 64 MiB of
-each unless the task was started with another figure.
+each, or what `berth run --keep-output` said; how much is no longer kept is told on stderr.
+What `berth cp` runs in a session does not count as its newest task.
 
 Examples:
   berth logs web                   all that is kept of the newest task
@@ -65,13 +66,16 @@ pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
         }
         let event = tokio::select! {
             event = stream.next() => event?,
-            _ = interrupts.recv() => return Ok(code::CANCELLED),
+            _ = interrupts.recv() => {
+                sink.tell_lost();
+                return Ok(code::CANCELLED);
+            }
         };
         match (event, &mut tail) {
             (Some(event @ (TaskEvent::Stdout(_) | TaskEvent::Stderr(_))), Some(tail)) => tail.push(event),
-            (Some(TaskEvent::Lost { .. }), Some(_)) => {}
+            // Only the tail is wanted: what went before it is no loss.
+            (Some(TaskEvent::Lost { .. } | TaskEvent::Ended(_)), Some(_)) => {}
             (Some(event), None) => sink.put(&event).await?,
-            (Some(TaskEvent::Ended(_)), Some(_)) => {}
             (None, tail) => {
                 for event in tail.take().into_iter().flat_map(Tail::into_events) {
                     sink.put(&event).await?;
@@ -80,6 +84,7 @@ pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
             }
         }
     }
+    sink.tell_lost();
     if args.follow
         && super::stderr_is_terminal()
         && let Ok(info) = task.info().await

@@ -1,17 +1,22 @@
 //! The command line of `berth`: what there is, what holds for all of it, and the dispatch.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{ffi::OsString, io::IsTerminal, path::PathBuf};
 
 use berth_client::{Client, ConnectOptions};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 
 use crate::{
     demo, env,
     failure::{CommandResult, Failure},
-    output::Format,
+    output::{self, Format},
+    serve::plain_usage,
 };
 
 pub mod admin;
+mod backend;
 mod completions;
 mod cp;
 mod create;
@@ -26,6 +31,9 @@ mod shell;
 pub mod stream;
 mod token;
 mod up;
+
+pub use cp::is_helper;
+pub use listing::program_text;
 
 const HELP: &str = "\
 Examples:
@@ -46,11 +54,12 @@ Exit codes:
   1    failed; stderr says why (`error: …`) and what to do (`hint: …`)
   2    wrong use
   `berth run` and `berth shell` pass the task's own code through, and beside it know:
-  124  the task's time was up          125  Berth failed, or the session ended
+  124  the task's time was up          125  Berth failed, the session ended, or output was lost
   126  not executable                  127  no such program
   130  cancelled (Ctrl-C)              137  out of memory
   141  nobody reads our output         153  the output limit was reached
-  128+N  ended by signal N";
+  128+N  ended by signal N
+With --format json the error on stderr is JSON, too: an object of code, reason, message, hint.";
 
 /// Sandboxes for agents, on machines you own.
 #[derive(Parser, Debug)]
@@ -79,7 +88,7 @@ pub struct Global {
     #[arg(long, global = true, env = env::BERTH_STATE_DIR, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// How data is printed on stdout
+    /// How data is printed on stdout, and the error on stderr
     #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
 }
@@ -147,7 +156,7 @@ pub enum Command {
     /// Empty a worker: no new sessions, and those there end by a deadline
     Drain(admin::DrainArgs),
     /// Choose the sandbox backend of a worker's new sessions
-    Backend(admin::BackendArgs),
+    Backend(backend::BackendArgs),
     /// List templates
     Templates,
     /// Show the coordinator
@@ -164,8 +173,50 @@ pub enum Command {
 
 /// Parses the command line. What clap refuses, it prints and ends by itself.
 pub fn parse() -> Cli {
-    let matches = Cli::command().get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let parsed = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = parsed.unwrap_or_else(|error| refuse(with_plain_usage(error)));
+    // In the background there is nobody but the log.
+    let in_background = matches!(&cli.command, Command::Up(args) if args.daemon);
+    output::set_json_errors(cli.global.json() && !in_background);
+    cli
+}
+
+/// Whether the arguments ask for JSON, as far as can be told before they are parsed.
+pub fn wants_json(args: impl IntoIterator<Item = OsString>) -> bool {
+    let args: Vec<OsString> = args.into_iter().take_while(|arg| arg != "--").collect();
+    args.iter().any(|arg| arg == "--format=json")
+        || args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json")
+}
+
+/// [`plain_usage`] for the command that was meant.
+fn with_plain_usage(error: clap::Error) -> clap::Error {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return error };
+    let usage = usage.to_string();
+    let mut root = Cli::command();
+    root.build();
+    let mut command = &mut root;
+    for word in usage.split_whitespace().skip(2) {
+        if command.find_subcommand(word).is_none() {
+            break;
+        }
+        command = command.find_subcommand_mut(word).expect("just seen");
+    }
+    plain_usage(command, error)
+}
+
+fn refuse(error: clap::Error) -> ! {
+    if !error.use_stderr() || !output::json_errors() {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let mut parts = text.trim().split("\n\n").map(str::trim);
+    let message = parts.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let failure = parts
+        .filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"))
+        .flat_map(|part| part.lines().map(str::trim))
+        .fold(Failure::usage(message), |failure, line| failure.hint(line.trim_start_matches("tip: ")));
+    failure.report();
+    std::process::exit(i32::from(failure.code));
 }
 
 /// Runs a command.
@@ -193,7 +244,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Cordon(args) => admin::cordon(&global, args).await,
         Command::Uncordon(args) => admin::uncordon(&global, args).await,
         Command::Drain(args) => admin::drain(&global, args).await,
-        Command::Backend(args) => admin::backend(&global, args).await,
+        Command::Backend(args) => backend::run(&global, args).await,
         Command::Templates => listing::templates(&global).await,
         Command::Info => admin::info(&global).await,
         Command::Events(args) => events::run(&global, args).await,
@@ -228,19 +279,6 @@ mod tests {
     }
 
     #[test]
-    fn every_variable_on_the_command_line_is_known() {
-        fn walk(command: &clap::Command) {
-            for arg in command.get_arguments() {
-                if let Some(name) = arg.get_env().and_then(|name| name.to_str()) {
-                    assert!(env::KNOWN.iter().any(|known| known.name == name), "{name} is not in env.rs");
-                }
-            }
-            command.get_subcommands().for_each(walk);
-        }
-        walk(&Cli::command());
-    }
-
-    #[test]
     fn arguments_of_the_program_are_its_own() {
         let cli =
             Cli::try_parse_from(["berth", "run", "--timeout", "3", "--", "ls", "--format", "-l"]).unwrap();
@@ -251,5 +289,57 @@ mod tests {
         let cli = Cli::try_parse_from(["berth", "run", "ls", "-l"]).unwrap();
         let Command::Run(args) = cli.command else { panic!("not run") };
         assert_eq!(args.program, ["ls", "-l"]);
+    }
+
+    #[test]
+    fn a_mistyped_option_is_no_program() {
+        let error = Cli::try_parse_from(["berth", "run", "--sesion", "box", "ls"]).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::UnknownArgument);
+        assert!(error.to_string().contains("--session"), "{error}");
+        assert!(Cli::try_parse_from(["berth", "run", "-x", "ls"]).is_err());
+        assert!(Cli::try_parse_from(["berth", "run", "--", "--sesion"]).is_ok());
+    }
+
+    #[test]
+    fn an_update_needs_a_session_and_a_change() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["berth", "update"].iter().chain(args));
+        assert!(parse(&["box"]).is_err(), "nothing to change");
+        assert!(parse(&["--ttl", "2h"]).is_err(), "of which session?");
+        for change in [
+            ["--label", "a=b"],
+            ["--remove-label", "a"],
+            ["--name", "x"],
+            ["--ttl", "2h"],
+            ["--idle-timeout", "0"],
+        ] {
+            for args in [[change[0], change[1], "box"], ["box", change[0], change[1]]] {
+                let Command::Update(update) = parse(&args).unwrap().command else { panic!("not update") };
+                assert_eq!(update.session, "box", "{args:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_option_swallows_the_words_after_it() {
+        fn walk(command: &clap::Command) {
+            for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
+                let most = arg.get_num_args().map_or(0, |range| range.max_values());
+                let name = arg.get_id();
+                assert!(most <= 1 || arg.is_require_equals_set(), "{} {name}", command.get_name());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        let mut command = Cli::command();
+        command.build();
+        walk(&command);
+    }
+
+    #[test]
+    fn a_wish_for_json_is_seen_before_the_rest_is_understood() {
+        let wants = |args: &[&str]| wants_json(args.iter().map(OsString::from));
+        assert!(
+            wants(&["berth", "--format", "json", "nonsense"]) && wants(&["berth", "ps", "--format=json"])
+        );
+        assert!(!wants(&["berth", "ps"]) && !wants(&["berth", "run", "--", "x", "--format", "json"]));
     }
 }

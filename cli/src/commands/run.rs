@@ -28,6 +28,10 @@ after Ctrl-C (a second Ctrl-C leaves at once).
 
 Standard input is passed on when it is a pipe or a file; from a terminal only with -i or -t.
 
+The task never waits for whoever reads its output: its worker keeps the newest part of each
+stream (--keep-output). What was dropped before it could be read here is told on stderr, and
+the exit code is then 125 where it would have been 0.
+
 Examples:
   berth run -- python3 -c 'print(6 * 7)'
   berth run --memory 256M --timeout 10s -- ./benchmark
@@ -40,6 +44,10 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = HELP)]
 pub struct RunArgs {
+    /// The program and its arguments: all from the first word on that is no option
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+
     /// Session to run it in [default: a new one]
     #[arg(long, short = 's', value_name = "SESSION", conflicts_with = "keep")]
     pub session: Option<String>,
@@ -59,6 +67,10 @@ pub struct RunArgs {
     /// End it when it has written so much on stdout and stderr together
     #[arg(long, value_parser = value::size, value_name = "SIZE")]
     pub output_limit: Option<u64>,
+
+    /// How much of each stream its worker keeps; the oldest goes first [default: 64M]
+    #[arg(long, value_parser = value::size, value_name = "SIZE")]
+    pub keep_output: Option<u64>,
 
     /// Directory to start in [default: the workspace]
     #[arg(long, short = 'C', value_name = "DIR")]
@@ -86,16 +98,6 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub new_session: SessionArgs,
-
-    /// The program and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "PROGRAM",
-        help_heading = "Arguments"
-    )]
-    pub program: Vec<String>,
 }
 
 impl RunArgs {
@@ -113,6 +115,9 @@ impl RunArgs {
         }
         if let Some(limit) = self.output_limit {
             command = command.output_limit(limit);
+        }
+        if let Some(bytes) = self.keep_output {
+            command = command.spool_bytes(bytes);
         }
         if let Some(dir) = &self.cwd {
             command = command.cwd(dir);
@@ -283,7 +288,11 @@ async fn follow(
 }
 
 fn ended(info: &TaskInfo, sink: Sink) -> CommandResult {
-    let code = told_end(info);
+    let code = match (told_end(info), sink.tell_lost()) {
+        // Whoever uses the output must not take it for all of it.
+        (0, true) => code::BERTH_FAILED,
+        (code, _) => code,
+    };
     if let Some((stdout, stderr, truncated)) = sink.collected() {
         output::json(&RunResult {
             task: info,

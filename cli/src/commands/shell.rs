@@ -17,8 +17,8 @@ use crate::{
     value,
 };
 
-/// The best shell that the sandbox has, as a login shell.
-const SHELL: &str = "if [ -x /bin/bash ]; then exec /bin/bash -l; else exec /bin/sh -l; fi";
+/// The best shell that the sandbox has, as a login shell. Listings call it `shell`.
+pub const SHELL: &str = "if [ -x /bin/bash ]; then exec /bin/bash -l; else exec /bin/sh -l; fi";
 
 const HELP: &str = "\
 Without SESSION it makes one, which is removed when the shell ends.
@@ -37,6 +37,10 @@ pub struct ShellArgs {
     #[arg(value_name = "SESSION")]
     pub session: Option<String>,
 
+    /// Program to run instead of a shell
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+
     /// Keep the new session
     #[arg(long, conflicts_with = "session")]
     pub keep: bool,
@@ -51,10 +55,6 @@ pub struct ShellArgs {
 
     #[command(flatten)]
     pub new_session: SessionArgs,
-
-    /// Program to run instead of a shell
-    #[arg(last = true, value_name = "PROGRAM", help_heading = "Arguments")]
-    pub program: Vec<String>,
 }
 
 pub async fn run(global: &Global, args: ShellArgs) -> CommandResult {

@@ -1,10 +1,13 @@
 //! A task's output on our own: stdout to stdout, stderr to stderr, and its end as an exit
 //! code with a word on stderr.
+//!
+//! A task never waits for its reader: what is written goes to the worker, which keeps the
+//! newest part. A reader that is too slow so loses the oldest, and must hear of it.
 
 use std::io::IsTerminal;
 
 use berth_client::{
-    Outcome, TaskEvent,
+    Outcome, Std, TaskEvent,
     model::{TaskEnd, TaskInfo},
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -17,8 +20,14 @@ use crate::{
 /// What is collected of each stream at most.
 const COLLECT_LIMIT: usize = 64 << 20;
 
-/// Where a task's output goes.
-pub enum Sink {
+/// Where a task's output goes, and how much of it never came.
+pub struct Sink {
+    to: To,
+    /// Bytes of stdout and of stderr that were dropped before they were read.
+    lost: [u64; 2],
+}
+
+enum To {
     /// To our own stdout and stderr, as it comes.
     Through(tokio::io::Stdout, tokio::io::Stderr),
     /// Kept, to be printed in one piece.
@@ -27,45 +36,60 @@ pub enum Sink {
 
 impl Sink {
     pub fn through() -> Self {
-        Self::Through(tokio::io::stdout(), tokio::io::stderr())
+        Self { to: To::Through(tokio::io::stdout(), tokio::io::stderr()), lost: [0; 2] }
     }
 
     pub fn collecting() -> Self {
-        Self::Collect { kept: [Vec::new(), Vec::new()], truncated: false }
+        Self { to: To::Collect { kept: [Vec::new(), Vec::new()], truncated: false }, lost: [0; 2] }
     }
 
     /// Passes one event on. The end of the task is the caller's.
     pub async fn put(&mut self, event: &TaskEvent) -> Result<(), Failure> {
-        match (self, event) {
-            (_, TaskEvent::Ended(_)) => Ok(()),
-            (Self::Through(stdout, _), TaskEvent::Stdout(data)) => write(stdout, data).await,
-            (Self::Through(_, stderr), TaskEvent::Stderr(data)) => write(stderr, data).await,
-            (Self::Through(..), TaskEvent::Lost { stream, from, to }) => {
-                output::warning(format!("{} bytes of {} are no longer kept", to - from, stream.name()));
-                Ok(())
+        match (&mut self.to, event) {
+            (_, TaskEvent::Ended(_)) => {}
+            (_, TaskEvent::Lost { stream, from, to }) => self.lost[*stream as usize] += to - from,
+            (To::Through(stdout, _), TaskEvent::Stdout(data)) => write(stdout, data).await?,
+            (To::Through(_, stderr), TaskEvent::Stderr(data)) => write(stderr, data).await?,
+            (To::Collect { kept, truncated }, TaskEvent::Stdout(data)) => {
+                *truncated |= !keep(&mut kept[Std::Out as usize], data);
             }
-            (Self::Collect { truncated, .. }, TaskEvent::Lost { .. }) => {
-                *truncated = true;
-                Ok(())
-            }
-            (Self::Collect { kept, truncated }, TaskEvent::Stdout(data)) => {
-                *truncated |= !keep(&mut kept[0], data);
-                Ok(())
-            }
-            (Self::Collect { kept, truncated }, TaskEvent::Stderr(data)) => {
-                *truncated |= !keep(&mut kept[1], data);
-                Ok(())
+            (To::Collect { kept, truncated }, TaskEvent::Stderr(data)) => {
+                *truncated |= !keep(&mut kept[Std::Err as usize], data);
             }
         }
+        Ok(())
+    }
+
+    /// Says, at the end, what was lost. Whether something was.
+    pub fn tell_lost(&self) -> bool {
+        let text = lost_text(self.lost);
+        if let Some(text) = &text {
+            output::warning(text);
+            output::hint("a task is never held up: read faster, or keep more of it with --keep-output SIZE");
+        }
+        text.is_some()
     }
 
     /// stdout, stderr, and whether some of it is missing.
     pub fn collected(self) -> Option<(Vec<u8>, Vec<u8>, bool)> {
-        match self {
-            Self::Through(..) => None,
-            Self::Collect { kept: [stdout, stderr], truncated } => Some((stdout, stderr, truncated)),
+        match self.to {
+            To::Through(..) => None,
+            To::Collect { kept: [stdout, stderr], truncated } => {
+                Some((stdout, stderr, truncated || self.lost != [0; 2]))
+            }
         }
     }
+}
+
+/// What was lost, in words.
+fn lost_text(lost: [u64; 2]) -> Option<String> {
+    let parts: Vec<String> = [Std::Out, Std::Err]
+        .into_iter()
+        .map(|stream| (lost[stream as usize], stream.name()))
+        .filter(|(bytes, _)| *bytes > 0)
+        .map(|(bytes, name)| format!("{} of {name}", output::count(bytes, "byte")))
+        .collect();
+    (!parts.is_empty()).then(|| format!("{} were dropped before they were read", parts.join(" and ")))
 }
 
 /// Whether all of `data` was kept.
@@ -117,7 +141,6 @@ pub fn outcome_text(outcome: Outcome) -> String {
 pub fn told_end(info: &TaskInfo) -> u8 {
     let Some(end) = &info.end else { return code::BERTH_FAILED };
     let TaskEnd { outcome, message, duration, usage, .. } = end;
-    let message = output::printable(message);
     match outcome {
         // As a rule the task has said it itself.
         Outcome::Exited(status) => {
@@ -156,6 +179,15 @@ pub fn stdin_is_piped() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_lost_is_told_once_for_each_stream() {
+        assert_eq!(lost_text([0, 0]), None);
+        let both = "5 bytes of stdout and 1 byte of stderr were dropped before they were read";
+        assert_eq!(lost_text([5, 1]).as_deref(), Some(both));
+        let one = "7 bytes of stderr were dropped before they were read";
+        assert_eq!(lost_text([0, 7]).as_deref(), Some(one));
+    }
 
     #[test]
     fn outcomes_have_the_exit_codes_that_help_promises() {

@@ -149,3 +149,36 @@ pub fn start_failure(error: StartError) -> Failure {
     }
     Failure::new(&last.what).hint(&last.hint)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// What the list of known variables says that a coordinator reads.
+    fn read_at_start() -> Vec<&'static str> {
+        let ours = |by: &str| by.split(", ").any(|who| matches!(who, "coordinator" | "all"));
+        env::KNOWN.iter().filter(|known| ours(known.used_by)).map(|known| known.name).collect()
+    }
+
+    #[test]
+    fn every_setting_that_is_known_is_read_and_printed_and_no_other() {
+        let mut command = CoordinatorArgs::command();
+        command.build();
+        let mut read: Vec<String> = command
+            .get_arguments()
+            .filter_map(|arg| arg.get_env())
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        let mut known = read_at_start();
+        read.sort();
+        known.sort_unstable();
+        assert_eq!(read, known);
+        let matches = CoordinatorArgs::command().try_get_matches_from(["coordinator"]).expect("defaults");
+        let text = super::super::config_text(&CoordinatorArgs::command(), &matches, &[]);
+        for name in known {
+            assert!(text.lines().any(|line| line.starts_with(name)), "{name} is not printed:\n{text}");
+        }
+    }
+}

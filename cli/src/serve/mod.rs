@@ -12,7 +12,11 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, parser::ValueSource};
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches,
+    error::{ContextKind, ContextValue},
+    parser::ValueSource,
+};
 
 use crate::{
     env,
@@ -54,8 +58,9 @@ pub fn main<S: Serve>() -> ExitCode {
 
 fn run<S: Serve>() -> CommandResult {
     env::check(std::env::vars_os().map(|(name, _)| name))?;
-    let matches = S::command().get_matches();
-    let settings = S::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let parsed =
+        S::command().try_get_matches().and_then(|matches| Ok((S::from_arg_matches(&matches)?, matches)));
+    let (settings, matches) = parsed.unwrap_or_else(|error| plain_usage(&mut S::command(), error).exit());
     if settings.serve_args().print_config {
         return print_config(&S::command(), &matches, &settings.computed());
     }
@@ -68,6 +73,15 @@ fn run<S: Serve>() -> CommandResult {
         }
         settings.serve(interrupts).await
     })
+}
+
+/// clap's usage line for an error names each option that has a value, also those that have it from the environment:
+/// nobody typed these.
+pub fn plain_usage(command: &mut clap::Command, mut error: clap::Error) -> clap::Error {
+    if error.get(ContextKind::Usage).is_some() {
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+    }
+    error
 }
 
 /// One line a setting: its name, its value, where that came from.

@@ -7,9 +7,16 @@ use std::{
 };
 
 use berth_client::{Labels, local};
-use berth_proto::{WorkerId, domain::BackendChoice};
+use berth_proto::{
+    WorkerId,
+    convert::bounds,
+    domain::{BackendChoice, PtySize, TaskDefaults, TaskDefaultsPatch},
+};
 use berth_worker::{CapacityOverride, Config, StartError, Worker};
-use clap::{Args, Parser};
+use clap::{
+    Args, Parser,
+    builder::{BoolishValueParser, NonEmptyStringValueParser},
+};
 
 use super::{Serve, ServeArgs, announce, stop, withdraw};
 use crate::{
@@ -22,8 +29,11 @@ use crate::{
 
 const HELP: &str = "\
 Started with no arguments it dials the coordinator at localhost:50051 and registers. `ready ID`
-on stdout says that it takes sessions. SIGINT and SIGTERM let its sessions end for the grace,
-then end them; a second signal ends it at once, and the next start puts in order what is left.
+on stdout says that it takes sessions. SIGINT and SIGTERM give running tasks the grace to end, then
+end all sessions; a second signal ends it at once, and the next start puts in order what is left.
+
+CPU is offered four times over, since sessions are idle most of their time; memory and disk are
+offered once. Nothing listens on a worker unless GRPC_PORT says so.
 
 On another machine than the coordinator's it needs the join token: the coordinator keeps it in
 <state>/credentials/join.token.
@@ -48,7 +58,8 @@ pub struct MachineArgs {
     pub sandbox: BackendChoice,
 
     /// Image of docker sandboxes whose template names none
-    #[arg(long, env = "BERTH_SANDBOX_IMAGE", default_value = "berth/sandbox:base", value_name = "IMAGE")]
+    #[arg(long, env = "BERTH_SANDBOX_IMAGE", default_value = "berth/sandbox:base", value_name = "IMAGE",
+          value_parser = NonEmptyStringValueParser::new())]
     pub sandbox_image: String,
 
     /// The berth-agent executable [default: beside this one]
@@ -59,7 +70,7 @@ pub struct MachineArgs {
     #[arg(long, env = "BERTH_LABELS", value_delimiter = ',', value_parser = value::pair, value_name = "NAME=VALUE,…")]
     pub labels: Vec<(String, String)>,
 
-    /// CPU to offer, in thousandths of a core [default: all of it]
+    /// CPU to offer, in thousandths of a core [default: each core four times]
     #[arg(long, env = "BERTH_CPU_MILLIS", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub cpu_millis: Option<u32>,
 
@@ -71,9 +82,29 @@ pub struct MachineArgs {
     #[arg(long, env = "BERTH_DISK", value_parser = value::size, value_name = "SIZE")]
     pub disk: Option<u64>,
 
-    /// Time that sessions have to end by themselves when it stops [default: 10s]
+    /// Time that running tasks have to end by themselves when it stops [default: 10s]
     #[arg(long, env = "BERTH_SHUTDOWN_GRACE", value_parser = value::duration, value_name = "TIME")]
     pub shutdown_grace: Option<Duration>,
+
+    /// Timeout of a task, where neither it nor its session nor its template has one; 0: none [default: 5m]
+    #[arg(long, env = "BERTH_TASK_TIMEOUT", value_parser = task_timeout, value_name = "TIME")]
+    pub task_timeout: Option<Duration>,
+
+    /// Size of a terminal, where none of these says [default: 80x24]
+    #[arg(long, env = "BERTH_PTY_SIZE", value_parser = value::pty_size, value_name = "COLSxROWS")]
+    pub pty_size: Option<PtySize>,
+
+    /// Tasks that a session may run at once, where neither it nor its template says [default: 32]
+    #[arg(long, env = "BERTH_MAX_TASKS", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub max_tasks: Option<u32>,
+}
+
+fn task_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = value::duration(text)?;
+    if timeout > bounds::DURATION_MAX {
+        return Err("it is longer than ten years: 0 means none".to_owned());
+    }
+    Ok(timeout)
 }
 
 fn backend(text: &str) -> Result<BackendChoice, String> {
@@ -103,7 +134,18 @@ impl MachineArgs {
         if let Some(grace) = self.shutdown_grace {
             config.shutdown_grace = grace;
         }
+        config.task_defaults = self.task_defaults().over(TaskDefaults::default());
         config
+    }
+}
+
+impl MachineArgs {
+    fn task_defaults(&self) -> TaskDefaultsPatch {
+        TaskDefaultsPatch {
+            timeout: self.task_timeout.map(|timeout| (!timeout.is_zero()).then_some(timeout)),
+            pty_size: self.pty_size,
+            max_concurrent: self.max_tasks,
+        }
     }
 }
 
@@ -112,7 +154,8 @@ impl MachineArgs {
 #[command(name = "worker", version = berth_proto::VERSION, after_help = HELP, max_term_width = 100)]
 pub struct WorkerArgs {
     /// Address of the coordinator
-    #[arg(long, env = env::COORDINATOR_ADDR, default_value = "localhost:50051", value_name = "HOST:PORT")]
+    #[arg(long, env = env::COORDINATOR_ADDR, default_value = "localhost:50051", value_name = "HOST:PORT",
+          value_parser = NonEmptyStringValueParser::new())]
     pub coordinator: String,
 
     /// Name of this worker [default: a unique id, kept in the state directory]
@@ -120,13 +163,7 @@ pub struct WorkerArgs {
     pub worker_id: Option<WorkerId>,
 
     /// Token to register with
-    #[arg(
-        long,
-        env = "BERTH_JOIN_TOKEN",
-        hide_env_values = true,
-        conflicts_with = "join_token_file",
-        value_name = "TOKEN"
-    )]
+    #[arg(long, env = "BERTH_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub join_token: Option<String>,
 
     /// File with the token to register with [default: the coordinator's own, on its machine]
@@ -149,6 +186,11 @@ pub struct WorkerArgs {
     #[arg(long, env = "BERTH_LISTEN", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
     pub listen: IpAddr,
 
+    /// Listen there beyond loopback although nothing is encrypted yet
+    #[arg(long, env = "BERTH_INSECURE_LISTEN", value_parser = BoolishValueParser::new(), value_name = "BOOL",
+          num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    pub insecure_listen: bool,
+
     #[command(flatten)]
     pub machine: MachineArgs,
 
@@ -169,7 +211,12 @@ impl WorkerArgs {
     }
 
     fn join_token(&self) -> Result<String, Failure> {
+        // An empty one counts as left out: that is what a compose file makes of a variable that is not set.
         if let Some(token) = self.join_token.as_ref().filter(|token| !token.is_empty()) {
+            if self.join_token_file.is_some() {
+                return Err(Failure::usage("the join token is given twice: as a file and as itself")
+                    .hint("leave one of BERTH_JOIN_TOKEN and BERTH_JOIN_TOKEN_FILE out"));
+            }
             return Ok(token.clone());
         }
         if let Some(path) = &self.join_token_file {
@@ -197,6 +244,7 @@ impl WorkerArgs {
         config.worker_id.clone_from(&self.worker_id);
         config.base_workspace.clone_from(&self.base_workspace);
         config.data_listen = self.grpc_port.map(|port| SocketAddr::new(self.listen, port));
+        config.insecure_listen = self.insecure_listen;
         Ok(config)
     }
 }
@@ -210,11 +258,15 @@ impl Serve for WorkerArgs {
         let Ok(state_dir) = self.state_dir() else { return Vec::new() };
         let config = self.machine.config(&self.coordinator, "", &state_dir);
         let shown = |path: &Path| path.display().to_string();
+        let size = config.task_defaults.pty_size;
         vec![
             ("base_workspace", shown(config.base_workspace.as_deref().unwrap_or(&state_dir))),
             ("state_dir", shown(&state_dir)),
             ("agent", shown(&config.agent)),
             ("shutdown_grace", output::span(config.shutdown_grace)),
+            ("task_timeout", config.task_defaults.timeout.map_or_else(|| "0".to_owned(), output::span)),
+            ("pty_size", format!("{}x{}", size.cols, size.rows)),
+            ("max_tasks", config.task_defaults.max_concurrent.to_string()),
         ]
     }
 

@@ -9,22 +9,46 @@ use super::{SessionInfo, TaskInfo, json};
 use crate::{Error, domain::*};
 
 /// What the coordinator sees of a worker.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Liveness {
+    #[default]
     Alive,
     /// Its link is gone or its lease is near its end.
     Suspect,
     Dead,
 }
 
+impl Liveness {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+        }
+    }
+}
+
 /// What an operator wants of a worker.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduling {
+    #[default]
     Active,
     Cordoned,
     Draining,
+}
+
+impl Scheduling {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// One backend of a worker.
@@ -65,7 +89,7 @@ pub struct WorkerHealth {
     pub reason: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WorkerInfo {
     pub id: String,
     pub liveness: Liveness,
@@ -91,6 +115,8 @@ pub struct WorkerInfo {
     #[serde(serialize_with = "json::opt_time")]
     pub drain_deadline: Option<SystemTime>,
     pub data_connections: u32,
+    /// Templates that it can't serve, each with the reason.
+    pub template_problems: Labels,
 }
 
 impl WorkerInfo {
@@ -119,13 +145,16 @@ pub struct TemplateInfo {
     #[serde(serialize_with = "json::limits")]
     pub limits: Limits,
     #[serde(serialize_with = "json::task_defaults")]
-    pub task_defaults: TaskDefaults,
+    /// What it leaves out is the worker's.
+    pub task_defaults: TaskDefaultsPatch,
     /// Names only: values may be secret.
     pub env_names: Vec<String>,
     pub user: String,
     pub egress: String,
     /// Workers that can serve it now.
     pub workers: Vec<String>,
+    /// Workers that are there and can't serve it, each with the reason.
+    pub problems: Labels,
     #[serde(serialize_with = "json::opt_seconds")]
     pub ttl: Option<Duration>,
     #[serde(serialize_with = "json::opt_seconds")]
@@ -225,6 +254,7 @@ impl TryFrom<v1::Worker> for WorkerInfo {
             last_heartbeat_at: super::time(wire.last_heartbeat_at)?,
             drain_deadline: super::time(wire.drain_deadline)?,
             data_connections: wire.data_connections,
+            template_problems: wire.template_problems.into_iter().map(|p| (p.name, p.reason)).collect(),
         })
     }
 }
@@ -245,6 +275,7 @@ impl TryFrom<v1::Template> for TemplateInfo {
             user: wire.user,
             egress: wire.egress,
             workers: wire.workers,
+            problems: wire.problems.into_iter().map(|p| (p.worker_id, p.reason)).collect(),
             ttl: super::limit(wire.ttl)?,
             idle_timeout: super::limit(wire.idle_timeout)?,
         })

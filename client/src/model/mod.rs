@@ -82,12 +82,8 @@ pub(crate) fn limits(wire: Option<berth_proto::v1::Limits>) -> Result<Limits, Er
     convert::full_limits(wire.ok_or_else(|| Error::strange("limits are missing"))?).map_err(Error::strange)
 }
 
-pub(crate) fn task_defaults(wire: Option<berth_proto::v1::TaskDefaults>) -> Result<TaskDefaults, Error> {
-    let wire = wire.unwrap_or_default();
-    let timeout = limit(wire.timeout)?;
-    let patch = TaskDefaultsPatch::try_from(berth_proto::v1::TaskDefaults { timeout: None, ..wire })
-        .map_err(Error::strange)?;
-    Ok(TaskDefaults { timeout, ..patch.over(TaskDefaults::default()) })
+pub(crate) fn task_defaults(wire: Option<berth_proto::v1::TaskDefaults>) -> Result<TaskDefaultsPatch, Error> {
+    TaskDefaultsPatch::try_from(wire.unwrap_or_default()).map_err(Error::strange)
 }
 
 pub(crate) fn non_empty(text: String) -> Option<String> {
@@ -177,12 +173,19 @@ pub mod json {
         out.end()
     }
 
-    pub fn task_defaults<S: Serializer>(defaults: &TaskDefaults, to: S) -> Result<S::Ok, S::Error> {
-        let mut out = to.serialize_struct("TaskDefaults", 4)?;
-        out.serialize_field("timeout", &defaults.timeout.map(|span| span.as_secs_f64()))?;
-        out.serialize_field("pty_cols", &defaults.pty_size.cols)?;
-        out.serialize_field("pty_rows", &defaults.pty_size.rows)?;
-        out.serialize_field("max_concurrent", &defaults.max_concurrent)?;
+    /// What is left out is the worker's; a `timeout` of null is none.
+    pub fn task_defaults<S: Serializer>(defaults: &TaskDefaultsPatch, to: S) -> Result<S::Ok, S::Error> {
+        let mut out = to.serialize_map(None)?;
+        if let Some(timeout) = defaults.timeout {
+            out.serialize_entry("timeout", &timeout.map(|span| span.as_secs_f64()))?;
+        }
+        if let Some(size) = defaults.pty_size {
+            out.serialize_entry("pty_cols", &size.cols)?;
+            out.serialize_entry("pty_rows", &size.rows)?;
+        }
+        if let Some(most) = defaults.max_concurrent {
+            out.serialize_entry("max_concurrent", &most)?;
+        }
         out.end()
     }
 }

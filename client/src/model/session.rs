@@ -43,7 +43,8 @@ pub struct SessionInfo {
     pub idle_timeout: Option<Duration>,
     pub worker_selector: Labels,
     #[serde(serialize_with = "json::task_defaults")]
-    pub task_defaults: TaskDefaults,
+    /// What it leaves out is the worker's.
+    pub task_defaults: TaskDefaultsPatch,
 }
 
 impl TryFrom<v1::Session> for SessionInfo {

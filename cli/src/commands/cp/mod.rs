@@ -20,7 +20,10 @@ use crate::{
 };
 
 mod download;
+mod tree;
 mod upload;
+
+pub use upload::is_helper;
 
 const HELP: &str = "\
 One side is SESSION:PATH. A PATH there is relative to the workspace unless it begins with `/`.
@@ -113,7 +116,7 @@ pub async fn run(global: &Global, args: CpArgs) -> CommandResult {
     if global.json() {
         output::json(&tally)?;
     } else if super::stderr_is_terminal() {
-        output::say(format!("{} in {} files", output::bytes(tally.bytes), tally.files));
+        output::say(format!("{} in {}", output::bytes(tally.bytes), output::count(tally.files, "file")));
     }
     Ok(if tally.skipped.is_empty() { 0 } else { code::FAILED })
 }

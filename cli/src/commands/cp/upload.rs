@@ -1,7 +1,8 @@
 //! Into a session. Files go several at a time; each replaces what was there in one step.
 //!
 //! The file service has no call for symbolic links or for the mode of a directory that is
-//! there: those few are made by a task in the session, `ln -s` and `chmod`.
+//! there: those few are made by a task in the session, `ln -s` and `chmod`. Such a task is
+//! nobody's: it carries [`HELPER`] as its `$0`, by which the listings tell it from the user's.
 
 use std::{
     fs,
@@ -9,13 +10,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_client::{Command, Reason, Session, WriteOptions, model::FileInfo};
+use berth_client::{
+    Command, Reason, Session, WriteOptions,
+    model::{FileInfo, TaskProgram},
+};
 use futures::{StreamExt, TryStreamExt};
 use indicatif::ProgressBar;
 
 use super::{Tally, joined, last_name, means_contents};
 use crate::failure::Failure;
 
+/// `$0` of the tasks that are made here.
+pub const HELPER: &str = "berth-cp";
 /// Files under way at a time.
 const AT_ONCE: usize = 8;
 /// Arguments of one `chmod`.
@@ -178,7 +184,7 @@ async fn send(
             Err(error)
                 if error.is(Reason::FileExists) && look(session, path).await?.is_some_and(|f| f.is_dir()) => {
             }
-            Err(error) => return Err(Failure::from(error).context(path)),
+            Err(error) => return Err(Failure::from(error).about(path)),
         }
         tally.directories += 1;
     }
@@ -214,7 +220,7 @@ async fn send_file(session: &Session, file: File, progress: &ProgressBar) -> Res
 async fn link(session: &Session, path: &str, target: &str) -> Result<(), Failure> {
     const SCRIPT: &str = r#"[ -L "$2" ] || ! [ -e "$2" ] || { echo "something else is there" >&2; exit 1; }
 exec ln -sfn -- "$1" "$2""#;
-    run(session, Command::argv(["/bin/sh", "-c", SCRIPT, "sh", target, &dashed(path)])).await
+    run(session, helper(SCRIPT).args([target, &dashed(path)])).await
 }
 
 async fn set_modes(session: &Session, modes: &[(String, u32)]) -> Result<(), Failure> {
@@ -224,9 +230,18 @@ async fn set_modes(session: &Session, modes: &[(String, u32)]) -> Result<(), Fai
     for chunk in modes.chunks(MODES_AT_ONCE) {
         let args = chunk.iter().flat_map(|(path, mode)| [format!("{mode:o}"), dashed(path)]);
         let script = r#"while [ $# -gt 0 ]; do chmod "$1" "$2" || exit; shift 2; done"#;
-        run(session, Command::argv(["/bin/sh", "-c", script, "sh"]).args(args)).await?;
+        run(session, helper(script).args(args)).await?;
     }
     Ok(())
+}
+
+fn helper(script: &str) -> Command {
+    Command::argv(["/bin/sh", "-c", script, HELPER])
+}
+
+/// Whether a program is one that a copy started.
+pub fn is_helper(program: &TaskProgram) -> bool {
+    matches!(&program.argv[..], [shell, dash, _, name, ..] if shell == "/bin/sh" && dash == "-c" && name == HELPER)
 }
 
 /// A path that no program takes for an option.

@@ -1,4 +1,6 @@
-//! `berth up --detach`: start it in the background and wait until it is ready.
+//! `berth up --detach`: start it in the background and wait until it is ready, or else say
+//! why it is not. What the one in the background says goes to its log, its last error too:
+//! that is read back here, so that nobody has to look for it.
 
 use std::{
     fs,
@@ -56,15 +58,42 @@ pub async fn start(global: &Global, state_dir: &Path) -> CommandResult {
         signal = interrupts.recv() => format!("{signal} came while it started"),
     };
     end(child).await;
-    for line in process::last_lines(&log, before, 15) {
-        output::say(format!("  {line}"));
-    }
-    Err(Failure::new(format!("Berth did not come up (pid {pid}): {problem}"))
-        .hint(format!("its log is {}", log.display()))
-        .hint("`berth doctor` looks at what this machine has"))
+    let lines = process::last_lines(&log, before, 50);
+    Err(failure(pid, &problem, &lines).hint(format!("its log is {}", log.display())))
 }
 
-/// This executable again, with the same arguments, marked as the one in the background.
+/// Why it did not come up: in its own words, where it left some.
+fn failure(pid: u32, problem: &str, log: &[String]) -> Failure {
+    let errors = said(log, "error: ");
+    if errors.is_empty() {
+        let last: Vec<&str> = log[log.len().saturating_sub(15)..].iter().map(String::as_str).collect();
+        let message = format!("Berth did not come up (pid {pid}): {problem}");
+        let message = [&[message.as_str()], &last[..]].concat().join("\n");
+        return Failure::new(message).hint("`berth doctor` looks at what this machine has");
+    }
+    let failure = Failure::new(format!("Berth did not come up: {}", errors.join("\n")));
+    said(log, "hint: ").into_iter().fold(failure, Failure::hint)
+}
+
+/// What follows a mark in a log, each with the indented lines after it.
+fn said(log: &[String], mark: &str) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut open = false;
+    for line in log {
+        match (line.strip_prefix(mark), line.strip_prefix("  "), all.last_mut()) {
+            (Some(text), ..) => {
+                all.push(text.to_owned());
+                open = true;
+            }
+            (None, Some(more), Some(last)) if open => last.extend(["\n", more]),
+            _ => open = false,
+        }
+    }
+    all
+}
+
+/// This executable again, with the same arguments, marked as the one in the background. It
+/// starts where we are, since what it is told may be relative to that.
 fn spawn(log: &Path) -> Result<Child, Failure> {
     let failed = |error: std::io::Error| Failure::io("can't start in the background", error);
     let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log).map_err(failed)?;
@@ -72,7 +101,6 @@ fn spawn(log: &Path) -> Result<Child, Failure> {
     Command::new(program)
         .args(std::env::args_os().skip(1))
         .arg("--daemon")
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::from(file))
@@ -104,5 +132,29 @@ async fn end(mut child: Child) {
     let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
     if tokio::time::timeout(STOP_WITHIN, child.wait()).await.is_err() {
         let _ = child.kill().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn it_fails_with_its_own_words() {
+        let earlier = "INFO starting\n  at once\nerror: port 1 is taken\nhint: take another";
+        let log = lines(&format!("{earlier}\nerror: and\n  worse\nhint: sleep"));
+        let failure = failure(7, "it ended", &log);
+        assert_eq!(failure.message, "Berth did not come up: port 1 is taken\nand\nworse");
+        assert_eq!(failure.hints, ["take another", "sleep"]);
+    }
+
+    #[test]
+    fn without_words_its_last_lines_have_to_do() {
+        let failure = failure(7, "it ended", &lines("INFO starting\nWARN hm"));
+        assert_eq!(failure.message, "Berth did not come up (pid 7): it ended\nINFO starting\nWARN hm");
     }
 }

@@ -1,10 +1,15 @@
 //! `berth stop` and `berth status`: the `berth up` of this machine, found by its record and
 //! acted on by a pidfd, so that no other process is ever meant.
 
-use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use berth_client::{
-    Client, ConnectOptions,
+    Client, ConnectOptions, SessionId,
     local::{self, UpRecord},
     model::CoordinatorInfo,
 };
@@ -55,8 +60,29 @@ fn state_dir(global: &Global) -> Result<PathBuf, Failure> {
     }
 }
 
+/// Sessions that one left behind which was killed: each has a directory below a worker's.
+fn sessions_left(state_dir: &Path) -> u64 {
+    let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_worker = |name: &str| name.strip_prefix('w').is_some_and(|n| n.parse::<u32>().is_ok());
+    let is_session = |name: &str| name.parse::<SessionId>().is_ok();
+    entries(state_dir.to_owned())
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_worker))
+        .flat_map(|worker| entries(worker.path().join("sessions")))
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_session))
+        .count() as u64
+}
+
+/// By design a session outlives its worker's process, so that a restart loses none.
+fn tell_left(sessions: u64) {
+    if sessions > 0 {
+        let left = output::count(sessions, "session");
+        say(format!("{left} of the last `berth up`, which was killed, may still run on this machine"));
+        output::hint("`berth up` takes them back; `berth stop` after that ends them");
+    }
+}
+
 /// The record and its process, if that runs.
-fn running(state_dir: &std::path::Path) -> Result<Option<(UpRecord, OwnedFd)>, Failure> {
+fn running(state_dir: &Path) -> Result<Option<(UpRecord, OwnedFd)>, Failure> {
     let Some(record) = local::read_up_record(state_dir)? else { return Ok(None) };
     let found = process::find(&record)
         .map_err(|error| Failure::io(format_args!("can't look at pid {}", record.pid), error))?;
@@ -69,6 +95,7 @@ pub async fn stop(global: &Global, args: StopArgs) -> CommandResult {
         // A record that a killed one left behind misleads whoever looks for an address.
         let _ = remove(&local::up_record_path(&state_dir));
         say("Berth does not run here");
+        tell_left(sessions_left(&state_dir));
         return Ok(0);
     };
     let failed = |error: std::io::Error| Failure::io(format_args!("can't stop pid {}", record.pid), error);
@@ -111,6 +138,8 @@ struct Status {
     coordinator: Option<CoordinatorInfo>,
     /// Why the coordinator could not be asked.
     problem: Option<String>,
+    /// What a killed one left: `berth up` takes it back. 0 while one runs.
+    sessions_left: u64,
 }
 
 pub async fn status(global: &Global) -> CommandResult {
@@ -124,7 +153,8 @@ pub async fn status(global: &Global) -> CommandResult {
             Err(_) => (None, Some("the coordinator does not answer".to_owned())),
         },
     };
-    let status = Status { running: found.is_some(), record: found, coordinator, problem };
+    let sessions_left = if found.is_some() { 0 } else { sessions_left(&state_dir) };
+    let status = Status { running: found.is_some(), record: found, coordinator, problem, sessions_left };
     let healthy = status.coordinator.is_some();
     if global.json() {
         output::json(&status)?;
@@ -132,12 +162,13 @@ pub async fn status(global: &Global) -> CommandResult {
         show(record, &status)?;
     } else {
         output::data("not running")?;
+        tell_left(status.sessions_left);
         output::hint(format!("`berth up` starts it (state directory: {})", state_dir.display()));
     }
     Ok(if healthy { 0 } else { code::FAILED })
 }
 
-async fn ask(state_dir: &std::path::Path, record: &UpRecord) -> Result<CoordinatorInfo, berth_client::Error> {
+async fn ask(state_dir: &Path, record: &UpRecord) -> Result<CoordinatorInfo, berth_client::Error> {
     let options = ConnectOptions::find(Some(record.address.clone()), None, Some(state_dir.to_owned()))?;
     Client::connect(options).await?.info().await
 }
@@ -162,4 +193,24 @@ fn show(record: &UpRecord, status: &Status) -> Result<(), Failure> {
         pairs.push(("tasks", format!("{} running", info.running_tasks)));
     }
     output::details(&pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_one_left_is_counted() {
+        let dir = std::env::temp_dir().join(format!("berth-left-{}", berth_client::TaskId::new()));
+        assert_eq!(sessions_left(&dir), 0);
+        for path in ["w1/sessions", "w2/sessions", "credentials", "west/sessions"] {
+            fs::create_dir_all(dir.join(path)).unwrap();
+        }
+        for worker in ["w1", "w2", "west"] {
+            fs::create_dir(dir.join(worker).join("sessions").join(SessionId::new().to_string())).unwrap();
+        }
+        fs::create_dir(dir.join("w1/sessions/lost+found")).unwrap();
+        assert_eq!(sessions_left(&dir), 2);
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

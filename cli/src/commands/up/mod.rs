@@ -13,7 +13,7 @@ use std::{
     fs,
     io::Write,
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -67,7 +67,7 @@ pub struct UpArgs {
     #[arg(long, env = "BERTH_TEMPLATES", value_name = "FILE")]
     pub templates: Option<PathBuf>,
 
-    /// Run in the background; returns when it is ready
+    /// Run in the background; returns when it is ready, or says why it is not
     #[arg(long, short = 'd')]
     pub detach: bool,
 
@@ -82,7 +82,18 @@ pub struct UpArgs {
     pub log: LogArgs,
 }
 
+impl UpArgs {
+    /// With no path that depends on where we are: the one in the background is at `/`.
+    fn absolute(mut self) -> Result<Self, Failure> {
+        for path in [&mut self.templates, &mut self.machine.agent].into_iter().flatten() {
+            *path = std::path::absolute(&*path).map_err(|error| Failure::io(path.display(), error))?;
+        }
+        Ok(self)
+    }
+}
+
 pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
+    let args = args.absolute()?;
     let state_dir = match &global.state_dir {
         Some(dir) => dir.clone(),
         None => local::default_state_dir()?,
@@ -96,6 +107,8 @@ pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
     if args.daemon {
         // Away from the terminal: its hang-up and its Ctrl-C are not for us.
         nix::unistd::setsid().map_err(|error| Failure::io("can't leave the terminal", error))?;
+        // Nor does it keep the directory busy that it was started in.
+        std::env::set_current_dir("/").map_err(|error| Failure::io("can't go to /", error))?;
         logging::start_in_file(args.log, &log)?;
     } else if args.log.log_level != LogLevel::Off {
         logging::start(args.log);
@@ -107,10 +120,9 @@ pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
     result
 }
 
-/// 0711: sandboxes live below it under ids of their own, and what is secret has a
-/// directory of mode 0700 to itself.
+/// For its owner alone: no sandbox resolves a path of the host, whatever ids it has.
 fn make_state_dir(dir: &Path) -> Result<(), Failure> {
-    fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(|error| {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
         Failure::io(format_args!("can't make the state directory {}", dir.display()), error)
             .hint("give another one with --state-dir or BERTH_STATE_DIR")
     })
@@ -119,10 +131,15 @@ fn make_state_dir(dir: &Path) -> Result<(), Failure> {
 /// One `berth up` a state directory.
 fn lock(state_dir: &Path) -> Result<Flock<fs::File>, Failure> {
     let path = state_dir.join("up.lock");
-    let file =
-        fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(|error| {
-            Failure::io(path.display(), error).hint("give a state directory of your own: --state-dir")
-        })?;
+    let open = || {
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        // One that is there may have been made by an earlier version, for all to open.
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        Ok(file)
+    };
+    let file = open().map_err(|error: std::io::Error| {
+        Failure::io(path.display(), error).hint("give a state directory of your own: --state-dir")
+    })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
         if error == nix::errno::Errno::EWOULDBLOCK {
             runs_already(state_dir)
@@ -135,11 +152,7 @@ fn lock(state_dir: &Path) -> Result<Flock<fs::File>, Failure> {
 fn runs_already(state_dir: &Path) -> Failure {
     let what = match local::read_up_record(state_dir) {
         Ok(Some(record)) => {
-            let workers = if record.workers == 1 {
-                "one worker".to_owned()
-            } else {
-                format!("{} workers", record.workers)
-            };
+            let workers = output::count(record.workers as u64, "worker");
             format!("pid {}, {workers}, listening on {}", record.pid, record.address)
         }
         _ => "it is just starting".to_owned(),
@@ -167,7 +180,6 @@ async fn serve(
         _ = interrupts.recv() => return Ok(code::CANCELLED),
     };
     let address = coordinator.addr().to_string();
-    tracing::info!(address, "listening on {address}");
     let mut record = UpRecord {
         pid: std::process::id().cast_signed(),
         start_time: process::start_time(std::process::id().cast_signed()).unwrap_or_default(),
@@ -190,8 +202,10 @@ async fn serve(
     };
     match &result {
         Ok(signal) => {
-            tracing::info!(signal, "stopping; once more stops at once");
-            if !args.daemon {
+            // Once: in the log where there is one, else as talk.
+            if args.daemon || args.log.log_level >= LogLevel::Info {
+                tracing::info!(signal, "stopping; once more stops at once");
+            } else {
                 say("stopping; once more stops at once");
             }
         }
@@ -241,11 +255,7 @@ async fn work(
     tokio::select! {
         () = wait_ready(workers) => {}
         failure = first_failure(workers) => return Err(failure),
-        () = tokio::time::sleep(READY_WITHIN) => {
-            let reasons: Vec<String> = workers.iter().map(|worker| worker.status().reason).collect();
-            return Err(Failure::new(format!("no worker is ready after a minute: {}", reasons.join("; ")))
-                .hint("`berth doctor` looks at what this machine has"));
-        }
+        () = tokio::time::sleep(READY_WITHIN) => some_ready(workers)?,
     }
     record.ready = true;
     write_record(state_dir, record)?;
@@ -269,9 +279,23 @@ fn share(config: &mut berth_worker::Config, workers: u32, dir: &Path) -> Result<
     Ok(())
 }
 
-/// One is enough to take sessions.
+/// All of them: whoever asks for three counts on three.
 async fn wait_ready(workers: &[berth_worker::Running]) {
-    select_all(workers.iter().map(|worker| Box::pin(worker.ready()))).await;
+    join_all(workers.iter().map(berth_worker::Running::ready)).await;
+}
+
+/// When the time is over, one is enough to go on with; what the others lack is said.
+fn some_ready(workers: &[berth_worker::Running]) -> Result<(), Failure> {
+    let lacking: Vec<String> =
+        workers.iter().map(|worker| worker.status()).filter(|s| !s.ready).map(|s| s.reason).collect();
+    let reasons = lacking.join("; ");
+    if lacking.len() == workers.len() {
+        return Err(Failure::new(format!("no worker is ready after a minute: {reasons}"))
+            .hint("`berth doctor` looks at what this machine has"));
+    }
+    let ready = workers.len() - lacking.len();
+    output::warning(format!("{ready} of {} workers are ready: {reasons}", workers.len()));
+    Ok(())
 }
 
 async fn first_failure(workers: &[berth_worker::Running]) -> Failure {
@@ -300,8 +324,7 @@ fn greet(
 
 fn next_steps(global: &Global, record: &UpRecord, backend: Option<&str>, end: &str) {
     let sandbox = backend.map(|name| format!(", {name} sandboxes")).unwrap_or_default();
-    let count =
-        if record.workers == 1 { "one worker".to_owned() } else { format!("{} workers", record.workers) };
+    let count = output::count(record.workers as u64, "worker");
     // A state directory that was given on the command line must be given to the others too.
     let option = match (&global.state_dir, std::env::var_os(crate::env::BERTH_STATE_DIR)) {
         (Some(dir), None) => format!(" --state-dir {}", dir.display()),
