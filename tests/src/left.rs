@@ -35,12 +35,14 @@ pub fn sweep(dir: &Path) {
         let label = format!("label=berth.instance={instance}");
         let script = "docker ps -aq --filter \"$1\" | xargs -r docker rm -fv";
         let _ = std::process::Command::new("sh").args(["-c", script, "sh", &label]).output();
-        for _ in 0..100 {
+        for _ in 0..10_000 {
             let found = cgroups(&instance);
             if found.is_empty() {
                 break;
             }
             found.iter().for_each(|cgroup| remove(cgroup));
+            // What was killed is gone in a moment.
+            std::thread::yield_now();
         }
     }
 }

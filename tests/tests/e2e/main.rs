@@ -3,9 +3,15 @@
 //! nothing is left on the machine.
 
 mod admin;
+mod background;
+mod client_example;
+mod command_line;
 mod commands;
+mod coordinator;
+mod copying;
 mod isolation;
 mod placement;
 mod sessions;
 mod start;
 mod util;
+mod worker;
