@@ -38,6 +38,15 @@ pub struct AgentApi {
     pub stop: CancellationToken,
 }
 
+impl AgentApi {
+    /// Moves the fence, and lets the tasks go on if it is ahead of them now. Whether they stood.
+    async fn put_off(&self, fence: Duration) -> Result<bool, Error> {
+        // Moved before it is taken down: it must not be passed in between.
+        self.deadlines.set_fence(Some(fence));
+        if fence > boot_now() { self.tasks.fence(false).await } else { Ok(false) }
+    }
+}
+
 #[tonic::async_trait]
 impl AgentService for AgentApi {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentEvent, Status>> + Send>>;
@@ -61,9 +70,9 @@ impl AgentService for AgentApi {
         info!(session = %session.id, epoch = %session.epoch, "configured");
         self.tasks.configure(session)?;
         self.deadlines.set(ttl, idle);
-        self.deadlines.set_fence(fence);
-        if fence.is_none_or(|fence| fence > boot_now()) {
-            self.tasks.fence(false).await?;
+        // Without one, what was told before stands.
+        if let Some(fence) = fence {
+            self.put_off(fence).await?;
         }
         Ok(Response::new(v1::ConfigureResponse {
             version: VERSION.to_owned(),
@@ -120,9 +129,7 @@ impl AgentService for AgentApi {
         let request = request.into_inner();
         let fence = convert::required("fence", request.fence).and_then(fence_at)?;
         self.tasks.must_be(Epoch(request.epoch))?;
-        // Put off before it is taken down: it must not be passed in between.
-        self.deadlines.set_fence(Some(fence));
-        let was_fenced = if fence > boot_now() { self.tasks.fence(false).await? } else { false };
+        let was_fenced = self.put_off(fence).await?;
         if was_fenced {
             info!("confirmed: the tasks go on");
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::fleet::FleetConfig;
+use crate::{checkpoints::Location, fleet::FleetConfig};
 
 /// Settings of a coordinator. [`Config::default`] is a good one for loopback.
 #[derive(Clone, Debug)]
@@ -15,12 +15,16 @@ pub struct Config {
     pub templates: Option<PathBuf>,
     /// Listen beyond loopback although nothing is encrypted yet.
     pub insecure_listen: bool,
+    /// Where checkpoints are kept. `None`: `blobs` in the state directory.
+    pub blobs: Option<Location>,
     /// How long a worker holds its sessions after its last heartbeat.
     pub lease: Duration,
     /// How often workers are to send one. `None`: a third of the lease.
     pub heartbeat: Option<Duration>,
     /// How long a dead worker's sessions wait for it.
     pub worker_loss_grace: Duration,
+    /// How long after its worker's lease a session that may be restored is placed elsewhere.
+    pub restore_grace: Duration,
     /// Time for a sandbox to become ready.
     pub start_timeout: Duration,
     /// Sessions that may wait for a place.
@@ -43,9 +47,11 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/berth/coordinator"),
             templates: None,
             insecure_listen: false,
+            blobs: None,
             lease: fleet.lease,
             heartbeat: None,
             worker_loss_grace: fleet.worker_loss_grace,
+            restore_grace: fleet.restore_grace,
             start_timeout: fleet.start_timeout,
             queue_limit: fleet.queue_limit,
             retention: fleet.retention,
@@ -61,6 +67,7 @@ impl Config {
         FleetConfig {
             lease: self.lease,
             worker_loss_grace: self.worker_loss_grace,
+            restore_grace: self.restore_grace,
             start_timeout: self.start_timeout,
             queue_limit: self.queue_limit,
             retention: self.retention,

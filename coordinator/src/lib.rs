@@ -12,7 +12,8 @@
 //! [`fleet`]: the rules are there, and nowhere else.
 
 pub mod auth;
-pub mod config;
+pub mod checkpoints;
+mod config;
 pub mod driver;
 pub mod fleet;
 mod listener;

@@ -21,6 +21,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::{
     auth::{Credentials, Keyring, random_hex},
+    checkpoints::{Blobs, Catalog, Checkpoints, Location, keep_policies, sweep_for_ever},
     config::{Config, Problem, StartError},
     driver::{Clock, Driver, Events, Handle, Links, Shared, View, WelcomeTerms},
     fleet::Fleet,
@@ -33,6 +34,10 @@ use crate::{
 
 /// Name of the store's file in the state directory.
 const STORE_FILE: &str = "coordinator.db";
+/// Of the catalog of checkpoints.
+const CATALOG_FILE: &str = "checkpoints.db";
+/// Of the directory that holds their pieces, unless another place was named.
+const BLOBS_DIR: &str = "blobs";
 
 /// Starts coordinators.
 pub struct Coordinator;
@@ -118,6 +123,13 @@ async fn bind(listen: SocketAddr) -> Result<TcpListener, Problem> {
     })
 }
 
+fn blob_problem(error: &berth_proto::Error) -> Problem {
+    Problem::new(
+        error.message().to_owned(),
+        "give a directory that this user may write to, or s3://BUCKET/PREFIX with AWS_* set (BERTH_BLOBS)",
+    )
+}
+
 fn store_problem(error: &StoreError) -> Problem {
     let hint = match error {
         StoreError::Locked(_) => {
@@ -148,6 +160,10 @@ async fn run(
         events: Arc::new(Events::new(random_hex()[..16].to_owned())),
         store: store.clone(),
     };
+    let location =
+        config.blobs.clone().unwrap_or_else(|| Location::Directory(config.state_dir.join(BLOBS_DIR)));
+    let blobs = Blobs::open(&location).map_err(|error| StartError::one(blob_problem(&error)))?;
+    let catalog = Catalog::open(Some(&config.state_dir.join(CATALOG_FILE))).await.map_err(failed)?;
     let clock = Clock::start();
     let loaded = store.load().await.map_err(failed)?;
     tracing::info!(sessions = loaded.sessions.len(), workers = loaded.workers.len(), "the store is loaded");
@@ -161,9 +177,12 @@ async fn run(
     let (driver, handle) =
         Driver::new(fleet, effects, shared.clone(), welcome, clock).await.map_err(failed)?;
     let stopping = CancellationToken::new();
+    let checkpoints = Checkpoints::new(blobs, catalog, shared.clone(), handle.clone());
     let context = Context {
         shared: shared.clone(),
         driver: handle.clone(),
+        checkpoints: checkpoints.clone(),
+        restore_timeout: config.fleet().restore_timeout,
         templates: Arc::new(templates),
         start_timeout: config.start_timeout,
         started_at: SystemTime::now(),
@@ -178,6 +197,15 @@ async fn run(
         ))
     })?;
     let driver_task = spawn("driver", driver.run());
+    let keeper = checkpoints.clone();
+    let until = stopping.clone();
+    spawn("checkpoint policies", async move {
+        until.run_until_cancelled(keep_policies(keeper)).await;
+    });
+    let (sweeper, until) = (checkpoints, stopping.clone());
+    spawn("checkpoint sweep", async move {
+        until.run_until_cancelled(sweep_for_ever(sweeper)).await;
+    });
     let clients = listen(listener, shared.links.clone(), stopping.clone());
     let until = stopping.clone().cancelled_owned();
     let server = spawn_fallible("grpc server", async move {

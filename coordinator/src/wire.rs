@@ -56,6 +56,12 @@ pub fn session(session: &Session) -> v1::Session {
         idle_timeout: session.idle_timeout.map(duration_out),
         worker_selector: session.spec.selector.clone().into_iter().collect(),
         task_defaults: Some(session.spec.task_defaults.into()),
+        on_worker_loss: v1::OnWorkerLoss::from(session.spec.on_worker_loss).into(),
+        checkpoints: Some(session.spec.checkpoints.into()),
+        checkpoint_id: session.checkpoint.as_ref().map(|k| k.from.checkpoint.clone()).unwrap_or_default(),
+        checkpointed_at: session.checkpoint.as_ref().map(|kept| time_out(kept.at)),
+        recovered_from: session.recovered.as_ref().map(|k| k.from.checkpoint.clone()).unwrap_or_default(),
+        recovered_to: session.recovered.as_ref().map(|kept| time_out(kept.at)),
     }
 }
 

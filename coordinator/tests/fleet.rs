@@ -76,7 +76,10 @@ async fn of_live_sessions_each_has_another_name() {
     let first = sessions.create_session(named()).await.unwrap().into_inner();
     let status = failed(sessions.create_session(named()).await, Code::AlreadyExists, Reason::NameTaken);
     assert!(status.message().contains("\"box\"") && status.message().contains(&first.id), "{status:?}");
-    sessions.delete_session(v1::DeleteSessionRequest { session_id: first.id }).await.unwrap();
+    sessions
+        .delete_session(v1::DeleteSessionRequest { session_id: first.id, ..Default::default() })
+        .await
+        .unwrap();
     let second = sessions.create_session(named()).await.unwrap().into_inner();
     // Names outlive the coordinator's process.
     drop(sessions);

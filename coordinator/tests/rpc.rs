@@ -61,7 +61,7 @@ async fn a_session_is_placed_ready_used_and_deleted() {
     };
     assert_eq!(&chunk.data[..], b"hello");
 
-    let delete = v1::DeleteSessionRequest { session_id: session.id.clone() };
+    let delete = v1::DeleteSessionRequest { session_id: session.id.clone(), ..Default::default() };
     let ended = sessions.delete_session(delete.clone()).await.unwrap().into_inner();
     assert_eq!((ended.state(), ended.end_reason()), (v1::SessionState::Ended, v1::EndReason::Deleted));
     assert_eq!(sessions.delete_session(delete).await.unwrap().into_inner(), ended);
@@ -300,7 +300,10 @@ async fn tasks_can_be_asked_for_after_their_session_is_over() {
         };
         worker.say(worker_message::Message::Task(v1::TaskReport { epoch: 1, task: Some(task) })).await;
     }
-    sessions.delete_session(v1::DeleteSessionRequest { session_id: session_id.clone() }).await.unwrap();
+    sessions
+        .delete_session(v1::DeleteSessionRequest { session_id: session_id.clone(), ..Default::default() })
+        .await
+        .unwrap();
     let outcome = |task: v1::Task| task.end.unwrap().outcome.unwrap().kind.unwrap();
     let mut tasks = host.tasks().await;
     let get =
@@ -469,7 +472,7 @@ async fn a_store_that_fails_changes_nothing_and_is_said_to() {
     let kept = sessions.create_session(wanted()).await.unwrap().into_inner();
     store.fail(true);
     failed(sessions.create_session(wanted()).await, Code::Unavailable, Reason::StoreFailed);
-    let delete = v1::DeleteSessionRequest { session_id: kept.id.clone() };
+    let delete = v1::DeleteSessionRequest { session_id: kept.id.clone(), ..Default::default() };
     failed(sessions.delete_session(delete.clone()).await, Code::Unavailable, Reason::StoreFailed);
     let list = sessions.list_sessions(v1::ListSessionsRequest::default()).await.unwrap().into_inner();
     assert_eq!(list.sessions, std::slice::from_ref(&kept));

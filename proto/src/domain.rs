@@ -257,6 +257,46 @@ pub struct CreateSession {
     /// `wait_for_place` was given, and not left to the default.
     pub patient: bool,
     pub task_defaults: TaskDefaultsPatch,
+    pub on_worker_loss: OnWorkerLoss,
+    pub checkpoints: CheckpointPolicy,
+}
+
+/// What becomes of a session whose worker is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnWorkerLoss {
+    #[default]
+    End,
+    Restore,
+}
+
+/// When checkpoints are taken without being asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CheckpointPolicy {
+    pub interval: Option<Duration>,
+    pub on_drain: bool,
+    pub before_delete: bool,
+    pub keep: u32,
+    pub keep_for: Duration,
+}
+
+impl Default for CheckpointPolicy {
+    fn default() -> Self {
+        Self {
+            interval: None,
+            on_drain: false,
+            before_delete: false,
+            keep: 3,
+            keep_for: Duration::from_secs(7 * 86_400),
+        }
+    }
+}
+
+/// A checkpoint, as far as a worker has to know it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestoreFrom {
+    pub checkpoint: String,
+    /// Digest of the root piece.
+    pub root: [u8; 32],
 }
 
 /// What a worker needs to know of a template.
@@ -285,6 +325,10 @@ pub struct Placement {
     /// What it leaves out is the worker's.
     pub task_defaults: TaskDefaultsPatch,
     pub start_timeout: Duration,
+    /// `None`: it begins empty.
+    pub restore: Option<RestoreFrom>,
+    /// Its agent holds a fence.
+    pub fenced: bool,
 }
 
 /// What a worker has to give.

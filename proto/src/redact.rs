@@ -115,6 +115,8 @@ mod tests {
     #[test]
     fn a_placement_shows_the_names_of_its_environment_only() {
         let placement = Placement {
+            restore: None,
+            fenced: false,
             session: crate::SessionId::new(),
             epoch: crate::Epoch(1),
             template: convert_template(),

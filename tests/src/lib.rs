@@ -17,8 +17,9 @@ use std::{
 use berth_proto::{
     transport,
     v1::{
-        self, admin_service_client::AdminServiceClient, file_service_client::FileServiceClient,
-        session_service_client::SessionServiceClient, task_service_client::TaskServiceClient,
+        self, admin_service_client::AdminServiceClient, checkpoint_service_client::CheckpointServiceClient,
+        file_service_client::FileServiceClient, session_service_client::SessionServiceClient,
+        task_service_client::TaskServiceClient,
     },
 };
 use process::Process;
@@ -188,6 +189,10 @@ impl Cluster {
         FileServiceClient::with_interceptor(self.channel.clone(), self.bearer())
     }
 
+    pub fn checkpoints(&self) -> CheckpointServiceClient<Authorized> {
+        CheckpointServiceClient::with_interceptor(self.channel.clone(), self.bearer())
+    }
+
     pub fn admin(&self) -> AdminServiceClient<Authorized> {
         AdminServiceClient::with_interceptor(self.channel.clone(), self.bearer())
     }
@@ -226,7 +231,7 @@ impl Cluster {
         let request = v1::ListSessionsRequest { page_size: 1000, ..Default::default() };
         if let Ok(listed) = self.sessions().list_sessions(request).await {
             for session in listed.into_inner().sessions {
-                let request = v1::DeleteSessionRequest { session_id: session.id };
+                let request = v1::DeleteSessionRequest { session_id: session.id, ..Default::default() };
                 self.sessions().delete_session(request).await.expect("a session can be deleted");
             }
         }
@@ -235,6 +240,14 @@ impl Cluster {
         }
         self.coordinator.terminate().await;
         left::assert_nothing(self.dir.path());
+    }
+
+    /// A worker's machine is gone: its process, its sandboxes and its disk.
+    pub async fn lose_machine(&mut self, index: usize) {
+        let mut worker = self.workers.remove(index);
+        worker.process.kill().await;
+        left::sweep(&worker.state);
+        std::fs::remove_dir_all(&worker.state).expect("the state of a dead worker");
     }
 
     /// Kills the coordinator (SIGKILL) and starts it again on the same port and state.

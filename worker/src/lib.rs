@@ -15,6 +15,7 @@
 #![allow(clippy::module_inception)]
 
 pub mod backends;
+pub mod checkpoint;
 pub mod config;
 pub mod health;
 pub mod link;

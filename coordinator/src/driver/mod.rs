@@ -330,6 +330,7 @@ impl Driver {
                     }
                 }
                 Effect::TaskChanged(task) => {
+                    self.shared.view.task_changed(&task);
                     self.shared.events.push(v1::event::Subject::Task((*task).clone()), at);
                 }
                 Effect::ForgetSession(id) => self.shared.view.forget_session(&id),

@@ -6,13 +6,14 @@
 //! woken and look again. A wake-up can't be missed, since one asks to be woken first.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, atomic::AtomicUsize, atomic::Ordering},
 };
 
 use berth_proto::{
     SessionId, WorkerId,
     domain::{Capacity, SessionState},
+    v1,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -29,6 +30,8 @@ pub struct View {
     waiters: Mutex<HashMap<SessionId, Arc<Notify>>>,
     /// Tasks that run, as far as reported.
     pub(super) running_tasks: AtomicUsize,
+    /// The same by session.
+    running: RwLock<HashMap<SessionId, HashSet<String>>>,
 }
 
 /// What a worker's sessions take of it.
@@ -45,6 +48,25 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 impl View {
     pub fn session(&self, id: &SessionId) -> Option<Arc<Session>> {
         read(&self.sessions).get(id).cloned()
+    }
+
+    /// Tasks that run in a session, as far as reported.
+    pub fn running_in(&self, id: &SessionId) -> usize {
+        read(&self.running).get(id).map_or(0, HashSet::len)
+    }
+
+    /// A task began or ended.
+    pub(super) fn task_changed(&self, task: &v1::Task) {
+        let Ok(id) = task.session_id.parse::<SessionId>() else { return };
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        if task.state() != v1::TaskState::Done {
+            running.entry(id).or_default().insert(task.id.clone());
+        } else if let Some(tasks) = running.get_mut(&id) {
+            tasks.remove(&task.id);
+            if tasks.is_empty() {
+                running.remove(&id);
+            }
+        }
     }
 
     pub fn worker(&self, id: &WorkerId) -> Option<Arc<Worker>> {

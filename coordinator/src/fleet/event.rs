@@ -12,7 +12,7 @@ use berth_proto::{
     v1,
 };
 
-use super::model::{LinkId, RequestKey, Session, Spec, Worker};
+use super::model::{Kept, LinkId, RequestKey, Session, Spec, Worker};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -27,6 +27,21 @@ pub enum Event {
         paused: bool,
     },
     Update(Box<Update>),
+    /// A checkpoint of a session is kept.
+    Checkpointed {
+        session: SessionId,
+        epoch: Epoch,
+        kept: Box<Kept>,
+    },
+    /// It was deleted, or its time was over.
+    CheckpointGone {
+        checkpoint: String,
+    },
+    /// A session of a worker that is drained goes elsewhere from its newest checkpoint.
+    Move {
+        session: SessionId,
+        epoch: Epoch,
+    },
     Hello(Box<Hello>),
     LinkLost {
         worker: WorkerId,
@@ -66,6 +81,8 @@ pub struct Create {
     pub labels: Labels,
     pub ttl: Option<Duration>,
     pub idle_timeout: Option<Duration>,
+    /// The checkpoint that its files come from.
+    pub restore: Option<Kept>,
     /// The request id and the body's hash.
     pub key: Option<(String, [u8; 32])>,
 }

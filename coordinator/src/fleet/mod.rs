@@ -53,7 +53,8 @@ pub use event::*;
 use index::Index;
 use model::Clock;
 pub use model::{
-    FleetConfig, LinkId, Liveness, NAME_LABEL, Now, RequestKey, Scheduling, Session, Spec, Times, Worker,
+    FleetConfig, Kept, LinkId, Liveness, NAME_LABEL, Now, RequestKey, Scheduling, Session, Spec, Times,
+    Worker,
 };
 use timers::Timer;
 
@@ -168,6 +169,9 @@ impl Fleet {
             Event::Delete { session, reason } => self.delete(session, reason, now)?,
             Event::Pause { session, paused } => self.pause(session, paused)?,
             Event::Update(update) => self.update(*update, now)?,
+            Event::Checkpointed { session, epoch, kept } => self.checkpointed(session, epoch, *kept)?,
+            Event::CheckpointGone { checkpoint } => self.checkpoint_gone(&checkpoint),
+            Event::Move { session, epoch } => self.move_away(session, epoch)?,
             Event::Hello(hello) => self.hello(*hello, now)?,
             Event::LinkLost { worker, link } => self.link_lost(&worker, link),
             Event::Leaving { worker, link } => self.leaving(&worker, link, now),

@@ -9,7 +9,10 @@ use std::{
 
 use berth_proto::{
     Epoch, Incarnation, SessionId, WorkerId,
-    domain::{Capacity, EndReason, Labels, Limits, SessionState, TaskDefaultsPatch, TemplateSpec},
+    domain::{
+        Capacity, CheckpointPolicy, EndReason, Labels, Limits, OnWorkerLoss, RestoreFrom, SessionState,
+        TaskDefaultsPatch, TemplateSpec,
+    },
     redact::Names,
     v1,
 };
@@ -37,6 +40,14 @@ pub struct FleetConfig {
     /// How long a dead worker's sessions wait for it before they are `WorkerLost`. Counted
     /// anew from the coordinator's start, and from the end of a time without any worker.
     pub worker_loss_grace: Duration,
+    /// How long after its worker's lease a session that may be restored is placed elsewhere. Its agent froze it at the
+    /// end of the lease at the latest, by its own clock; this is for what two clocks may drift apart in a lease, and
+    /// for a freeze to take hold.
+    pub restore_grace: Duration,
+    /// How long a session that is to be restored waits for a place.
+    pub restore_wait: Duration,
+    /// Time for a sandbox to become ready with its files from a checkpoint.
+    pub restore_timeout: Duration,
     /// Time for a sandbox to become ready.
     pub start_timeout: Duration,
     /// Sessions that may wait for a place.
@@ -64,6 +75,9 @@ impl Default for FleetConfig {
         Self {
             lease: Duration::from_secs(10),
             worker_loss_grace: Duration::from_secs(300),
+            restore_grace: Duration::from_secs(10),
+            restore_wait: Duration::from_secs(3600),
+            restore_timeout: Duration::from_secs(900),
             start_timeout: Duration::from_secs(60),
             queue_limit: 1000,
             refusal_cooldown: Duration::from_secs(2),
@@ -93,6 +107,8 @@ pub struct Spec {
     pub patient: bool,
     /// What it leaves out is the worker's.
     pub task_defaults: TaskDefaultsPatch,
+    pub on_worker_loss: OnWorkerLoss,
+    pub checkpoints: CheckpointPolicy,
     /// The create carried a request id, so that its client can come back for the session.
     pub keyed: bool,
 }
@@ -131,11 +147,22 @@ pub struct Session {
     pub ended_at: Option<SystemTime>,
     pub expires_at: Option<SystemTime>,
     pub idle_timeout: Option<Duration>,
+    /// The newest from which it can be restored.
+    pub checkpoint: Option<Kept>,
+    /// Of its last recovery: the checkpoint that it went back to.
+    pub recovered: Option<Kept>,
     /// It failed because its time to start was up.
     pub start_timed_out: bool,
     /// No worker could serve its template when a place was last looked for.
     pub unservable: bool,
     pub(super) clock: Clock,
+}
+
+/// A checkpoint, as a session's record names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub from: RestoreFrom,
+    pub at: SystemTime,
 }
 
 /// A session's deadlines: monotonic, not in the record.
@@ -172,6 +199,7 @@ impl Session {
     pub(super) fn same_record(&self, other: &Session) -> bool {
         (self.state, self.epoch, &self.worker, self.end, self.ready_at, self.ended_at)
             == (other.state, other.epoch, &other.worker, other.end, other.ready_at, other.ended_at)
+            && (&self.checkpoint, &self.recovered) == (&other.checkpoint, &other.recovered)
             && (&self.labels, &self.backend, &self.message, self.expires_at, self.idle_timeout)
                 == (&other.labels, &other.backend, &other.message, other.expires_at, other.idle_timeout)
             && Arc::ptr_eq(&self.spec, &other.spec)
@@ -191,6 +219,7 @@ impl Session {
         message: String,
         times: Times,
         idle_timeout: Option<Duration>,
+        [checkpoint, recovered]: [Option<Kept>; 2],
     ) -> Self {
         Self {
             id,
@@ -207,6 +236,8 @@ impl Session {
             ended_at: times.ended_at,
             expires_at: times.expires_at,
             idle_timeout,
+            checkpoint,
+            recovered,
             start_timed_out: false,
             unservable: false,
             clock: Clock::default(),

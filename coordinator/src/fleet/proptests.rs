@@ -9,7 +9,7 @@ use std::{
 
 use berth_proto::{
     Epoch, Incarnation, SessionId, WorkerId,
-    domain::{Capacity, EndReason, Limits, SessionState},
+    domain::{Capacity, EndReason, Limits, OnWorkerLoss, RestoreFrom, SessionState},
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -32,7 +32,9 @@ struct Machine {
     /// Placed there, and not answered yet.
     asked: Vec<(SessionId, Epoch)>,
     /// Ended as it was told to, and not reported yet.
-    over: Vec<(SessionId, Epoch)>,
+    over: Vec<(SessionId, Epoch, EndReason)>,
+    /// When the hello or heartbeat went of which the answer came last: its agents' fences are a lease after it.
+    beat_at: Duration,
 }
 
 struct World {
@@ -44,6 +46,8 @@ struct World {
     next: u64,
     states: BTreeMap<SessionId, (SessionState, Epoch)>,
     ended: BTreeMap<SessionId, u32>,
+    /// Placements that clients could use.
+    used: BTreeSet<(SessionId, Epoch)>,
 }
 
 impl World {
@@ -64,6 +68,7 @@ impl World {
             next: 0,
             states: BTreeMap::new(),
             ended: BTreeMap::new(),
+            used: BTreeSet::new(),
         }
     }
 
@@ -104,6 +109,7 @@ impl World {
             84..86 => return self.noise(name),
             86..88 => Some(Event::Cordon { worker: name.parse().unwrap() }),
             88..92 => Some(Event::Uncordon { worker: name.parse().unwrap() }),
+            92..93 if self.rng.random_bool(0.7) => return self.checkpoint(),
             92..93 => Some(Event::Drain {
                 worker: name.parse().unwrap(),
                 within: Duration::from_secs(self.rng.random_range(0..20)),
@@ -147,8 +153,30 @@ impl World {
             let name = format!("name-{}", self.rng.random_range(0..5));
             wanted.labels.insert(NAME_LABEL.to_owned(), name);
         }
+        if self.rng.random_bool(0.5) {
+            wanted.spec.on_worker_loss = OnWorkerLoss::Restore;
+            wanted.restore = self.rng.random_bool(0.5).then(|| self.kept());
+        }
         wanted.ttl = self.rng.random_bool(0.3).then(|| Duration::from_secs(self.rng.random_range(1..120)));
         Event::Create(Box::new(wanted))
+    }
+
+    fn kept(&mut self) -> Kept {
+        let from = RestoreFrom { checkpoint: format!("checkpoint-{}", self.draw()), root: [0; 32] };
+        Kept { from, at: self.now.wall }
+    }
+
+    /// One is taken, or one is gone, or a session is to move.
+    fn checkpoint(&mut self) {
+        let Some(session) = self.some_session() else { return };
+        let Some(epoch) = self.fleet.sessions.get(&session).map(|s| s.epoch) else { return };
+        let known = self.fleet.sessions[&session].checkpoint.clone();
+        let event = match (self.rng.random_range(0..6), known) {
+            (0, Some(kept)) => Event::CheckpointGone { checkpoint: kept.from.checkpoint },
+            (1 | 2, Some(_)) => Event::Move { session, epoch },
+            _ => Event::Checkpointed { session, epoch, kept: Box::new(self.kept()) },
+        };
+        self.apply(event);
     }
 
     fn greeting(&mut self, name: &'static str) -> Hello {
@@ -187,6 +215,8 @@ impl World {
         let machine = &self.machines[name];
         let Some(link) = machine.link else { return };
         if machine.held.is_empty() || self.rng.random_bool(0.2) {
+            // What it held is gone with it, whatever it forgot to say.
+            self.machines.get_mut(name).unwrap().held.clear();
             self.apply(Event::Leaving { worker: name.parse().unwrap(), link });
             self.machines.insert(name, Machine::default());
         }
@@ -214,7 +244,10 @@ impl World {
     fn ends_by_itself(&mut self, name: &'static str) -> Option<Event> {
         let machine = self.machines.get_mut(name)?;
         let link = machine.link?;
-        let (session, epoch) = machine.over.pop().or_else(|| machine.held.pop_first())?;
+        if let Some(over) = machine.over.pop() {
+            return Some(ended(name, link, over));
+        }
+        let (session, epoch) = machine.held.pop_first()?;
         Some(report(name, link, session, epoch.0, SessionState::Ended))
     }
 
@@ -246,6 +279,7 @@ impl World {
             return;
         };
         self.saved_before_told(&effects);
+        self.fenced_before_placed(&effects);
         if let Some(before) = before {
             self.fleet.rollback();
             assert_eq!(self.fleet.image(), before, "a rollback leaves nothing behind");
@@ -270,6 +304,25 @@ impl World {
         }
     }
 
+    /// INVARIANTS 2: whoever still holds an older placement of a session that is placed again has been silent for a
+    /// lease, and so its agent has frozen it. (Take the lease out of `restore_at`, and this fails.)
+    fn fenced_before_placed(&self, effects: &[Effect]) {
+        for effect in effects {
+            let Effect::Send { command: Command::Place(place), .. } = effect else { continue };
+            let older = |m: &&Machine| {
+                let held = m.held.get(&place.session);
+                held.is_some_and(|epoch| *epoch < place.epoch && self.used.contains(&(place.session, *epoch)))
+            };
+            for machine in self.machines.values().filter(older) {
+                assert!(place.fenced, "a session without a fence was placed twice");
+                assert!(
+                    self.now.mono >= machine.beat_at + self.fleet.config.lease,
+                    "placed before the fence"
+                );
+            }
+        }
+    }
+
     /// Workers hear what was sent over their link.
     fn deliver(&mut self, effects: Vec<Effect>) {
         for effect in effects {
@@ -283,12 +336,20 @@ impl World {
                     if greeted {
                         machine.link = Some(link);
                     }
+                    if greeted || matches!(command, Command::LeaseRenewed { .. }) {
+                        machine.beat_at = self.now.mono;
+                    }
                     machine.hear(command);
                 }
                 Effect::Close { link, .. } => {
                     for machine in self.machines.values_mut().filter(|m| m.link == Some(link)) {
                         machine.link = None;
                     }
+                }
+                Effect::SessionChanged(session)
+                    if matches!(session.state, SessionState::Ready | SessionState::Paused) =>
+                {
+                    self.used.insert((session.id, session.epoch));
                 }
                 Effect::SessionChanged(session) if session.state == SessionState::Ended => {
                     *self.ended.entry(session.id).or_default() += 1;
@@ -362,8 +423,8 @@ impl World {
             let next = NAMES.iter().find_map(|name| {
                 let machine = self.machines.get_mut(name).unwrap();
                 let link = machine.link?;
-                if let Some((session, epoch)) = machine.ended_now() {
-                    return Some(report(name, link, session, epoch.0, SessionState::Ended));
+                if let Some(over) = machine.ended_now() {
+                    return Some(ended(name, link, over));
                 }
                 let (session, epoch) = machine.asked.pop()?;
                 machine.held.insert(session, epoch);
@@ -407,12 +468,21 @@ impl Machine {
         if self.held.get(&end.session) == Some(&end.epoch) {
             self.held.remove(&end.session);
         }
-        self.over.push((end.session, end.epoch));
+        self.over.push((end.session, end.epoch, end.reason));
     }
 
-    fn ended_now(&mut self) -> Option<(SessionId, Epoch)> {
+    fn ended_now(&mut self) -> Option<(SessionId, Epoch, EndReason)> {
         self.over.pop()
     }
+}
+
+/// A session ended as its worker was told to.
+fn ended(worker: &str, link: LinkId, (session, epoch, reason): (SessionId, Epoch, EndReason)) -> Event {
+    let Event::Report(mut report) = report(worker, link, session, epoch.0, SessionState::Ended) else {
+        unreachable!()
+    };
+    report.reason = Some(reason);
+    Event::Report(report)
 }
 
 /// The edges of ARCHITECTURE's states. `Placed → Paused` and `Paused → Ready` come with a hello.
@@ -421,8 +491,9 @@ fn edge(from: SessionState, to: SessionState) -> bool {
     match from {
         Pending => matches!(to, Placed | Ended | Pending),
         Placed => matches!(to, Pending | Placed | Ready | Paused | Ending | Ended),
-        Ready => matches!(to, Paused | Ending | Ended),
-        Paused => matches!(to, Ready | Ending | Ended),
+        // Back to Pending: its worker was lost, or is drained, and it goes on from a checkpoint.
+        Ready => matches!(to, Paused | Pending | Placed | Ending | Ended),
+        Paused => matches!(to, Ready | Pending | Placed | Ending | Ended),
         Ending => matches!(to, Ended),
         Ended => false,
     }

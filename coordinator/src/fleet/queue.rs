@@ -9,7 +9,7 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use berth_proto::{
     Epoch, SessionId, WorkerId,
-    domain::{EndReason, Placement, SessionState},
+    domain::{EndReason, OnWorkerLoss, Placement, SessionState},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -47,6 +47,8 @@ impl Fleet {
             ended_at: None,
             expires_at: create.ttl.map(|ttl| now.wall + ttl),
             idle_timeout: create.idle_timeout,
+            checkpoint: create.restore,
+            recovered: None,
             start_timed_out: false,
             unservable: false,
             clock: Clock {
@@ -191,11 +193,36 @@ impl Fleet {
             expires_at: session.expires_at,
             idle_timeout: session.idle_timeout,
             task_defaults: session.spec.task_defaults,
-            start_timeout: self.config.start_timeout,
+            start_timeout: self.start_timeout(&session),
+            restore: session.checkpoint.as_ref().map(|kept| kept.from.clone()),
+            fenced: session.spec.on_worker_loss == OnWorkerLoss::Restore,
         };
         tracing::debug!(session.id = %session.id, worker.id = %worker, %epoch, "placed");
         self.put_session(session);
         self.send(&worker, Command::Place(Box::new(order)));
+    }
+
+    /// How long its sandbox may take to become ready: longer when files come along.
+    pub(super) fn start_timeout(&self, session: &Session) -> Duration {
+        match session.checkpoint {
+            Some(_) => self.config.restore_timeout.max(self.config.start_timeout),
+            None => self.config.start_timeout,
+        }
+    }
+
+    /// A worker has lost a session, or is lost with it. From a checkpoint it goes on elsewhere, if that is its policy;
+    /// else it is over, and the reason is the truth.
+    pub(super) fn lose(&mut self, session: &Session, why: &str, now: Now) {
+        let kept = session.checkpoint.clone().filter(|_| may_restore(session));
+        let Some(kept) = kept else {
+            return self.finish(session.id, EndReason::WorkerLost, why, now);
+        };
+        tracing::warn!(session.id = %session.id, checkpoint.id = kept.from.checkpoint, why, "restored elsewhere");
+        // What ran there is gone with it, and nobody may start it again but who asked for it.
+        self.finish_tasks(session.id, EndReason::WorkerLost, now.wall);
+        self.tasks.remove(&session.id);
+        let until = now.mono + self.config.restore_wait.max(session.spec.wait_for_place);
+        self.back_to_queue(&Session { recovered: Some(kept), ..session.clone() }, why, until);
     }
 
     /// Takes a session that was never ready off its worker: it waits for another place, for
@@ -245,6 +272,13 @@ impl Fleet {
             warmth: load.map(|l| warmth(&l.sessions)).unwrap_or_default(),
         }
     }
+}
+
+/// Whether a session goes on elsewhere when its worker is lost. One that was told to end does not.
+pub(super) fn may_restore(session: &Session) -> bool {
+    session.spec.on_worker_loss == OnWorkerLoss::Restore
+        && session.checkpoint.is_some()
+        && matches!(session.state, SessionState::Placed | SessionState::Ready | SessionState::Paused)
 }
 
 /// Whether it waits even where no worker can serve its template: another one may come.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use berth_proto::{
-    SessionId,
+    Epoch, SessionId,
     convert::time_out,
     domain::{EndReason, Labels, Outcome, SessionState},
     v1,
@@ -12,7 +12,8 @@ use berth_proto::{
 use super::{
     Fleet,
     event::{Command, Effect, Ending, Refused, Report, TaskReport, Update},
-    model::{Clock, Liveness, Now, Session, Spec, Worker, name_in},
+    model::{Clock, Kept, Liveness, Now, Session, Spec, Worker, name_in},
+    queue::may_restore,
 };
 
 /// Running tasks that are remembered of one session, whatever its worker says.
@@ -72,6 +73,29 @@ impl Fleet {
             self.send_clocks(id);
         }
         Ok(())
+    }
+
+    /// A checkpoint of it is kept. One of an earlier placement is older than what it went back to since.
+    pub(super) fn checkpointed(&mut self, id: SessionId, epoch: Epoch, kept: Kept) -> Result<(), Refused> {
+        let session = self.sessions.get(&id).ok_or(Refused::NoSession(id))?;
+        let over = matches!(session.state, SessionState::Ending | SessionState::Ended);
+        if over || session.epoch != epoch || session.checkpoint.as_ref().is_some_and(|old| old.at > kept.at) {
+            return Ok(());
+        }
+        self.put_session(Session { checkpoint: Some(kept), ..(**session).clone() });
+        Ok(())
+    }
+
+    /// A checkpoint is no more: nobody shall be restored from it. What has ended stays as it ended.
+    pub(super) fn checkpoint_gone(&mut self, checkpoint: &str) {
+        let named = |s: &&Arc<Session>| {
+            let kept = s.checkpoint.as_ref().filter(|_| s.state != SessionState::Ended);
+            kept.is_some_and(|kept| kept.from.checkpoint == checkpoint)
+        };
+        let sessions: Vec<_> = self.sessions.values().filter(named).cloned().collect();
+        for session in sessions {
+            self.put_session(Session { checkpoint: None, ..(*session).clone() });
+        }
     }
 
     /// Tells the worker a session's TTL and idle timeout as they are now.
@@ -142,7 +166,7 @@ impl Fleet {
     }
 
     /// Tasks that ran when the session ended have an outcome too.
-    fn finish_tasks(&mut self, id: SessionId, reason: EndReason, at: SystemTime) {
+    pub(super) fn finish_tasks(&mut self, id: SessionId, reason: EndReason, at: SystemTime) {
         let outcome = match reason {
             EndReason::WorkerLost => Outcome::WorkerLost,
             EndReason::SandboxFailed => Outcome::SandboxFailed,
@@ -180,6 +204,8 @@ impl Fleet {
         match report.state {
             SessionState::Ready => self.is_up(&session, SessionState::Ready, &report.backend, now),
             SessionState::Paused => self.is_up(&session, SessionState::Paused, &report.backend, now),
+            // On its way elsewhere: it goes when it has ended there.
+            SessionState::Ending if moving(&session, &report) => {}
             SessionState::Ending if session.state != SessionState::Ending => {
                 self.put_session(Session {
                     state: SessionState::Ending,
@@ -198,9 +224,12 @@ impl Fleet {
     }
 
     fn reported_end(&mut self, session: &Session, report: &Report, now: Now) {
-        let late = now.mono >= session.clock.placed_at.saturating_add(self.config.start_timeout);
+        let late = now.mono >= session.clock.placed_at.saturating_add(self.start_timeout(session));
         if session.state == SessionState::Placed && late {
             self.put_session(Session { start_timed_out: true, ..session.clone() });
+        }
+        if moving(session, report) {
+            return self.lose(session, &format!("worker {} is drained", report.worker), now);
         }
         let reason = report.reason.unwrap_or(EndReason::SandboxFailed);
         self.finish(session.id, reason, &report.message, now);
@@ -282,4 +311,9 @@ impl Fleet {
     pub fn running_tasks(&self) -> usize {
         self.tasks.values().map(BTreeMap::len).sum()
     }
+}
+
+/// Whether its worker ended it so that it can go on elsewhere.
+fn moving(session: &Session, report: &Report) -> bool {
+    report.reason == Some(EndReason::Drained) && may_restore(session)
 }

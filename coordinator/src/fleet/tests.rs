@@ -2,6 +2,7 @@
 
 mod leaving;
 mod names;
+mod restore;
 mod templates;
 
 use std::{
@@ -12,7 +13,8 @@ use std::{
 use berth_proto::{
     Epoch, Incarnation, SessionId, TaskId, WorkerId,
     domain::{
-        BackendChoice, Capacity, EndReason, Labels, Limits, SessionState, TaskDefaultsPatch, TemplateSpec,
+        BackendChoice, Capacity, CheckpointPolicy, EndReason, Labels, Limits, OnWorkerLoss, RestoreFrom,
+        SessionState, TaskDefaultsPatch, TemplateSpec,
     },
     v1,
 };
@@ -54,8 +56,11 @@ pub(super) fn create(id: SessionId) -> Create {
             wait_for_place: Duration::from_secs(30),
             patient: false,
             task_defaults: TaskDefaultsPatch::default(),
+            on_worker_loss: OnWorkerLoss::End,
+            checkpoints: CheckpointPolicy::default(),
             keyed: false,
         },
+        restore: None,
         labels: Labels::new(),
         ttl: None,
         idle_timeout: None,

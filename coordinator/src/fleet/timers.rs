@@ -45,7 +45,7 @@ impl Fleet {
     }
 
     fn start_deadline(&self, session: &Session) -> Duration {
-        session.clock.placed_at + self.config.start_timeout + START_MARGIN
+        session.clock.placed_at + self.start_timeout(session) + START_MARGIN
     }
 
     /// When a worker is to be looked at next.
@@ -55,7 +55,8 @@ impl Fleet {
             Liveness::Suspect => Some(worker.lease_until),
             Liveness::Dead if self.index.load.contains_key(&worker.id) => {
                 // While no worker is alive there is no deadline: look from time to time.
-                Some(self.eviction_at(worker).unwrap_or(worker.down_since + self.config.worker_loss_grace))
+                let next = self.restore_at(worker).or_else(|| self.eviction_at(worker));
+                Some(next.unwrap_or(worker.down_since + self.config.worker_loss_grace))
             }
             Liveness::Dead => None,
         };
@@ -126,7 +127,7 @@ impl Fleet {
             return;
         }
         self.put_session(Session { start_timed_out: true, ..session.clone() });
-        let words = format!("the sandbox was not ready within {} s", self.config.start_timeout.as_secs());
+        let words = format!("the sandbox was not ready within {} s", self.start_timeout(session).as_secs());
         self.end_session(session.id, EndReason::SandboxFailed, &words, now);
     }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use berth_proto::{
-    Incarnation, SessionId, WorkerId,
+    Epoch, Incarnation, SessionId, WorkerId,
     domain::{BackendChoice, EndReason, SessionState},
 };
 
@@ -17,6 +17,7 @@ use super::{
     event::{CloseReason, Command, Effect, Ending, Heartbeat, Hello, Refused, Running},
     left,
     model::{LinkId, Liveness, Now, Scheduling, Worker},
+    queue::may_restore,
 };
 
 impl Fleet {
@@ -102,6 +103,8 @@ impl Fleet {
                     self.is_up(&session, run.state, &run.backend, now);
                     self.send_clocks(session.id);
                 }
+                // On its way elsewhere: its end comes.
+                SessionState::Ending if may_restore(&session) => {}
                 SessionState::Ending => {
                     self.end_session(session.id, EndReason::SandboxFailed, "the worker is ending it", now);
                 }
@@ -120,10 +123,10 @@ impl Fleet {
         let load = self.index.load.get(worker).cloned().unwrap_or_default();
         for id in load.sessions.into_iter().filter(|id| !held(id)) {
             let Some(session) = self.sessions.get(&id).cloned() else { continue };
-            if session.state == SessionState::Placed && session.ready_at.is_none() {
+            if session.state == SessionState::Placed {
                 self.unplace(&session, &format!("{worker} {why}"), now);
             } else {
-                self.finish(id, EndReason::WorkerLost, &format!("worker {worker} {why}"), now);
+                self.lose(&session, &format!("worker {worker} {why}"), now);
             }
         }
     }
@@ -205,6 +208,16 @@ impl Fleet {
         }
     }
 
+    /// A session is to leave its worker, which is told to end it there. When it says that this is done, and not
+    /// before, the session goes elsewhere: see [`Fleet::reported_end`].
+    pub(super) fn move_away(&mut self, id: SessionId, epoch: Epoch) -> Result<(), Refused> {
+        let session = self.sessions.get(&id).cloned().ok_or(Refused::NoSession(id))?;
+        if session.epoch == epoch && may_restore(&session) {
+            self.tell_end(&session, EndReason::Drained);
+        }
+        Ok(())
+    }
+
     pub(super) fn set_backend(&mut self, id: &WorkerId, backend: BackendChoice) -> Result<(), Refused> {
         let worker = self.workers.get(id).ok_or_else(|| Refused::NoWorker(id.clone()))?;
         if !worker.attached() {
@@ -246,7 +259,7 @@ impl Fleet {
         let load = self.index.load.get(worker).cloned().unwrap_or_default();
         for id in load.sessions {
             let Some(session) = self.sessions.get(&id).cloned() else { continue };
-            if session.state == SessionState::Placed && session.ready_at.is_none() {
+            if session.state == SessionState::Placed {
                 self.unplace(&session, &format!("{worker} was lost"), now);
             }
         }
@@ -258,7 +271,31 @@ impl Fleet {
         (self.index.alive > 0).then(|| since + self.config.worker_loss_grace)
     }
 
+    /// When those of a dead worker's sessions that may be restored are placed elsewhere: their agents have frozen them
+    /// by then. `None`: there are none, or no worker at all is alive.
+    pub(super) fn restore_at(&self, worker: &Worker) -> Option<std::time::Duration> {
+        let load = self.index.load.get(&worker.id)?;
+        let restorable = |id: &SessionId| self.sessions.get(id).is_some_and(|s| may_restore(s));
+        if self.index.alive == 0 || !load.sessions.iter().any(restorable) {
+            return None;
+        }
+        let since = worker.down_since.max(self.blackout_over).max(self.started + self.config.lease);
+        Some(since + self.config.restore_grace)
+    }
+
+    fn restore_if_fenced(&mut self, worker: &Worker, now: Now) {
+        if self.restore_at(worker).is_none_or(|at| at > now.mono) {
+            return;
+        }
+        let load = self.index.load.get(&worker.id).cloned().unwrap_or_default();
+        for id in load.sessions {
+            let Some(session) = self.sessions.get(&id).filter(|s| may_restore(s)).cloned() else { continue };
+            self.lose(&session, &format!("worker {} was lost", worker.id), now);
+        }
+    }
+
     fn evict_if_lost(&mut self, worker: &Worker, now: Now) {
+        self.restore_if_fenced(worker, now);
         if self.eviction_at(worker).is_none_or(|at| at > now.mono) {
             return;
         }

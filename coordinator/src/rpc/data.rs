@@ -10,6 +10,7 @@ use berth_proto::{
     Error, Reason, SessionId, TaskId,
     convert::{self, bounds},
     domain::SessionState,
+    error::reason_of,
     relay::{Hop, Relay, Route, worker_unreachable},
     v1::{self, task_service_server::TaskService},
 };
@@ -95,6 +96,21 @@ impl Tasks {
         Ok(Response::new(found.ok_or_else(missing)?))
     }
 
+    /// A task of an earlier placement is not known where the session is now: what became of it is in the store.
+    async fn or_stored(
+        &self,
+        answer: Result<Response<v1::Task>, Status>,
+        session: SessionId,
+        task: TaskId,
+    ) -> Result<Response<v1::Task>, Status> {
+        let unknown = |status: &Status| reason_of(status) == Some(Reason::TaskNotFound);
+        let Some(status) = answer.as_ref().err().filter(|status| unknown(status)) else { return answer };
+        match self.context.shared.store.task(session, task).await.map_err(unread)? {
+            Some(task) => Ok(Response::new(task)),
+            None => Err(status.clone()),
+        }
+    }
+
     async fn stored_list(
         &self,
         session: SessionId,
@@ -115,6 +131,10 @@ impl Tasks {
     }
 }
 
+fn named(session: String, task: &str) -> Result<(SessionId, TaskId), Error> {
+    Ok((session.parse()?, task.parse()?))
+}
+
 fn unread(error: StoreError) -> Error {
     Error::unavailable(Reason::StoreFailed, "the coordinator's store could not be read")
         .hint("look at the disk under the coordinator's state directory")
@@ -131,14 +151,22 @@ macro_rules! passed_on {
             async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
                 match self.ended(&request.get_ref().session_id)? {
                     Some(session) => self.stored(session, &request.get_ref().task_id).await,
-                    None => self.relay.get_task(request).await,
+                    None => {
+                        let (session, task) = named(request.get_ref().session_id.clone(), &request.get_ref().task_id)?;
+                        let answer = self.relay.get_task(request).await;
+                        self.or_stored(answer, session, task).await
+                    }
                 }
             }
 
             async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<v1::Task>, Status> {
                 match self.ended(&request.get_ref().session_id)? {
                     Some(session) => self.stored(session, &request.get_ref().task_id).await,
-                    None => self.relay.wait_task(request).await,
+                    None => {
+                        let (session, task) = named(request.get_ref().session_id.clone(), &request.get_ref().task_id)?;
+                        let answer = self.relay.wait_task(request).await;
+                        self.or_stored(answer, session, task).await
+                    }
                 }
             }
 

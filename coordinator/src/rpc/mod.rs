@@ -3,6 +3,8 @@
 
 mod admin;
 mod attach;
+mod blob;
+mod checkpoint;
 mod data;
 mod guard;
 mod session;
@@ -13,7 +15,8 @@ use berth_proto::{
     DESCRIPTORS,
     transport::{CLIENT_STREAMS, MESSAGE_LIMIT},
     v1::{
-        admin_service_server::AdminServiceServer, file_service_server::FileServiceServer,
+        admin_service_server::AdminServiceServer, blob_service_server::BlobServiceServer,
+        checkpoint_service_server::CheckpointServiceServer, file_service_server::FileServiceServer,
         session_service_server::SessionServiceServer, task_service_server::TaskServiceServer,
         worker_service_server::WorkerServiceServer,
     },
@@ -30,6 +33,7 @@ pub use guard::Gate;
 
 use crate::{
     auth::Scope,
+    checkpoints::Checkpoints,
     driver::{Handle, Shared},
     templates::Templates,
 };
@@ -40,19 +44,23 @@ pub struct Context {
     pub shared: Shared,
     pub driver: Handle,
     pub templates: Arc<Templates>,
+    pub checkpoints: Arc<Checkpoints>,
     pub start_timeout: Duration,
+    pub restore_timeout: Duration,
     pub started_at: std::time::SystemTime,
     /// Cancelled when the coordinator stops: streams end then.
     pub stopping: CancellationToken,
 }
 
 /// Names of our services, for health.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 7] = [
     SessionServiceServer::<session::Sessions>::NAME,
     TaskServiceServer::<data::Tasks>::NAME,
     FileServiceServer::<data::Files>::NAME,
     WorkerServiceServer::<attach::Workers>::NAME,
     AdminServiceServer::<admin::Admin>::NAME,
+    CheckpointServiceServer::<checkpoint::Checkpointing>::NAME,
+    BlobServiceServer::<blob::Blobs>::NAME,
 ];
 
 /// All services behind the gate.
@@ -83,6 +91,13 @@ pub fn routes(
         .add_service(gate.guard(admin, limited!(TaskServiceServer, data::Tasks::new(context.clone()))))
         .add_service(gate.guard(admin, limited!(FileServiceServer, data::files(context.clone()))))
         .add_service(gate.guard(admin, limited!(AdminServiceServer, admin::Admin::new(context.clone()))))
+        .add_service(
+            gate.guard(
+                admin,
+                limited!(CheckpointServiceServer, checkpoint::Checkpointing::new(context.clone())),
+            ),
+        )
+        .add_service(gate.guard(join, limited!(BlobServiceServer, blob::Blobs::new(context.clone()))))
         .add_service(gate.guard(join, limited!(WorkerServiceServer, attach::Workers::new(context.clone()))))
         .add_service(gate.guard(Access::OpenOnLoopback, health))
         .add_service(gate.guard(Access::OpenOnLoopback, reflection().build_v1()?))

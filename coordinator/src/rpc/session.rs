@@ -20,8 +20,10 @@ use tonic::{Request, Response, Status};
 use super::Context;
 use crate::{
     auth::Digest,
+    checkpoints::{Record, Wanted},
     driver::{CallError, Handle},
-    fleet::{Create, Event, Refused, Session, Spec, Update, no_place, no_session, session_ended},
+    fleet::{Create, Event, NAME_LABEL, Refused, Session, Spec, Update, no_place, no_session, session_ended},
+    templates::Template,
     wire,
 };
 
@@ -45,21 +47,87 @@ impl Sessions {
         self.context.shared.view.session(id).ok_or_else(|| no_session(id))
     }
 
+    /// Makes a session and waits until it is ready: of a template, or of a checkpoint.
+    pub async fn create(&self, wanted: CreateSession, from: Option<&Record>) -> Result<v1::Session, Status> {
+        let keyed = wanted.request_id.is_some();
+        let start = if from.is_some() { self.context.restore_timeout } else { self.context.start_timeout };
+        let longest = (wanted.wait_for_place + start + CREATE_MARGIN).min(bounds::DURATION_MAX);
+        // Armed before the driver is asked: the client may go away while it works.
+        let fresh = SessionId::new();
+        let abandoned = Abandoned::arm(&self.context.driver, fresh, keyed);
+        let id = match self.enqueue(fresh, wanted, from).await {
+            Ok(id) => id,
+            Err(error) => {
+                abandoned.disarm();
+                return Err(error.into());
+            }
+        };
+        let outcome = self.context.shared.view.wait(id, Instant::now() + longest, created).await;
+        abandoned.disarm();
+        let late = || {
+            Error::new(Code::DeadlineExceeded, Reason::StartTimeout, "the session was not ready in time")
+                .hint(format!("see how it stands: session {id}"))
+        };
+        Ok(outcome.unwrap_or_else(|| Err(late()))?)
+    }
+
+    /// Takes the checkpoint that a session's policy asks for before its end. Without it the session stays.
+    async fn before_delete(&self, id: SessionId) -> Result<(), Error> {
+        let session = self.session(&id)?;
+        let up = matches!(session.state, SessionState::Ready | SessionState::Paused);
+        if !up || !session.spec.checkpoints.before_delete {
+            return Ok(());
+        }
+        let wanted = Wanted::by_policy(v1::CheckpointCause::Delete, &session.spec.checkpoints);
+        let taken = self.context.checkpoints.take(id, wanted).await;
+        let refused = |error: Error| {
+            let text =
+                format!("the checkpoint before its end failed, so the session stays: {}", error.message());
+            Error::new(error.code(), error.reason(), text)
+                .hint("try again, or delete it without one (skip_checkpoint, `berth rm --no-checkpoint`)")
+        };
+        taken.map(drop).map_err(refused)
+    }
+
+    /// What a session has where its request says nothing.
+    fn base(&self, template: &str, from: Option<&Record>) -> Result<Template, Error> {
+        let Some(record) = from else { return Ok(self.context.templates.get(template)?.clone()) };
+        // The template may have changed since, or be gone: the checkpoint's own stands.
+        let clocks = self.context.templates.get(template).cloned().unwrap_or_else(|_| Template::base());
+        Ok(Template {
+            spec: record.spec.template.clone(),
+            limits: record.spec.limits,
+            env: record.spec.env.clone(),
+            task_defaults: record.spec.task_defaults,
+            ..clocks
+        })
+    }
+
     /// Makes the session, or finds the one that the same request made before.
-    async fn enqueue(&self, id: SessionId, wanted: CreateSession) -> Result<SessionId, Error> {
-        let body = body_hash(&wanted);
-        let template = self.context.templates.get(&wanted.template)?;
+    async fn enqueue(
+        &self,
+        id: SessionId,
+        wanted: CreateSession,
+        from: Option<&Record>,
+    ) -> Result<SessionId, Error> {
+        let body = body_hash(&wanted, from.map(|record| record.shown.id.as_str()));
+        let template = self.base(&wanted.template, from)?;
         let mut env = template.env.clone();
         env.extend(wanted.env);
+        let mut labels = from.map(inherited).unwrap_or_default();
+        labels.extend(wanted.labels);
         let create = Create {
             id,
-            labels: wanted.labels,
+            labels,
             ttl: wanted.ttl.unwrap_or(template.ttl),
             idle_timeout: wanted.idle_timeout.unwrap_or(template.idle_timeout),
+            restore: from.map(Record::kept),
             spec: Spec {
                 template: template.spec.clone(),
                 limits: wanted.limits.over(template.limits),
                 env,
+                on_worker_loss: wanted.on_worker_loss,
+                checkpoints: wanted.checkpoints,
                 selector: wanted.worker_selector,
                 priority: wanted.priority,
                 wait_for_place: wanted.wait_for_place,
@@ -108,26 +176,7 @@ impl SessionService for Sessions {
         request: Request<v1::CreateSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let wanted = CreateSession::try_from(request.into_inner())?;
-        let keyed = wanted.request_id.is_some();
-        let longest =
-            (wanted.wait_for_place + self.context.start_timeout + CREATE_MARGIN).min(bounds::DURATION_MAX);
-        // Armed before the driver is asked: the client may go away while it works.
-        let fresh = SessionId::new();
-        let abandoned = Abandoned::arm(&self.context.driver, fresh, keyed);
-        let id = match self.enqueue(fresh, wanted).await {
-            Ok(id) => id,
-            Err(error) => {
-                abandoned.disarm();
-                return Err(error.into());
-            }
-        };
-        let outcome = self.context.shared.view.wait(id, Instant::now() + longest, created).await;
-        abandoned.disarm();
-        let late = || {
-            Error::new(Code::DeadlineExceeded, Reason::StartTimeout, "the session was not ready in time")
-                .hint(format!("see how it stands: session {id}"))
-        };
-        Ok(Response::new(outcome.unwrap_or_else(|| Err(late()))?))
+        Ok(Response::new(self.create(wanted, None).await?))
     }
 
     async fn get_session(
@@ -209,7 +258,11 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::DeleteSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
-        let id: SessionId = request.into_inner().session_id.parse()?;
+        let request = request.into_inner();
+        let id: SessionId = request.session_id.parse()?;
+        if !request.skip_checkpoint {
+            self.before_delete(id).await?;
+        }
         let reason = EndReason::Deleted;
         self.context.driver.call(Event::Delete { session: id, reason }).await.map_err(Error::from)?;
         let deadline = Instant::now() + DELETE_WITHIN;
@@ -224,6 +277,12 @@ impl SessionService for Sessions {
             None => Ok(Response::new(wire::session(&*self.session(&id)?))),
         }
     }
+}
+
+/// Labels of a checkpoint that go to a session made of it: all but the name, which is one session's alone.
+fn inherited(record: &Record) -> Labels {
+    let labels = record.shown.labels.iter().filter(|(name, _)| *name != NAME_LABEL);
+    labels.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// What CreateSession has to say of a session, once there is something to say.
@@ -297,7 +356,7 @@ impl Drop for Abandoned {
 
 /// SHA-256 of what the client asked for, its request id apart. Fields are named and
 /// lengths written out, so that two different bodies never look the same; maps are sorted.
-fn body_hash(wanted: &CreateSession) -> Digest {
+fn body_hash(wanted: &CreateSession, from: Option<&str>) -> Digest {
     let mut text = String::new();
     let mut field = |name: &str, value: String| {
         text.push_str(&format!("{name}:{}:{value};", value.len()));
@@ -326,6 +385,12 @@ fn body_hash(wanted: &CreateSession) -> Digest {
     field("timeout", format!("{:?}", defaults.timeout.map(nanos)));
     field("pty", format!("{:?}", defaults.pty_size.map(|p| (p.cols, p.rows))));
     field("tasks", format!("{:?}", defaults.max_concurrent));
+    field("loss", format!("{:?}", wanted.on_worker_loss));
+    let policy = &wanted.checkpoints;
+    field("interval", format!("{:?}", nanos(policy.interval)));
+    field("taken", format!("{} {}", policy.on_drain, policy.before_delete));
+    field("kept", format!("{} {}", policy.keep, policy.keep_for.as_nanos()));
+    field("from", from.unwrap_or_default().to_owned());
     crate::auth::digest(text.as_bytes())
 }
 
@@ -339,7 +404,7 @@ mod tests {
             ..Default::default()
         };
         change(&mut request);
-        body_hash(&CreateSession::try_from(request).unwrap())
+        body_hash(&CreateSession::try_from(request).unwrap(), None)
     }
 
     #[test]

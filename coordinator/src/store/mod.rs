@@ -14,6 +14,9 @@ pub mod sqlite;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use record::{micros, spec_in, spec_out, time};
+pub(crate) use sqlite::keep_private;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -4,15 +4,19 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use berth_checkpoint::Digest;
 use berth_proto::{
     Epoch, Incarnation,
-    domain::{EndReason, Labels, Limits, PtySize, SessionState, TaskDefaultsPatch, TemplateSpec},
+    domain::{
+        CheckpointPolicy, EndReason, Labels, Limits, OnWorkerLoss, PtySize, RestoreFrom, SessionState,
+        TaskDefaultsPatch, TemplateSpec,
+    },
     v1,
 };
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use crate::fleet::{Scheduling, Session, Spec, Times, Worker};
+use crate::fleet::{Kept, Scheduling, Session, Spec, Times, Worker};
 
 #[derive(Serialize, Deserialize)]
 struct SpecRow {
@@ -42,6 +46,18 @@ struct SpecRow {
     pty_rows: Option<u16>,
     #[serde(default)]
     max_concurrent: Option<u32>,
+    #[serde(default)]
+    restore_on_loss: bool,
+    #[serde(default)]
+    checkpoint_interval_ms: Option<u64>,
+    #[serde(default)]
+    checkpoint_on_drain: bool,
+    #[serde(default)]
+    checkpoint_before_delete: bool,
+    #[serde(default)]
+    checkpoints_kept: Option<u32>,
+    #[serde(default)]
+    checkpoints_kept_ms: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,6 +93,12 @@ pub(crate) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
         pty_cols: defaults.pty_size.map(|size| size.cols),
         pty_rows: defaults.pty_size.map(|size| size.rows),
         max_concurrent: defaults.max_concurrent,
+        restore_on_loss: spec.on_worker_loss == OnWorkerLoss::Restore,
+        checkpoint_interval_ms: spec.checkpoints.interval.map(millis),
+        checkpoint_on_drain: spec.checkpoints.on_drain,
+        checkpoint_before_delete: spec.checkpoints.before_delete,
+        checkpoints_kept: Some(spec.checkpoints.keep),
+        checkpoints_kept_ms: Some(millis(spec.checkpoints.keep_for)),
     };
     serde_json::to_string(&row).map_err(|e| StoreError::Failed(e.to_string()))
 }
@@ -108,6 +130,16 @@ pub(crate) fn spec_in(text: &str) -> Result<Spec, StoreError> {
             max_concurrent: row.max_concurrent,
         },
         keyed: row.keyed,
+        on_worker_loss: if row.restore_on_loss { OnWorkerLoss::Restore } else { OnWorkerLoss::End },
+        checkpoints: CheckpointPolicy {
+            interval: row.checkpoint_interval_ms.map(Duration::from_millis),
+            on_drain: row.checkpoint_on_drain,
+            before_delete: row.checkpoint_before_delete,
+            keep: row.checkpoints_kept.unwrap_or(CheckpointPolicy::default().keep),
+            keep_for: row
+                .checkpoints_kept_ms
+                .map_or(CheckpointPolicy::default().keep_for, Duration::from_millis),
+        },
     })
 }
 
@@ -128,6 +160,32 @@ pub(super) struct SessionRow {
     pub ready_at: Option<i64>,
     pub ended_at: Option<i64>,
     pub expires_at: Option<i64>,
+    /// JSON: what it can be restored from, and what it was.
+    pub checkpoint: Option<String>,
+    pub recovered: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptRow {
+    id: String,
+    /// Hex.
+    root: String,
+    at: i64,
+}
+
+fn kept_out(kept: Option<&Kept>) -> Result<Option<String>, StoreError> {
+    let Some(kept) = kept else { return Ok(None) };
+    let row =
+        KeptRow { id: kept.from.checkpoint.clone(), root: Digest(kept.from.root).hex(), at: micros(kept.at) };
+    serde_json::to_string(&row).map(Some).map_err(|e| StoreError::Failed(e.to_string()))
+}
+
+fn kept_in(text: Option<String>) -> Result<Option<Kept>, StoreError> {
+    let Some(text) = text else { return Ok(None) };
+    let row: KeptRow = serde_json::from_str(&text).map_err(damaged("a session's checkpoint"))?;
+    let root = Digest::from_hex(&row.root)
+        .ok_or_else(|| StoreError::Damaged(format!("{:?} is no digest", row.root)))?;
+    Ok(Some(Kept { from: RestoreFrom { checkpoint: row.id, root: root.0 }, at: time(row.at) }))
 }
 
 impl SessionRow {
@@ -147,6 +205,8 @@ impl SessionRow {
             ready_at: session.ready_at.map(micros),
             ended_at: session.ended_at.map(micros),
             expires_at: session.expires_at.map(micros),
+            checkpoint: kept_out(session.checkpoint.as_ref())?,
+            recovered: kept_out(session.recovered.as_ref())?,
         })
     }
 
@@ -169,6 +229,7 @@ impl SessionRow {
             self.message,
             times,
             self.idle_timeout.map(|us| Duration::from_micros(us.max(0) as u64)),
+            [kept_in(self.checkpoint)?, kept_in(self.recovered)?],
         ))
     }
 }

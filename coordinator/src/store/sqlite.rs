@@ -76,7 +76,7 @@ impl SqliteStore {
 /// The store holds the env of live sessions: its files are for their owner alone. SQLite
 /// gives its log and index the mode of the database, so that one must be right before it is
 /// opened; what an earlier version left laxer is put right.
-fn keep_private(path: &Path) -> io::Result<()> {
+pub(crate) fn keep_private(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     for end in ["", "-wal", "-shm", "-journal"] {
         let mut file = path.as_os_str().to_owned();
@@ -204,7 +204,8 @@ async fn save_session(tx: &mut SqliteConnection, session: &Session) -> Result<()
     let row = SessionRow::of(session)?;
     sqlx::query(
         "INSERT OR REPLACE INTO sessions (id, state, epoch, worker_id, backend, end_reason, message, labels, spec,
-         idle_timeout, created_at, ready_at, ended_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         idle_timeout, created_at, ready_at, ended_at, expires_at, checkpoint, recovered)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(row.id)
     .bind(row.state)
@@ -220,6 +221,8 @@ async fn save_session(tx: &mut SqliteConnection, session: &Session) -> Result<()
     .bind(row.ready_at)
     .bind(row.ended_at)
     .bind(row.expires_at)
+    .bind(row.checkpoint)
+    .bind(row.recovered)
     .execute(tx)
     .await?;
     Ok(())

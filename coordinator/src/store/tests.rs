@@ -5,13 +5,13 @@ use std::{path::Path, time::Duration};
 use berth_proto::{
     Epoch, Incarnation,
     domain::{
-        Backend, BackendChoice, EndReason, Labels, Limits, PtySize, SessionState, TaskDefaultsPatch,
-        TemplateSpec,
+        Backend, BackendChoice, CheckpointPolicy, EndReason, Labels, Limits, OnWorkerLoss, PtySize,
+        RestoreFrom, SessionState, TaskDefaultsPatch, TemplateSpec,
     },
 };
 
 use super::{memory::MemoryStore, record::time, sqlite::SqliteStore, *};
-use crate::fleet::{Scheduling, Spec, Times};
+use crate::fleet::{Kept, Scheduling, Spec, Times};
 
 fn session(number: u128) -> Session {
     Session::from_record(
@@ -35,6 +35,14 @@ fn session(number: u128) -> Session {
                 pty_size: Some(PtySize { cols: 100, rows: 50 }),
                 max_concurrent: None,
             },
+            on_worker_loss: OnWorkerLoss::Restore,
+            checkpoints: CheckpointPolicy {
+                interval: Some(Duration::from_secs(60)),
+                on_drain: true,
+                before_delete: true,
+                keep: 9,
+                keep_for: Duration::from_secs(77),
+            },
             keyed: true,
         },
         Labels::from([("l".into(), "v".into())]),
@@ -51,6 +59,13 @@ fn session(number: u128) -> Session {
             expires_at: Some(time(3_000_003)),
         },
         Some(Duration::from_secs(9)),
+        [
+            Some(Kept {
+                from: RestoreFrom { checkpoint: "0123".into(), root: [9; 32] },
+                at: time(4_000_004),
+            }),
+            None,
+        ],
     )
 }
 

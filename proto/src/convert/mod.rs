@@ -66,6 +66,9 @@ pub mod bounds {
     pub const PIDS_MAX: u32 = 4 << 20;
     /// Tasks of one session at a time. Each is at least a process.
     pub const CONCURRENT_MAX: u32 = 65_536;
+    pub const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(1);
+    /// Of those that are taken by policy, of one session.
+    pub const CHECKPOINTS_KEPT: u32 = 1000;
     pub const PAGE_DEFAULT: u32 = 100;
     pub const PAGE_MAX: u32 = 1000;
 }

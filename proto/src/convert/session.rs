@@ -1,8 +1,8 @@
 //! Sessions as a client asks for them.
 
-use super::{bounds, duration, env, labels, optional_limit, request_id};
+use super::{bounds, duration, duration_out, env, labels, optional_limit, request_id};
 use crate::{
-    domain::{CreateSession, LimitsPatch, TaskDefaultsPatch},
+    domain::{CheckpointPolicy, CreateSession, LimitsPatch, OnWorkerLoss, TaskDefaultsPatch},
     error::Error,
     v1,
 };
@@ -34,7 +34,67 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
                 .map(TaskDefaultsPatch::try_from)
                 .transpose()?
                 .unwrap_or_default(),
+            on_worker_loss: on_worker_loss(wire.on_worker_loss)?,
+            checkpoints: wire.checkpoints.map(CheckpointPolicy::try_from).transpose()?.unwrap_or_default(),
         })
+    }
+}
+
+fn on_worker_loss(wire: i32) -> Result<OnWorkerLoss, Error> {
+    match v1::OnWorkerLoss::try_from(wire) {
+        Ok(v1::OnWorkerLoss::Unspecified | v1::OnWorkerLoss::End) => Ok(OnWorkerLoss::End),
+        Ok(v1::OnWorkerLoss::Restore) => Ok(OnWorkerLoss::Restore),
+        Err(_) => {
+            Err(Error::invalid("on_worker_loss", format!("{wire} is not known")).hint("END or RESTORE"))
+        }
+    }
+}
+
+impl From<OnWorkerLoss> for v1::OnWorkerLoss {
+    fn from(on_loss: OnWorkerLoss) -> Self {
+        match on_loss {
+            OnWorkerLoss::End => Self::End,
+            OnWorkerLoss::Restore => Self::Restore,
+        }
+    }
+}
+
+impl TryFrom<v1::CheckpointPolicy> for CheckpointPolicy {
+    type Error = Error;
+    fn try_from(wire: v1::CheckpointPolicy) -> Result<Self, Error> {
+        let usual = Self::default();
+        let interval = wire.interval.map(|every| duration("checkpoints.interval", every)).transpose()?;
+        if interval.is_some_and(|every| every < bounds::CHECKPOINT_INTERVAL_MIN) {
+            return Err(
+                Error::invalid("checkpoints.interval", "is less than a second").hint("leave it out for none")
+            );
+        }
+        if wire.keep > bounds::CHECKPOINTS_KEPT {
+            return Err(Error::invalid(
+                "checkpoints.keep",
+                format!("is more than {}", bounds::CHECKPOINTS_KEPT),
+            ));
+        }
+        let keep_for = wire.keep_for.map(|keep| duration("checkpoints.keep_for", keep)).transpose()?;
+        Ok(Self {
+            interval,
+            on_drain: wire.on_drain,
+            before_delete: wire.before_delete,
+            keep: if wire.keep == 0 { usual.keep } else { wire.keep },
+            keep_for: keep_for.unwrap_or(usual.keep_for),
+        })
+    }
+}
+
+impl From<CheckpointPolicy> for v1::CheckpointPolicy {
+    fn from(policy: CheckpointPolicy) -> Self {
+        Self {
+            interval: policy.interval.map(duration_out),
+            on_drain: policy.on_drain,
+            before_delete: policy.before_delete,
+            keep: policy.keep,
+            keep_for: Some(duration_out(policy.keep_for)),
+        }
     }
 }
 

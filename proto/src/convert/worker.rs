@@ -2,7 +2,7 @@
 
 use super::{duration, duration_out, env, full_limits, optional_limit, required, session_id, time, time_out};
 use crate::{
-    domain::{Capacity, Placement, TaskDefaultsPatch, TemplateSpec},
+    domain::{Capacity, Placement, RestoreFrom, TaskDefaultsPatch, TemplateSpec},
     error::Error,
     ids::Epoch,
     v1,
@@ -52,6 +52,8 @@ impl TryFrom<v1::PlaceSession> for Placement {
             idle_timeout: optional_limit("idle_timeout", wire.idle_timeout)?.flatten(),
             task_defaults: defaults,
             start_timeout: duration("start_timeout", required("start_timeout", wire.start_timeout)?)?,
+            restore: wire.restore.map(RestoreFrom::try_from).transpose()?,
+            fenced: wire.fenced,
         })
     }
 }
@@ -69,7 +71,24 @@ impl From<Placement> for v1::PlaceSession {
             idle_timeout: placement.idle_timeout.map(duration_out),
             task_defaults: Some(placement.task_defaults.into()),
             start_timeout: Some(duration_out(placement.start_timeout)),
+            restore: placement.restore.map(Into::into),
+            fenced: placement.fenced,
         }
+    }
+}
+
+impl TryFrom<v1::RestoreFrom> for RestoreFrom {
+    type Error = Error;
+    fn try_from(wire: v1::RestoreFrom) -> Result<Self, Error> {
+        let root = wire.root.as_ref().try_into();
+        let root = root.map_err(|_| Error::invalid("restore.root", "a digest has 32 bytes"))?;
+        Ok(Self { checkpoint: wire.checkpoint_id, root })
+    }
+}
+
+impl From<RestoreFrom> for v1::RestoreFrom {
+    fn from(from: RestoreFrom) -> Self {
+        Self { checkpoint_id: from.checkpoint, root: from.root.to_vec().into() }
     }
 }
 
@@ -124,6 +143,8 @@ mod tests {
             idle_timeout: Some(Duration::from_secs(9)),
             task_defaults: TaskDefaultsPatch { timeout: Some(None), ..Default::default() },
             start_timeout: Duration::from_secs(30),
+            restore: Some(RestoreFrom { checkpoint: "c".into(), root: [7; 32] }),
+            fenced: true,
         };
         assert_eq!(Placement::try_from(v1::PlaceSession::from(placement.clone())).unwrap(), placement);
     }

@@ -74,7 +74,7 @@ impl Hop {
     pub async fn stop(self) {
         let Self { cluster, tasks, files, session, .. } = self;
         drop((tasks, files));
-        let request = v1::DeleteSessionRequest { session_id: session };
+        let request = v1::DeleteSessionRequest { session_id: session, ..Default::default() };
         cluster.sessions().delete_session(request).await.expect("the session can be deleted");
         cluster.stop().await;
     }

@@ -11,6 +11,7 @@ mod coordinator;
 mod copying;
 mod isolation;
 mod placement;
+mod recovery;
 mod sessions;
 mod start;
 mod util;

@@ -142,7 +142,10 @@ async fn deleting_ends_what_runs_and_twice_is_no_error() {
     let request = v1::ListTasksRequest { session_id: session.clone(), ..Default::default() };
     let tasks = cluster.tasks().list_tasks(request).await.expect("it is remembered").into_inner().tasks;
     assert_eq!(tasks.len(), 1);
-    let unknown = v1::DeleteSessionRequest { session_id: berth_proto::SessionId::new().to_string() };
+    let unknown = v1::DeleteSessionRequest {
+        session_id: berth_proto::SessionId::new().to_string(),
+        ..Default::default()
+    };
     let error = cluster.sessions().delete_session(unknown).await.expect_err("no such session");
     assert_eq!(error.code(), Code::NotFound);
     cluster.stop().await;

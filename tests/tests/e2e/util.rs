@@ -45,6 +45,6 @@ pub async fn state(cluster: &Cluster, session: &str) -> v1::Session {
 }
 
 pub async fn delete(cluster: &Cluster, session: &str) {
-    let request = v1::DeleteSessionRequest { session_id: session.into() };
+    let request = v1::DeleteSessionRequest { session_id: session.into(), ..Default::default() };
     cluster.sessions().delete_session(request).await.expect("it can be deleted");
 }

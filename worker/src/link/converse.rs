@@ -2,6 +2,7 @@
 //! commands in, and at the end of the worker its leave.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -32,6 +33,8 @@ impl Link {
         // Reports first: the first heartbeat's answer then covers them.
         let mut reports = true;
         let mut first_beat = true;
+        // When the heartbeats went that have no answer yet.
+        let mut sent: VecDeque<(u64, Instant)> = VecDeque::new();
         loop {
             let beat_due = next_beat <= Instant::now();
             tokio::select! {
@@ -39,7 +42,17 @@ impl Link {
                 message = incoming.message() => match message? {
                     Some(v1::CoordinatorMessage { message: Some(command) }) => {
                         if let Command::Lease(lease) = &command {
-                            lease_over = Instant::now() + renewed(lease, pace);
+                            let span = renewed(lease, pace);
+                            lease_over = Instant::now() + span;
+                            // The lease counts from when the heartbeat left: the coordinator got it later.
+                            while let Some((sequence, at)) = sent.pop_front() {
+                                if sequence == lease.sequence {
+                                    self.sessions.leased(at + span);
+                                }
+                                if sequence >= lease.sequence {
+                                    break;
+                                }
+                            }
                         }
                         self.obey(command);
                     }
@@ -63,7 +76,9 @@ impl Link {
                         None if beat_due => {
                             first_beat = false;
                             next_beat = Instant::now() + pace.every;
-                            Message::Heartbeat(self.heartbeat())
+                            let beat = self.heartbeat();
+                            sent.push_back((beat.sequence, Instant::now()));
+                            Message::Heartbeat(beat)
                         }
                         None => {
                             reports = false;

@@ -21,7 +21,10 @@ use berth_proto::{
     relay::Relay,
     spawn::spawn,
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
-    v1::{DataPreface, file_service_server::FileServiceServer, task_service_server::TaskServiceServer},
+    v1::{
+        DataPreface, file_service_server::FileServiceServer, task_service_server::TaskServiceServer,
+        worker_data_service_server::WorkerDataServiceServer,
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -37,7 +40,7 @@ use tonic::{
 use tracing::debug;
 
 use super::backoff::Backoff;
-use crate::sessions::route::SessionRoute;
+use crate::{checkpoint::CheckpointApi, sessions::route::SessionRoute};
 
 /// Streams of a connection that is replaced have this long to finish.
 const LINGER: Duration = Duration::from_secs(10);
@@ -45,8 +48,10 @@ const LINGER: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: u32 = 16;
 
 /// The data plane as this worker serves it, on whatever it is reached.
-pub fn services(route: &SessionRoute, health: Routes) -> Routes {
+pub fn services(route: &SessionRoute, checkpoints: CheckpointApi, health: Routes) -> Routes {
     health
+        // For the coordinator alone: a listener of this worker's own does not have it.
+        .add_service(WorkerDataServiceServer::new(checkpoints))
         .add_service(
             TaskServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT),
         )

@@ -213,6 +213,7 @@ impl Link {
         bearer.set_sensitive(true);
         request.metadata_mut().insert("authorization", bearer);
         let hello = v1::WorkerMessage { message: Some(Message::Hello(self.hello())) };
+        let said = Instant::now();
         sender.try_send(hello).map_err(|e| broken(&e))?;
 
         let mut client =
@@ -229,6 +230,7 @@ impl Link {
             return Err(Ended::Broken("the coordinator did not say Welcome first".to_owned()));
         };
         let pace = self.welcomed(welcome, pool)?;
+        self.sessions.leased(said + pace.lease);
         attached.send_replace(true);
         self.converse(incoming, sender, pace).await
     }

@@ -55,8 +55,10 @@ impl Sessions {
                 }
                 Found::Session { placement, backend, paused, identity } => {
                     let running = self.find(backend, identity.as_ref(), &dirs).await;
+                    // One whose files were still coming was never ready: half of them is none.
+                    let whole = placement.restore.is_none();
                     match (running, self.inner.backends.get(backend)) {
-                        (Some(running), Some(sandboxes)) => {
+                        (Some(running), Some(sandboxes)) if whole => {
                             alive.insert(session.to_string());
                             let calls = self.inner.settings.session_calls;
                             let slot = Slot::new(*placement, backend, paused, calls);

@@ -31,12 +31,12 @@ use std::{
 };
 
 use berth_proto::{
-    Epoch, Error, SessionId,
+    Epoch, Error, Reason, SessionId,
     domain::{Capacity, EndReason, Placement, SessionState, TaskDefaults},
     spawn::spawn,
     v1,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -46,7 +46,12 @@ use self::{
     slot::{End, Slot},
 };
 use crate::{
-    backends::Backends, health::machine, link::outbox::Outbox, sandbox::SandboxBackend, workspace::Workspaces,
+    backends::Backends,
+    checkpoint::{self, Source, Taken, Wanted},
+    health::machine,
+    link::outbox::Outbox,
+    sandbox::SandboxBackend,
+    workspace::Workspaces,
 };
 
 /// Placements that are over and remembered. More than come within any delay of a message.
@@ -61,6 +66,8 @@ pub struct Settings {
     pub session_calls: usize,
     /// For what neither a session nor its template sets.
     pub task_defaults: TaskDefaults,
+    /// The way to the coordinator's pieces of checkpoints.
+    pub checkpoints: Source,
 }
 
 /// The sessions of a worker. A cheap handle.
@@ -77,6 +84,8 @@ pub(crate) struct Inner {
     table: Mutex<Table>,
     /// How many are held.
     count: watch::Sender<usize>,
+    /// Until when the coordinator counts on this worker's sessions, as far as it was heard.
+    lease: watch::Sender<Option<Instant>>,
     /// The process is gone, as far as the actors know.
     crash: CancellationToken,
 }
@@ -155,6 +164,7 @@ impl Sessions {
             outbox,
             table: Mutex::default(),
             count: watch::channel(0).0,
+            lease: watch::channel(None).0,
             crash,
         };
         Self { inner: Arc::new(inner) }
@@ -162,6 +172,24 @@ impl Sessions {
 
     pub fn capacity(&self) -> Capacity {
         self.inner.settings.capacity
+    }
+
+    /// The lease runs until then. Agents that hold a fence are told.
+    pub fn leased(&self, until: Instant) {
+        self.inner.lease.send_replace(Some(until));
+    }
+
+    /// Takes a checkpoint of a session, at this epoch.
+    pub async fn checkpoint(&self, session: SessionId, epoch: Epoch, wanted: Wanted) -> Result<Taken, Error> {
+        let slot = self.held(session).filter(|slot| slot.placement.epoch == epoch).ok_or_else(|| {
+            Error::precondition(
+                Reason::StaleEpoch,
+                format!("this worker does not hold {session} at epoch {epoch}"),
+            )
+        })?;
+        let hop = slot.hop("Export")?;
+        let source = &self.inner.settings.checkpoints;
+        checkpoint::take(hop.channel.clone(), source.connect()?, source.staging(), wanted).await
     }
 
     /// How many are held; changes wake.

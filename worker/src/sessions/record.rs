@@ -13,7 +13,7 @@ use std::{
 
 use berth_proto::{
     Epoch, SessionId,
-    domain::{Backend, Labels, Limits, Placement, PtySize, TaskDefaults, TemplateSpec},
+    domain::{Backend, Labels, Limits, Placement, PtySize, RestoreFrom, TaskDefaults, TemplateSpec},
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,18 @@ pub struct Meta {
     pty_rows: u16,
     max_concurrent: u32,
     start_timeout: Duration,
+    #[serde(default)]
+    fenced: bool,
+    /// Its files are being restored from this: half of them is none.
+    #[serde(default)]
+    restoring: Option<Restoring>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Restoring {
+    checkpoint: String,
+    root: [u8; 32],
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +102,11 @@ impl Meta {
             pty_rows: task_defaults.pty_size.rows,
             max_concurrent: task_defaults.max_concurrent,
             start_timeout: placement.start_timeout,
+            fenced: placement.fenced,
+            restoring: placement
+                .restore
+                .clone()
+                .map(|from| Restoring { checkpoint: from.checkpoint, root: from.root }),
         }
     }
 
@@ -129,6 +146,11 @@ impl Meta {
             }
             .into(),
             start_timeout: self.start_timeout,
+            fenced: self.fenced,
+            restore: self
+                .restoring
+                .clone()
+                .map(|from| RestoreFrom { checkpoint: from.checkpoint, root: from.root }),
         };
         let backend = self.backend.parse().map_err(|error| bad(format!("{error}")))?;
         Ok((placement, backend))
@@ -207,6 +229,8 @@ pub(crate) fn sample(session: SessionId) -> Placement {
         idle_timeout: None,
         task_defaults: TaskDefaults::default().into(),
         start_timeout: Duration::from_secs(30),
+        restore: None,
+        fenced: false,
     }
 }
 

@@ -33,6 +33,7 @@ use tracing::info;
 
 use crate::{
     backends::Backends,
+    checkpoint::{self, CheckpointApi},
     config::{Config, StartError},
     health::{self, Health, canary, machine},
     link::{self, Link, LinkState, data, outbox::Outbox},
@@ -151,6 +152,11 @@ impl Worker {
                 end_grace: config.end_grace,
                 session_calls: config.session_calls.max(1),
                 task_defaults: config.task_defaults,
+                checkpoints: checkpoint::Source::new(
+                    config.coordinator.clone(),
+                    config.join_token.clone(),
+                    workspaces.staging().map_err(failed)?,
+                ),
             },
             workspaces.clone(),
             backends.clone(),
@@ -242,7 +248,7 @@ impl Parts {
             }
         });
         let (parts, stopped) = (self.clone(), stop.clone());
-        let services = data::services(&route, health.clone());
+        let services = data::services(&route, CheckpointApi::new(self.sessions.clone()), health.clone());
         spawn("link", async move {
             if let Err(error) = parts.link.clone().run(services, stopped.clone()).await {
                 parts.sessions.close("a newer process has this worker's id");

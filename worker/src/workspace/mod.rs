@@ -54,6 +54,14 @@ impl Workspaces {
         &self.base
     }
 
+    /// A directory on the same disk, where checkpoints are put together. Made if need be.
+    pub fn staging(&self) -> io::Result<PathBuf> {
+        use std::os::unix::fs::DirBuilderExt;
+        let dir = self.base.with_file_name("staging");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        Ok(dir)
+    }
+
     /// Where a session lives, whether or not it is there.
     pub fn dirs(&self, session: SessionId) -> SessionDirs {
         SessionDirs { root: self.base.join(session.to_string()) }

@@ -61,6 +61,10 @@ struct State {
     defaults: TaskDefaults,
     ttl: Option<Instant>,
     idle_timeout: Option<Duration>,
+    epoch: u64,
+    fence: Option<Instant>,
+    paused: bool,
+    fenced: bool,
 }
 
 /// Counts a call for as long as it lives.
@@ -93,6 +97,10 @@ impl Machine {
                 defaults: TaskDefaults::default(),
                 ttl: None,
                 idle_timeout: None,
+                epoch: 0,
+                fence: None,
+                paused: false,
+                fenced: false,
             }),
             files: Mutex::new(Tree::new(spec.limits.disk_bytes)),
             frozen: watch::channel(false).0,
@@ -180,6 +188,10 @@ impl Machine {
         if self.stopping.is_cancelled() || self.gone.is_cancelled() {
             return Err(Error::precondition(Reason::SessionEnded, "the session is ending"));
         }
+        if state.fenced {
+            let text = "the session's worker has lost the coordinator: it stands still until that is back";
+            return Err(Error::unavailable(Reason::SessionFenced, text));
+        }
         let running = state.tasks.values().filter(|task| !task.done()).count();
         let most = state.defaults.max_concurrent as usize;
         if running >= most {
@@ -225,9 +237,30 @@ impl Machine {
         }
     }
 
-    /// Ends the session when its time is up.
+    /// Tasks stand still while anyone holds them.
+    fn hold(&self, change: impl FnOnce(&mut State)) {
+        let mut state = lock(&self.state);
+        change(&mut state);
+        let held = state.paused || state.fenced;
+        self.frozen.send_replace(held);
+        drop(state);
+        self.moved.notify_one();
+    }
+
+    fn put_off(&self, fence: v1::Fence) -> Result<bool, Error> {
+        let within = convert::duration("fence.within", convert::required("fence.within", fence.within)?)?;
+        let mut was = false;
+        self.hold(|state| {
+            was = std::mem::take(&mut state.fenced);
+            state.fence = Some(Instant::now() + within);
+        });
+        Ok(was)
+    }
+
+    /// Ends the session when its time is up, and lets it stand still at its fence.
     async fn deadlines(self: Arc<Self>) {
         loop {
+            let fence = lock(&self.state).fence;
             let (ttl, idle) = {
                 let state = lock(&self.state);
                 let busy =
@@ -239,6 +272,10 @@ impl Machine {
             tokio::select! {
                 () = self.gone.cancelled() => return,
                 () = self.moved.notified() => {}
+                () = sleep_until(fence) => self.hold(|state| {
+                    state.fenced = true;
+                    state.fence = None;
+                }),
                 () = sleep_until(next) => {
                     let idle = ttl.is_none_or(|ttl| idle.is_some_and(|idle| idle < ttl));
                     self.end_tasks().await;
@@ -322,7 +359,11 @@ impl AgentService for Served {
             state.last_activity = Instant::now();
         }
         state.configured = true;
+        state.epoch = wire.epoch;
         drop(state);
+        if let Some(fence) = wire.fence {
+            self.0.put_off(fence)?;
+        }
         self.0.moved.notify_one();
         Ok(Response::new(v1::ConfigureResponse { version: VERSION.to_owned(), protections: Vec::new() }))
     }
@@ -366,28 +407,43 @@ impl AgentService for Served {
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
         tokio::time::sleep(self.0.faults.freeze_delay).await;
-        self.0.frozen.send_replace(request.into_inner().frozen);
-        lock(&self.0.state).last_activity = Instant::now();
-        self.0.moved.notify_one();
+        let paused = request.into_inner().frozen;
+        self.0.hold(|state| {
+            state.paused = paused;
+            state.last_activity = Instant::now();
+        });
         Ok(Response::new(v1::FreezeResponse {}))
     }
 
-    /// A fake sandbox has no fence: the worker sets none.
-    async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        Ok(Response::new(v1::RenewResponse::default()))
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let wire = request.into_inner();
+        if wire.epoch != lock(&self.0.state).epoch {
+            return Err(Error::precondition(Reason::StaleEpoch, "another placement was told").into());
+        }
+        let was_fenced = self.0.put_off(convert::required("fence", wire.fence)?)?;
+        Ok(Response::new(v1::RenewResponse { was_fenced }))
     }
 
     type ExportStream = Pin<Box<dyn Stream<Item = Result<v1::ArchivePart, Status>> + Send>>;
 
-    async fn export(&self, _: Request<v1::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
-        Err(Status::unimplemented("the fake agent exports nothing"))
+    async fn export(
+        &self,
+        request: Request<v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let parts = lock(&self.0.files).archive(request.into_inner().max_bytes)?;
+        Ok(Response::new(Box::pin(futures::stream::iter(parts.into_iter().map(Ok)))))
     }
 
     async fn import(
         &self,
-        _: Request<Streaming<v1::ArchivePart>>,
+        request: Request<Streaming<v1::ArchivePart>>,
     ) -> Result<Response<v1::ImportResponse>, Status> {
-        Err(Status::unimplemented("the fake agent imports nothing"))
+        let mut incoming = request.into_inner();
+        let mut parts = Vec::new();
+        while let Some(part) = incoming.message().await? {
+            parts.push(part);
+        }
+        Ok(Response::new(lock(&self.0.files).unarchive(parts)?))
     }
 
     async fn shutdown(

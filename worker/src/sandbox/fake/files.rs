@@ -40,11 +40,11 @@ fn parent(path: &str) -> &str {
 }
 
 #[derive(Clone)]
-struct Node {
+pub(super) struct Node {
     /// `None`: a directory.
-    content: Option<Bytes>,
-    mode: u32,
-    modified_at: SystemTime,
+    pub(super) content: Option<Bytes>,
+    pub(super) mode: u32,
+    pub(super) modified_at: SystemTime,
 }
 
 impl Node {
@@ -55,8 +55,8 @@ impl Node {
 
 /// Absolute path → what is there.
 pub(super) struct Tree {
-    nodes: BTreeMap<String, Node>,
-    quota: u64,
+    pub(super) nodes: BTreeMap<String, Node>,
+    pub(super) quota: u64,
 }
 
 impl Tree {

@@ -12,11 +12,13 @@
 //! | [`output`] | a bounded output stream with absolute offsets |
 //! | [`commands`] | what can be run |
 //! | [`files`] | the tree, and `FileService` |
+//! | [`archive`] | the tree out of one sandbox and into another |
 //!
 //! A clone of a [`FakeBackend`] is the same backend: a worker that starts anew with it finds the
 //! sandboxes that an earlier one left, as it would with a real backend.
 
 mod agent;
+mod archive;
 mod commands;
 mod feed;
 mod files;

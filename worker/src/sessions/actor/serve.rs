@@ -1,13 +1,15 @@
 //! The second step: serving a session until something ends it.
 
+use std::time::Duration;
+
 use berth_proto::{
     domain::{EndReason, SessionState},
     v1::{self, agent_event::Event, agent_service_client::AgentServiceClient},
 };
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{Actor, BACKSTOP, CALL_TIMEOUT};
+use super::{Actor, BACKSTOP, CALL_TIMEOUT, fence};
 use crate::{
     sandbox::Running,
     sessions::{
@@ -19,6 +21,9 @@ use crate::{
     workspace::blocking,
 };
 
+/// The next heartbeat renews again.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(2);
+
 impl Actor {
     /// Serves the session until something ends it, and says what.
     pub(super) async fn serve(&self, running: &Running, events: &mut Events) -> End {
@@ -28,6 +33,8 @@ impl Actor {
         desired.mark_changed();
         let paused = self.slot.state() == SessionState::Paused;
         let mut told = Told { paused, desired: self.initial.clone() };
+        let mut lease = self.inner.lease.subscribe();
+        lease.mark_changed();
         loop {
             let (at, idle) = self.backstop();
             tokio::select! {
@@ -59,6 +66,14 @@ impl Actor {
                         () = self.apply(running, wanted, &mut told) => {}
                     }
                 }
+                Ok(()) = lease.changed(), if self.slot.placement.fenced => {
+                    let until = *lease.borrow_and_update();
+                    tokio::select! {
+                        biased;
+                        end = self.slot.end_wanted() => return end,
+                        () = self.renew(running, until) => {}
+                    }
+                }
                 () = sleep_until(at) => {
                     // An idle session may have been busy since this was computed: the loop looks again.
                     let (again, _) = self.backstop();
@@ -68,6 +83,21 @@ impl Actor {
                     }
                 }
             }
+        }
+    }
+
+    /// Puts the agent's fence off to the end of the lease.
+    async fn renew(&self, running: &Running, until: Option<Instant>) {
+        let Some(until) = until else { return };
+        let request = v1::RenewRequest { epoch: self.slot.placement.epoch.0, fence: Some(fence(until)) };
+        let mut agent = AgentServiceClient::new(running.agent.clone());
+        match tokio::time::timeout(RENEW_TIMEOUT, agent.renew(request)).await {
+            Ok(Ok(answer)) if answer.get_ref().was_fenced => {
+                info!(session.id = %self.slot.placement.session, "the lease is confirmed: the session goes on");
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(status)) => warn!(status = status.message(), "the agent refused to put its fence off"),
+            Err(_) => warn!("the agent did not put its fence off in time"),
         }
     }
 
@@ -139,6 +169,8 @@ impl Actor {
         let mut placement = self.slot.placement.clone();
         placement.expires_at = wanted.expires_at;
         placement.idle_timeout = wanted.idle_timeout;
+        // They are there.
+        placement.restore = None;
         let meta = Meta::new(&placement, self.slot.backend, wanted.paused);
         let dirs = self.inner.workspaces.dirs(placement.session);
         if let Err(error) = blocking(move || record::write_meta(&dirs, &meta)).await {

@@ -1,16 +1,18 @@
 //! The first step: from a placement, or from what an earlier process left, to a session that is served.
 
+use berth_checkpoint::Digest;
 use berth_proto::{
-    Error, convert,
-    domain::{EndReason, SessionState},
+    Code, Error, Reason, convert,
+    domain::{EndReason, Placement, RestoreFrom, SessionState},
     v1::{self, agent_service_client::AgentServiceClient, task_service_client::TaskServiceClient},
 };
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Actor, CALL_TIMEOUT, Started, TASKS_LOOKED_AT};
+use super::{Actor, CALL_TIMEOUT, Started, TASKS_LOOKED_AT, fence};
 use crate::{
-    sandbox::Running,
+    checkpoint,
+    sandbox::{Running, SessionDirs},
     sessions::{
         events::Events,
         launch::{Launch, await_agent},
@@ -67,6 +69,23 @@ impl Actor {
             Ok(answer) => answer,
             Err(error) => return Started::Failed(failure(&error), None),
         };
+        if let Some(from) = placement.restore.clone() {
+            let restoring = tokio::time::timeout_at(deadline, self.restore(&running, &dirs, &from));
+            let restored = tokio::select! {
+                biased;
+                end = self.slot.end_wanted() => return Started::Failed(end, None),
+                restored = restoring => restored,
+            };
+            let late = || Error::new(Code::DeadlineExceeded, Reason::StartTimeout, "its time was up");
+            if let Err(error) = restored.unwrap_or_else(|_| Err(late())) {
+                let text = format!(
+                    "its files could not be restored from checkpoint {}: {}",
+                    from.checkpoint,
+                    error.message()
+                );
+                return Started::Failed(End::new(EndReason::SandboxFailed, text), None);
+            }
+        }
         let started = self.watch(running).await;
         if matches!(started, Started::Live(..)) {
             info!(session.id = %placement.session, epoch = placement.epoch.0, backend = %self.slot.backend,
@@ -74,6 +93,17 @@ impl Actor {
             self.slot.enter(&self.inner.outbox, SessionState::Ready, "");
         }
         started
+    }
+
+    /// Makes the session's files and finished tasks what they were. Nobody has seen it yet.
+    async fn restore(&self, running: &Running, dirs: &SessionDirs, from: &RestoreFrom) -> Result<(), Error> {
+        let blobs = self.inner.settings.checkpoints.connect()?;
+        let made = checkpoint::restore(running.agent.clone(), blobs, Digest(from.root)).await?;
+        info!(session.id = %self.slot.placement.session, checkpoint.id = from.checkpoint, entries = made.entries,
+            bytes = made.bytes, tasks = made.tasks, "restored from a checkpoint");
+        let whole = Placement { restore: None, ..self.slot.placement.clone() };
+        let meta = Meta::new(&whole, self.slot.backend, false);
+        record::write_meta(dirs, &meta).map_err(|error| Error::internal("the session's record").cause(error))
     }
 
     /// Takes up a session that an earlier process of this worker started.
@@ -153,8 +183,8 @@ impl Actor {
                 .expires
                 .map(|at| convert::duration_out(at.saturating_duration_since(Instant::now()))),
             idle_timeout: desired.idle_timeout.map(convert::duration_out),
-            // No fence: no session may be placed elsewhere while its worker is away, yet.
-            ..v1::ConfigureRequest::default()
+            // Of one that was taken up nothing is known yet: the fence that its agent has stands.
+            fence: self.inner.lease.borrow().filter(|_| placement.fenced).map(fence),
         }
     }
 }

@@ -1,0 +1,228 @@
+//! Where the pieces of checkpoints lie: a local directory, or any store that speaks S3.
+//!
+//! A piece is written under its own hash, so that writing it twice does no harm and none can be changed. What is read
+//! is checked by whoever asked for it: this store may lie, and a disk may rot.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use berth_checkpoint::Digest;
+use berth_proto::{Error, Reason};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::{
+    ClientOptions, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, aws::AmazonS3Builder,
+    local::LocalFileSystem, path::Path,
+};
+
+/// One request to the store, its answer included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// All tries of one call together.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(90);
+/// Below the prefix; the first two digits of the hash are a directory.
+const PIECES: &str = "pieces";
+
+/// Where, as the operator says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A directory of this machine.
+    Directory(PathBuf),
+    /// `s3://BUCKET/PREFIX`. Endpoint, region and credentials are taken from the usual `AWS_*` variables.
+    S3 { bucket: String, prefix: String },
+}
+
+impl std::str::FromStr for Location {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(rest) = text.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            if bucket.is_empty() {
+                return Err("s3:// needs a bucket: s3://BUCKET or s3://BUCKET/PREFIX".to_owned());
+            }
+            return Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned() });
+        }
+        if text.contains("://") {
+            return Err("a directory or s3://BUCKET/PREFIX".to_owned());
+        }
+        if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Self::Directory(PathBuf::from(text))) }
+    }
+}
+
+impl std::fmt::Display for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+/// The store.
+#[derive(Clone)]
+pub struct Blobs {
+    store: Arc<dyn ObjectStore>,
+    prefix: String,
+}
+
+impl Blobs {
+    /// Opens it. Nothing is asked of an S3 store yet: see [`Blobs::probe`].
+    pub fn open(location: &Location) -> Result<Self, Error> {
+        let refused = |error: &dyn std::fmt::Display| {
+            Error::unavailable(Reason::StoreFailed, format!("the blob store {location}: {error}"))
+        };
+        match location {
+            Location::Directory(path) => {
+                private_dir(path).map_err(|e| refused(&e))?;
+                let store = LocalFileSystem::new_with_prefix(path).map_err(|e| refused(&e))?.with_fsync(true);
+                Ok(Self { store: Arc::new(store), prefix: String::new() })
+            }
+            Location::S3 { bucket, prefix } => {
+                // One TLS library for the process; a second call finds it there.
+                let _ = rustls::crypto::ring::default_provider().install_default();
+                let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT);
+                let retry = RetryConfig { retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
+                let store = AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_client_options(client.with_allow_http(allow_http()))
+                    .with_retry(retry)
+                    .build()
+                    .map_err(|e| refused(&e))?;
+                Ok(Self { store: Arc::new(store), prefix: prefix.clone() })
+            }
+        }
+    }
+
+    /// A store in memory, for tests and simulations.
+    pub fn in_memory() -> Self {
+        Self { store: Arc::new(object_store::memory::InMemory::new()), prefix: String::new() }
+    }
+
+    fn base(&self) -> Path {
+        Path::from(format!("{}/{PIECES}", self.prefix))
+    }
+
+    fn path(&self, digest: Digest) -> Path {
+        let hex = digest.hex();
+        Path::from(format!("{}/{PIECES}/{}/{hex}", self.prefix, &hex[..2]))
+    }
+
+    /// Whether the store can be written and read.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let data = Bytes::from_static(b"berth");
+        let path = Path::from(format!("{}/probe", self.prefix));
+        self.store.put(&path, PutPayload::from(data.clone())).await.map_err(failed)?;
+        let read = self.store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)?;
+        let _ = self.store.delete(&path).await;
+        if read == data {
+            return Ok(());
+        }
+        Err(Error::unavailable(
+            Reason::StoreFailed,
+            "the blob store gives back something else than it was given",
+        ))
+    }
+
+    /// Stores a sealed piece.
+    pub async fn put(&self, digest: Digest, sealed: Bytes) -> Result<(), Error> {
+        self.store.put(&self.path(digest), PutPayload::from(sealed)).await.map(drop).map_err(failed)
+    }
+
+    /// Reads a sealed piece.
+    pub async fn get(&self, digest: Digest) -> Result<Bytes, Error> {
+        let found = self.store.get(&self.path(digest)).await.map_err(failed)?;
+        found.bytes().await.map_err(failed)
+    }
+
+    /// Removes a piece. One that is not there is no error.
+    pub async fn delete(&self, digest: Digest) -> Result<(), Error> {
+        match self.store.delete(&self.path(digest)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// All pieces that are older than `age`.
+    pub fn older_than(&self, age: Duration) -> BoxStream<'static, Result<Digest, Error>> {
+        let before = std::time::SystemTime::now() - age;
+        let all = self.store.list(Some(&self.base()));
+        all.map_err(failed)
+            .try_filter_map(move |found| {
+                let digest = found.location.filename().and_then(Digest::from_hex);
+                let old = std::time::SystemTime::from(found.last_modified) < before;
+                std::future::ready(Ok(digest.filter(|_| old)))
+            })
+            .boxed()
+    }
+}
+
+/// Unless somebody said so, nobody's files go over a network unencrypted.
+fn allow_http() -> bool {
+    std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value.eq_ignore_ascii_case("true") || value == "1")
+}
+
+fn private_dir(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn failed(error: object_store::Error) -> Error {
+    match error {
+        object_store::Error::NotFound { path, .. } => Error::new(
+            berth_proto::Code::DataLoss,
+            Reason::CheckpointFailed,
+            format!("the blob store has lost {path}"),
+        )
+        .hint("the checkpoint can't be restored; an older or a newer one may be whole"),
+        error => Error::unavailable(Reason::StoreFailed, "the blob store failed").cause(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt;
+
+    use super::*;
+
+    #[test]
+    fn locations_are_read_strictly() {
+        let of = |text: &str| text.parse::<Location>();
+        assert_eq!(of("/var/blobs"), Ok(Location::Directory("/var/blobs".into())));
+        let s3 = |bucket: &str, prefix: &str| Location::S3 { bucket: bucket.into(), prefix: prefix.into() };
+        assert_eq!(of("s3://b"), Ok(s3("b", "")));
+        assert_eq!(of("s3://b/a/c/"), Ok(s3("b", "a/c")));
+        assert_eq!(of("s3://b/a/c/").unwrap().to_string(), "s3://b/a/c");
+        for bad in ["", "s3://", "s3:///x", "gs://b", "https://x/y"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+
+    async fn keeps_pieces(blobs: Blobs) {
+        blobs.probe().await.unwrap();
+        let data = berth_checkpoint::seal(b"some bytes").unwrap();
+        let digest = Digest::of(b"some bytes");
+        assert_eq!(blobs.get(digest).await.unwrap_err().code(), berth_proto::Code::DataLoss);
+        for _ in 0..2 {
+            blobs.put(digest, data.clone()).await.unwrap();
+        }
+        assert_eq!(blobs.get(digest).await.unwrap(), data);
+        let all: Vec<Digest> = blobs.older_than(Duration::ZERO).try_collect().await.unwrap();
+        assert_eq!(all, [digest]);
+        let old: Vec<Digest> = blobs.older_than(Duration::from_secs(60)).try_collect().await.unwrap();
+        assert!(old.is_empty());
+        for _ in 0..2 {
+            blobs.delete(digest).await.unwrap();
+        }
+        assert!(blobs.get(digest).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_directory_keeps_pieces_and_keeps_them_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blobs");
+        keeps_pieces(Blobs::open(&Location::Directory(path.clone())).unwrap()).await;
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+        keeps_pieces(Blobs::in_memory()).await;
+    }
+}

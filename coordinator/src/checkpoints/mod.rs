@@ -1,0 +1,257 @@
+//! Checkpoints: taking them through a session's worker, keeping them, and letting go of what nobody uses.
+//!
+//! The coordinator trusts no worker: a piece is opened and hashed before it is kept (or one worker could plant
+//! another's files), and a manifest is read and checked before its checkpoint is told of.
+
+mod blobs;
+mod catalog;
+mod policy;
+mod sweep;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use berth_checkpoint::{Digest, PIECE_MAX, unpack_manifest, unpack_root};
+use berth_proto::{
+    Code, Error, Reason, SessionId,
+    convert::{self, duration_out, time_out},
+    domain::{CheckpointPolicy, SessionState},
+    v1::{self, worker_data_service_client::WorkerDataServiceClient},
+};
+use bytes::Bytes;
+use tokio::{
+    sync::{RwLock, Semaphore},
+    time::Instant,
+};
+
+pub use blobs::{Blobs, Location};
+pub use catalog::{Catalog, Record};
+pub use policy::keep_policies;
+pub use sweep::sweep_for_ever;
+
+use crate::{
+    driver::{Handle, Shared},
+    fleet::{Event, Session, no_session, not_ready, session_ended},
+    store::StoreError,
+};
+
+/// Checkpoints that are taken at the same time, of all sessions.
+const AT_ONCE: usize = 8;
+/// A session's tasks don't stand still for longer: then the checkpoint fails.
+pub const FREEZE_LIMIT: Duration = Duration::from_secs(30);
+/// For the worker to be reached.
+const CHANNEL_WITHIN: Duration = Duration::from_secs(5);
+/// For a whole checkpoint: export, cutting, and sending what is new.
+const TAKE_WITHIN: Duration = Duration::from_secs(900);
+/// A sealed piece may be a little larger than what is in it.
+const SEALED_MAX: usize = PIECE_MAX + (PIECE_MAX >> 6) + 1024;
+
+/// Why a checkpoint is taken, and for how long it is kept.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub cause: v1::CheckpointCause,
+    pub note: String,
+    pub keep_for: Option<Duration>,
+    /// The session's tasks don't stand still for longer.
+    pub freeze_limit: Duration,
+}
+
+impl Wanted {
+    /// One that nobody asked for but the session's policy.
+    pub fn by_policy(cause: v1::CheckpointCause, policy: &CheckpointPolicy) -> Self {
+        Self { cause, note: String::new(), keep_for: Some(policy.keep_for), freeze_limit: FREEZE_LIMIT }
+    }
+}
+
+/// All of it.
+pub struct Checkpoints {
+    pub blobs: Blobs,
+    pub catalog: Catalog,
+    shared: Shared,
+    driver: Handle,
+    slots: Semaphore,
+    /// Shared by those who store, alone for who removes: between a row's end and its blob's nobody may store it anew.
+    removing: RwLock<()>,
+    /// Sessions of which one is being taken.
+    taking: Mutex<HashSet<SessionId>>,
+}
+
+struct Taking<'a>(&'a Checkpoints, SessionId);
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.0.taking.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
+
+impl Checkpoints {
+    pub fn new(blobs: Blobs, catalog: Catalog, shared: Shared, driver: Handle) -> Arc<Self> {
+        let slots = Semaphore::new(AT_ONCE);
+        let (removing, taking) = Default::default();
+        Arc::new(Self { blobs, catalog, shared, driver, slots, removing, taking })
+    }
+
+    /// Takes a checkpoint, and returns when it is kept.
+    pub async fn take(&self, id: SessionId, wanted: Wanted) -> Result<Record, Error> {
+        let session = self.live(&id)?;
+        if !self.taking.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+            let text = "a checkpoint of this session is being taken already";
+            return Err(
+                Error::new(Code::Aborted, Reason::CheckpointFailed, text).hint("wait for it, and try again")
+            );
+        }
+        let _taking = Taking(self, id);
+        let _slot = self.slots.acquire().await.map_err(|_| stopping())?;
+        let taken = self.ask_worker(&session, wanted.freeze_limit).await?;
+        let root = Digest::from_wire(&taken.root).map_err(damaged)?;
+        let pieces = self.check(root).await?;
+        let record = record(&session, wanted, &taken, root);
+        if let Some(lost) = self.catalog.add(&record, &pieces).await.map_err(unkept)? {
+            let text = format!("the checkpoint's worker did not send piece {lost:?}");
+            return Err(Error::new(Code::DataLoss, Reason::CheckpointFailed, text));
+        }
+        tracing::info!(session.id = %id, checkpoint.id = record.shown.id, cause = record.shown.cause().as_str_name(),
+            content_bytes = taken.content_bytes, stored_bytes = taken.stored_bytes, "checkpoint taken");
+        let kept = Box::new(record.kept());
+        let event = Event::Checkpointed { session: id, epoch: session.epoch, kept };
+        // The checkpoint stands, whatever became of its session meanwhile.
+        let _ = self.driver.call(event).await;
+        Ok(record)
+    }
+
+    fn live(&self, id: &SessionId) -> Result<Arc<Session>, Error> {
+        let session = self.shared.view.session(id).ok_or_else(|| no_session(id))?;
+        match session.state {
+            SessionState::Ready | SessionState::Paused => Ok(session),
+            SessionState::Pending | SessionState::Placed => Err(not_ready()),
+            SessionState::Ending | SessionState::Ended => Err(session_ended(session.end, &session.message)),
+        }
+    }
+
+    async fn ask_worker(
+        &self,
+        session: &Session,
+        freeze_limit: Duration,
+    ) -> Result<v1::TakeCheckpointResponse, Error> {
+        let worker = session.worker.as_ref().ok_or_else(not_ready)?;
+        let channel = self.shared.links.channel(worker, Instant::now() + CHANNEL_WITHIN).await?;
+        let request = v1::TakeCheckpointRequest {
+            session_id: session.id.to_string(),
+            epoch: session.epoch.0,
+            max_bytes: session.spec.limits.disk_bytes,
+            freeze_limit: Some(duration_out(freeze_limit)),
+        };
+        let mut client = WorkerDataServiceClient::new(channel);
+        let answer = tokio::time::timeout(TAKE_WITHIN, client.take_checkpoint(request)).await;
+        let late =
+            |_| Error::new(Code::DeadlineExceeded, Reason::CheckpointFailed, "the worker took too long");
+        match answer.map_err(late)? {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(berth_proto::error::from_status(&status, Reason::CheckpointFailed)),
+        }
+    }
+
+    /// Reads a manifest through and checks it. All pieces that it needs, itself included.
+    async fn check(&self, root: Digest) -> Result<BTreeSet<Digest>, Error> {
+        let listed = unpack_root(&self.open(root).await?).map_err(damaged)?;
+        let mut bytes = Vec::new();
+        for digest in &listed {
+            bytes.extend_from_slice(&self.open(*digest).await?);
+        }
+        let check = move || unpack_manifest(&bytes);
+        let manifest = tokio::task::spawn_blocking(check).await.map_err(|_| stopping())?.map_err(damaged)?;
+        let mut pieces: BTreeSet<Digest> = listed.into_iter().collect();
+        pieces.insert(root);
+        for piece in &manifest.content {
+            pieces.insert(Digest::from_wire(&piece.digest).map_err(damaged)?);
+        }
+        Ok(pieces)
+    }
+
+    /// Forgets a checkpoint; nobody shall be restored from it any more.
+    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        self.forgotten(id).await;
+        self.catalog.delete(id).await.map(drop).map_err(unkept)
+    }
+
+    async fn forgotten(&self, id: &str) {
+        let _ = self.driver.call(Event::CheckpointGone { checkpoint: id.to_owned() }).await;
+    }
+
+    /// A piece as it was before it was sealed.
+    async fn open(&self, digest: Digest) -> Result<Vec<u8>, Error> {
+        let sealed = self.blobs.get(digest).await?;
+        berth_checkpoint::open(digest, &sealed).map_err(damaged)
+    }
+
+    // ---- what workers ask -----------------------------------------------------
+
+    /// Of these pieces, those that are not here.
+    pub async fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, Error> {
+        self.catalog.missing(digests, SystemTime::now()).await.map_err(unkept)
+    }
+
+    /// Keeps a piece, if it is what it says. The bytes that it added.
+    pub async fn put(&self, digest: Digest, sealed: Bytes) -> Result<u64, Error> {
+        if sealed.len() > SEALED_MAX {
+            return Err(Error::invalid("data", "is larger than any piece"));
+        }
+        let _storing = self.removing.read().await;
+        if self.missing(&[digest]).await?.is_empty() {
+            return Ok(0);
+        }
+        let checked = sealed.clone();
+        let check = move || berth_checkpoint::open(digest, &checked).map(drop);
+        tokio::task::spawn_blocking(check).await.map_err(|_| stopping())?.map_err(damaged)?;
+        let size = sealed.len() as u64;
+        self.blobs.put(digest, sealed).await?;
+        self.catalog.stored(&[(digest, size)], SystemTime::now()).await.map_err(unkept)?;
+        Ok(size)
+    }
+}
+
+fn record(session: &Session, wanted: Wanted, taken: &v1::TakeCheckpointResponse, root: Digest) -> Record {
+    let now = SystemTime::now();
+    let expires_at = wanted.keep_for.map(|keep| now + keep);
+    let shown = v1::Checkpoint {
+        id: SessionId::new().to_string(),
+        session_id: session.id.to_string(),
+        created_at: Some(time_out(now)),
+        template: session.spec.template.name.clone(),
+        labels: session.labels.clone().into_iter().collect(),
+        note: wanted.note,
+        cause: wanted.cause.into(),
+        entries: taken.entries,
+        content_bytes: taken.content_bytes,
+        stored_bytes: taken.stored_bytes,
+        frozen_for: taken.frozen_for,
+        skipped: taken.skipped,
+        expires_at: expires_at.map(time_out),
+    };
+    Record { shown, session: session.id, spec: (*session.spec).clone(), root, created_at: now, expires_at }
+}
+
+fn damaged(bad: berth_checkpoint::Bad) -> Error {
+    Error::new(Code::DataLoss, Reason::CheckpointFailed, format!("the checkpoint is damaged: {bad}"))
+}
+
+fn stopping() -> Error {
+    Error::unavailable(Reason::ShuttingDown, "the coordinator is stopping")
+}
+
+/// The catalog could not be read or written.
+pub fn unkept(error: StoreError) -> Error {
+    Error::unavailable(Reason::StoreFailed, "the catalog of checkpoints failed").cause(error.to_string())
+}
+
+/// A keep-for of a request: absent is for ever, and zero is refused.
+pub fn keep_for(wire: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
+    let keep = wire.map(|keep| convert::duration("keep_for", keep)).transpose()?;
+    match keep {
+        Some(Duration::ZERO) => Err(Error::invalid("keep_for", "is zero: leave it out to keep it")),
+        keep => Ok(keep),
+    }
+}

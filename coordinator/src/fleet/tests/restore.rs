@@ -1,0 +1,160 @@
+//! Sessions that may go on elsewhere: when, from what, and when not.
+
+use super::*;
+
+/// A ready session that may be restored, with or without a checkpoint.
+fn restorable(desk: &mut Desk, worker: &str, link: LinkId, kept: bool) -> SessionId {
+    let session = desk.create_with(|create| create.spec.on_worker_loss = OnWorkerLoss::Restore);
+    desk.say(worker, link, session, 1, SessionState::Ready);
+    if kept {
+        keep(desk, session, 1, "first");
+    }
+    session
+}
+
+fn keep(desk: &mut Desk, session: SessionId, epoch: u64, name: &str) {
+    let from = RestoreFrom { checkpoint: name.into(), root: [1; 32] };
+    let kept = Box::new(Kept { from, at: desk.now.wall });
+    desk.apply(Event::Checkpointed { session, epoch: Epoch(epoch), kept });
+}
+
+fn placed(effects: &[Effect]) -> Vec<(SessionId, u64, Option<String>, bool)> {
+    let place = |command: &&Command| match command {
+        Command::Place(p) => {
+            Some((p.session, p.epoch.0, p.restore.as_ref().map(|r| r.checkpoint.clone()), p.fenced))
+        }
+        _ => None,
+    };
+    sent(effects).iter().filter_map(place).collect()
+}
+
+/// The lease (10 s) and the grace (10 s) after the last heartbeat.
+#[test]
+fn it_is_placed_elsewhere_after_the_lease_and_the_grace_and_not_before() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    let other = desk.attach("other", 5);
+    let effects = desk.pass_beating(Duration::from_secs(19), &[("other", other)]);
+    assert_eq!(placed(&effects), [], "its agent may not have frozen it yet");
+    let effects = desk.pass_beating(Duration::from_secs(5), &[("other", other)]);
+    assert_eq!(placed(&effects), [(session, 2, Some("first".into()), true)]);
+    assert_eq!(desk.session(session).recovered.as_ref().unwrap().from.checkpoint, "first");
+    // The old one comes back with it, and is told to end it.
+    let link = LinkId(desk.draw());
+    let mut late = hello("w", link, 5);
+    let run = Running { session, epoch: Epoch(1), state: SessionState::Ready, backend: String::new() };
+    late.running = vec![run];
+    let effects = desk.apply(Event::Hello(Box::new(late)));
+    let told = sent(&effects);
+    assert!(matches!(told[0], Command::Welcome { end, .. } if end.len() == 1 && end[0].epoch == Epoch(1)));
+    assert_eq!((desk.on(session).as_deref(), desk.session(session).epoch), (Some("other"), Epoch(2)));
+    // What it says of it changes nothing.
+    desk.say("w", link, session, 1, SessionState::Ended);
+    assert_eq!(desk.on(session).as_deref(), Some("other"));
+}
+
+#[test]
+fn without_a_checkpoint_or_without_leave_it_waits_for_its_worker() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let bare = restorable(&mut desk, "w", link, false);
+    let plain = desk.ready("w", link);
+    keep(&mut desk, plain, 1, "plain");
+    let other = desk.attach("other", 5);
+    let effects = desk.pass_beating(Duration::from_secs(290), &[("other", other)]);
+    assert_eq!(placed(&effects), []);
+    assert_eq!((desk.state(bare), desk.state(plain)), (SessionState::Ready, SessionState::Ready));
+    desk.pass_beating(Duration::from_secs(60), &[("other", other)]);
+    for session in [bare, plain] {
+        assert_eq!(desk.session(session).end, Some(EndReason::WorkerLost));
+    }
+}
+
+#[test]
+fn nobody_is_moved_while_all_workers_are_gone() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    desk.pass(Duration::from_secs(3600));
+    assert_eq!(desk.on(session).as_deref(), Some("w"));
+    // One is back: the other has its grace from now on.
+    let other = desk.attach("other", 5);
+    let effects = desk.pass_beating(Duration::from_secs(8), &[("other", other)]);
+    assert_eq!(placed(&effects), []);
+    let effects = desk.pass_beating(Duration::from_secs(6), &[("other", other)]);
+    assert_eq!(placed(&effects).len(), 1);
+}
+
+#[test]
+fn a_worker_that_comes_back_without_it_gives_it_up_at_once() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    keep(&mut desk, session, 1, "newer");
+    let effects = desk.apply(Event::Hello(Box::new(hello("w", LinkId(99), 5))));
+    assert_eq!(placed(&effects), [(session, 2, Some("newer".into()), true)]);
+}
+
+#[test]
+fn an_older_or_another_placements_checkpoint_is_not_its_newest() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    desk.pass_beating(Duration::from_secs(1), &[("w", link)]);
+    keep(&mut desk, session, 7, "of another epoch");
+    let newest = |desk: &Desk| desk.session(session).checkpoint.as_ref().map(|k| k.from.checkpoint.clone());
+    assert_eq!(newest(&desk).as_deref(), Some("first"));
+    desk.apply(Event::CheckpointGone { checkpoint: "another".into() });
+    assert_eq!(newest(&desk).as_deref(), Some("first"));
+    desk.apply(Event::CheckpointGone { checkpoint: "first".into() });
+    assert_eq!(newest(&desk), None);
+}
+
+/// Told to end there; placed elsewhere only when that is done, since a word may be lost on its way.
+#[test]
+fn a_move_waits_for_its_end() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    desk.attach("other", 5);
+    let effects = desk.apply(Event::Move { session, epoch: Epoch(1) });
+    assert!(matches!(sent(&effects)[..], [Command::End(end)] if end.reason == EndReason::Drained));
+    assert_eq!(desk.on(session).as_deref(), Some("w"));
+    desk.apply(Event::Cordon { worker: id("w") });
+    for state in [SessionState::Ending, SessionState::Ended] {
+        let Event::Report(mut report) = report("w", link, session, 1, state) else { unreachable!() };
+        report.reason = Some(EndReason::Drained);
+        desk.apply(Event::Report(report));
+    }
+    assert_eq!((desk.on(session).as_deref(), desk.session(session).epoch), (Some("other"), Epoch(2)));
+}
+
+#[test]
+fn what_was_told_to_end_is_not_restored() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    let other = desk.attach("other", 5);
+    desk.apply(Event::Delete { session, reason: EndReason::Deleted });
+    let effects = desk.pass_beating(Duration::from_secs(120), &[("other", other)]);
+    assert_eq!(placed(&effects), []);
+    assert_eq!(
+        (desk.state(session), desk.session(session).end),
+        (SessionState::Ended, Some(EndReason::Deleted))
+    );
+}
+
+#[test]
+fn a_session_made_of_a_checkpoint_has_longer_to_start_and_goes_back_to_it() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let from = RestoreFrom { checkpoint: "seed".into(), root: [2; 32] };
+    let at = desk.now.wall;
+    let session = desk.create_with(|create| create.restore = Some(Kept { from, at }));
+    desk.pass_beating(Duration::from_secs(300), &[("w", link)]);
+    assert_eq!(desk.state(session), SessionState::Placed, "its files may be many");
+    desk.apply(Event::LinkLost { worker: id("w"), link });
+    let effects = desk.apply(Event::Hello(Box::new(hello("w", LinkId(99), 5))));
+    assert_eq!(placed(&effects), [(session, 2, Some("seed".into()), false)]);
+}
