@@ -47,7 +47,7 @@ pub async fn berth(table: &mut Table, backend: &str, rounds: usize) {
     }
     table.add("64 MiB upload", &column, up);
     table.add("64 MiB download", &column, down);
-    let request = v1::DeleteSessionRequest { session_id: session };
+    let request = v1::DeleteSessionRequest { session_id: session, ..Default::default() };
     cluster.sessions().delete_session(request).await.expect("it can be deleted");
     cluster.stop().await;
 }
@@ -70,7 +70,7 @@ async fn sessions(cluster: &Cluster, rounds: usize) -> (Vec<Duration>, Vec<Durat
             created.push(ready);
             first.push(start.elapsed());
         }
-        let request = v1::DeleteSessionRequest { session_id: session };
+        let request = v1::DeleteSessionRequest { session_id: session, ..Default::default() };
         cluster.sessions().delete_session(request).await.expect("it can be deleted");
     }
     (created, first)

@@ -54,6 +54,21 @@ pub const KNOWN: &[Variable] = &[
     ),
     var("BERTH_TEMPLATES", "coordinator, berth up", "TOML file with templates"),
     var("BERTH_LEASE", "coordinator", "how long a worker holds its sessions after its last heartbeat (10s)"),
+    var(
+        "BERTH_BLOBS",
+        "coordinator, berth up",
+        "where checkpoints are kept: a directory or s3://BUCKET/PREFIX (blobs in the state directory)",
+    ),
+    var(
+        "BERTH_WORKER_LOSS_GRACE",
+        "coordinator, berth up",
+        "how long the sessions of a lost worker wait for it before they end (5m)",
+    ),
+    var(
+        "BERTH_RESTORE_GRACE",
+        "coordinator, berth up",
+        "how long after a lost worker's lease a session that may be restored is placed elsewhere (10s)",
+    ),
     var("BERTH_SANDBOX", "worker, berth up, berth doctor, berth demo", "auto, native, docker or fake (auto)"),
     var(
         "BERTH_SANDBOX_IMAGE",

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use berth_client::{
     Client, Code, ListOptions, Reason, Session, SessionId, TaskHandle, TaskId,
-    model::{SessionInfo, TaskInfo},
+    model::{CheckpointInfo, SessionInfo, TaskInfo},
 };
 
 use crate::{
@@ -45,6 +45,45 @@ pub async fn task(session: &Session, text: Option<&str>) -> Result<TaskHandle, F
     }
     let tasks = session.tasks().await?;
     Ok(session.task(pick_task(&tasks, text)?))
+}
+
+/// The id of the checkpoint that `text` means.
+pub async fn checkpoint(client: &Client, text: &str) -> Result<String, Failure> {
+    // The same form as a session's.
+    if SessionId::from_str(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    pick_checkpoint(&client.checkpoints(None).await?, text)
+}
+
+/// Whether `text` means the session of a checkpoint, as it was then.
+pub fn is_of(checkpoint: &CheckpointInfo, text: &str) -> bool {
+    let (label, value) = text.split_once('=').unwrap_or((NAME_LABEL, text));
+    checkpoint.labels.get(label).is_some_and(|label| label == value)
+        || is_part(&checkpoint.session.to_string(), text)
+}
+
+fn pick_checkpoint(checkpoints: &[CheckpointInfo], text: &str) -> Result<String, Failure> {
+    let found: Vec<&CheckpointInfo> = checkpoints.iter().filter(|c| is_part(&c.id, text)).collect();
+    match found[..] {
+        [one] => Ok(one.id.clone()),
+        [] => Err(Failure::new(format!("no checkpoint fits {text:?}"))
+            .with_reason(Code::NotFound, Reason::CheckpointNotFound)
+            .hint("give an id, or at least 4 characters of its beginning or end")
+            .hint("`berth checkpoint list` shows them")),
+        _ => {
+            let mut failure = Failure::new(format!("{text:?} fits {} checkpoints", found.len()));
+            for checkpoint in found.iter().take(10) {
+                failure = failure.hint(format!(
+                    "{}  of {}, {} ago",
+                    checkpoint.id,
+                    short(checkpoint.session),
+                    output::ago(checkpoint.created_at)
+                ));
+            }
+            Err(failure)
+        }
+    }
 }
 
 fn pick_session(sessions: &[SessionInfo], text: &str) -> Result<SessionId, Failure> {
@@ -112,11 +151,11 @@ fn is_part(id: &str, text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use berth_client::{Labels, SessionState, domain, model};
 
-    fn info(id: u128, labels: &[(&str, &str)]) -> SessionInfo {
+    pub fn info(id: u128, labels: &[(&str, &str)]) -> SessionInfo {
         SessionInfo {
             id: SessionId::from_u128(id),
             state: SessionState::Ready,
@@ -136,6 +175,12 @@ mod tests {
             idle_timeout: None,
             worker_selector: Labels::new(),
             task_defaults: domain::TaskDefaultsPatch::default(),
+            on_worker_loss: domain::OnWorkerLoss::End,
+            checkpoints: domain::CheckpointPolicy::default(),
+            checkpoint_id: None,
+            checkpointed_at: None,
+            recovered_from: None,
+            recovered_to: None,
         }
     }
 
@@ -169,6 +214,37 @@ mod tests {
         assert_eq!(pick_session(&all, "2222").unwrap(), all[0].id, "a name goes before a piece of an id");
         assert!(pick_session(&all, "we").is_err());
         assert!(pick_session(&all, "team=red").unwrap_err().message.contains("fits 2"));
+    }
+
+    #[test]
+    fn a_checkpoint_is_meant_by_its_id_and_listed_by_its_session() {
+        let checkpoint = |id: &str, session: u128, name: &str| model::CheckpointInfo {
+            id: id.repeat(8),
+            session: SessionId::from_u128(session),
+            created_at: None,
+            template: "base".into(),
+            labels: Labels::from([(NAME_LABEL.to_owned(), name.to_owned())]),
+            note: String::new(),
+            cause: model::CheckpointCause::Requested,
+            entries: 0,
+            content_bytes: 0,
+            stored_bytes: 0,
+            frozen_for: None,
+            skipped: 0,
+            expires_at: None,
+        };
+        let all = [checkpoint("01a2", A, "web"), checkpoint("01b3", B, "db")];
+        assert_eq!(pick_checkpoint(&all, "01b3").unwrap(), all[1].id);
+        let failure = pick_checkpoint(&all, "web").unwrap_err();
+        assert_eq!(failure.reason, Some("CHECKPOINT_NOT_FOUND"), "a session is no checkpoint");
+        assert!(pick_checkpoint(&all, "01").is_err(), "too short");
+        let two = [all[0].clone(), checkpoint("01a2", B, "db")];
+        assert!(pick_checkpoint(&two, "01a2").unwrap_err().message.contains("fits 2 checkpoints"));
+        let of = |text: &str| all.iter().map(|c| is_of(c, text)).collect::<Vec<_>>();
+        assert_eq!(of("web"), [true, false]);
+        assert_eq!(of("name=db"), [false, true]);
+        assert_eq!(of("1111"), [true, false]);
+        assert_eq!(of("team=red"), [false, false]);
     }
 
     #[test]

@@ -36,6 +36,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| format!("{text:?} is no duration: write for example 30s, 10m, 1h30m, or seconds"))
 }
 
+/// The same for a time that can't be zero.
+pub fn some_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("no time at all: leave it out for the default".to_owned()),
+        time => Ok(time),
+    }
+}
+
 /// `1.5` cores, or `1500m`, as thousandths of a core.
 pub fn cores(text: &str) -> Result<u32, String> {
     let problem = || format!("{text:?} is no number of cores: write for example 0.5, 2, or 500m");

@@ -13,6 +13,8 @@
 //!   when the connection breaks; one that is not gets an id by which the server knows it.
 //! - A stream of output that breaks is resumed at the byte where it broke: no byte is lost
 //!   and none comes twice ([`TaskStream`]).
+//! - What takes long is waited for: a checkpoint ([`Session::checkpoint`]), and sessions made of one
+//!   ([`Client::restore`], [`Session::fork`]).
 //! - An upload that fails halfway leaves the file as it was ([`Files`]).
 //! - An [`Error`] says why (a code and a [`Reason`] for programs) and what to do (a hint).
 //!
@@ -20,6 +22,7 @@
 
 mod admin;
 mod backoff;
+mod checkpoint;
 mod command;
 mod connect;
 mod error;
@@ -38,9 +41,12 @@ mod watch_tests;
 
 pub use admin::EventStream;
 pub use berth_proto::{SessionId, TaskId, WorkerId, domain, transport::CHUNK};
+pub use checkpoint::CheckpointOptions;
 pub use command::{Command, Output};
 pub use connect::{Client, ConnectOptions};
-pub use domain::{EndReason, Labels, LimitsPatch, Outcome, PtySize, SessionState, Usage};
+pub use domain::{
+    CheckpointPolicy, EndReason, Labels, LimitsPatch, OnWorkerLoss, Outcome, PtySize, SessionState, Usage,
+};
 pub use error::{Code, Error, Reason};
 pub use files::{Files, WriteOptions};
 pub use options::{CreateOptions, ListOptions, UpdateOptions};

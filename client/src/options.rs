@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use berth_proto::{
     convert::duration_out,
-    domain::{LimitsPatch, TaskDefaultsPatch},
+    domain::{CheckpointPolicy, LimitsPatch, OnWorkerLoss, TaskDefaultsPatch},
     v1,
 };
 
@@ -24,6 +24,8 @@ pub struct CreateOptions {
     priority: i32,
     pub(crate) wait: Option<Duration>,
     task_defaults: TaskDefaultsPatch,
+    on_worker_loss: Option<OnWorkerLoss>,
+    checkpoints: Option<CheckpointPolicy>,
 }
 
 impl CreateOptions {
@@ -136,9 +138,30 @@ impl CreateOptions {
         self
     }
 
-    pub(crate) fn into_wire(self) -> v1::CreateSessionRequest {
+    /// What becomes of it when its worker is lost: by default it ends, after the worker has had time to come back.
+    #[must_use]
+    pub fn on_worker_loss(mut self, on_loss: OnWorkerLoss) -> Self {
+        self.on_worker_loss = Some(on_loss);
+        self
+    }
+
+    /// Checkpoints that are taken without being asked for.
+    #[must_use]
+    pub fn checkpoints(mut self, policy: CheckpointPolicy) -> Self {
+        self.checkpoints = Some(policy);
+        self
+    }
+
+    /// With a request id, so that it is safe to repeat.
+    pub(crate) fn into_wire(mut self) -> v1::CreateSessionRequest {
+        self.request_id.get_or_insert_with(|| TaskId::new().to_string());
+        self.into_wire_unkeyed()
+    }
+
+    /// With the request id that was given, if one was.
+    pub(crate) fn into_wire_unkeyed(self) -> v1::CreateSessionRequest {
         v1::CreateSessionRequest {
-            request_id: self.request_id.unwrap_or_else(|| TaskId::new().to_string()),
+            request_id: self.request_id.unwrap_or_default(),
             template: self.template,
             limits: Some(v1::Limits {
                 cpu_millis: self.limits.cpu_millis,
@@ -158,6 +181,11 @@ impl CreateOptions {
                 pty_size: self.task_defaults.pty_size.map(Into::into),
                 max_concurrent: self.task_defaults.max_concurrent,
             }),
+            on_worker_loss: self
+                .on_worker_loss
+                .map_or(v1::OnWorkerLoss::Unspecified, v1::OnWorkerLoss::from)
+                .into(),
+            checkpoints: self.checkpoints.map(Into::into),
         }
     }
 }

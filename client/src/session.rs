@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 
 use crate::{
     Client, Command, CreateOptions, Error, Files, ListOptions, Output, SessionId, Std, TaskEvent, TaskHandle,
-    TaskId, TaskStream, UpdateOptions,
+    TaskId, TaskStream, UpdateOptions, checkpoint,
     connect::Policy,
     model::{SessionInfo, TaskInfo},
     task,
@@ -237,11 +237,20 @@ impl Session {
             .try_into()
     }
 
-    /// Ends it and removes its files. No error if it has ended already.
+    /// Ends it and removes its files, after a checkpoint if its policy asks for one. No error if it has ended already.
     pub async fn delete(&self) -> Result<SessionInfo, Error> {
-        let message = v1::DeleteSessionRequest { session_id: self.id.to_string() };
+        self.end(false, checkpoint::TAKE.saturating_add(CHANGE)).await
+    }
+
+    /// The same without the checkpoint that its policy asks for.
+    pub async fn delete_without_checkpoint(&self) -> Result<SessionInfo, Error> {
+        self.end(true, CHANGE).await
+    }
+
+    async fn end(&self, skip_checkpoint: bool, within: Duration) -> Result<SessionInfo, Error> {
+        let message = v1::DeleteSessionRequest { session_id: self.id.to_string(), skip_checkpoint };
         self.client
-            .call(Policy::REPEATABLE.deadline(CHANGE), message, |channel, request| async {
+            .call(Policy::REPEATABLE.deadline(within), message, |channel, request| async {
                 service(channel).delete_session(request).await
             })
             .await?

@@ -7,6 +7,7 @@
 
 pub mod left;
 pub mod process;
+pub mod proxy;
 pub mod skip;
 
 use std::{
@@ -23,6 +24,7 @@ use berth_proto::{
     },
 };
 use process::Process;
+pub use proxy::Proxy;
 use tempfile::TempDir;
 use tonic::{
     Request, Status,
@@ -74,6 +76,8 @@ pub struct Setup {
     pub coordinator_env: Vec<(String, String)>,
     /// Give each worker its own data-plane listener.
     pub worker_listener: bool,
+    /// Put a [`Proxy`] between each worker and the coordinator.
+    pub proxied: bool,
 }
 
 impl Setup {
@@ -86,6 +90,7 @@ impl Setup {
             worker_env: Vec::new(),
             coordinator_env: Vec::new(),
             worker_listener: false,
+            proxied: false,
         }
     }
 }
@@ -109,6 +114,8 @@ pub struct Cluster {
     pub admin_token: String,
     pub coordinator: Process,
     pub workers: Vec<WorkerProcess>,
+    /// One for each worker, if the setup says so.
+    pub proxies: Vec<Proxy>,
     channel: Channel,
 }
 
@@ -117,6 +124,9 @@ impl Cluster {
     pub async fn start(setup: Setup) -> Self {
         let mut cluster = Self::start_coordinator(setup).await;
         for number in 1..=cluster.setup.workers {
+            if cluster.setup.proxied {
+                cluster.proxies.push(Proxy::start(&cluster.address).await);
+            }
             cluster.add_worker(&format!("worker-{number}"));
         }
         cluster.workers_ready().await;
@@ -131,15 +141,38 @@ impl Cluster {
         let token = state.join("credentials/admin.token");
         let admin_token = std::fs::read_to_string(&token).expect("the admin token").trim().to_owned();
         let channel = connect(&address).await;
-        Self { setup, dir, address, admin_token, coordinator, workers: Vec::new(), channel }
+        Self {
+            setup,
+            dir,
+            address,
+            admin_token,
+            coordinator,
+            workers: Vec::new(),
+            proxies: Vec::new(),
+            channel,
+        }
     }
 
     /// Starts one more worker. It is not ready yet when this returns.
     pub fn add_worker(&mut self, id: &str) {
+        let worker = self.spawn_worker(self.workers.len(), id);
+        self.workers.push(worker);
+    }
+
+    /// Starts a worker whose process has ended anew, on its own state. It is not ready yet when this returns.
+    pub fn restart_worker(&mut self, index: usize) {
+        let id = self.workers[index].id.clone();
+        self.workers[index] = self.spawn_worker(index, &id);
+    }
+
+    fn spawn_worker(&self, index: usize, id: &str) -> WorkerProcess {
         let state = self.dir.path().join(id);
         let ready = self.dir.path().join(format!("{id}.ready"));
         let mut env = vec![
-            ("COORDINATOR_ADDR".to_owned(), self.address.clone()),
+            (
+                "COORDINATOR_ADDR".to_owned(),
+                self.proxies.get(index).map_or_else(|| self.address.clone(), Proxy::address),
+            ),
             ("WORKER_ID".into(), id.into()),
             ("MAX_SESSIONS".into(), self.setup.max_sessions.to_string()),
             ("BERTH_SANDBOX".into(), self.setup.sandbox.clone()),
@@ -153,7 +186,7 @@ impl Cluster {
         env.extend(self.setup.worker_env.clone());
         let args = ["--ready-file".to_owned(), text(&ready)];
         let process = Process::spawn("worker", &args, &env, self.dir.path().join(format!("{id}.log")));
-        self.workers.push(WorkerProcess { id: id.to_owned(), state, ready, process, data_plane: None });
+        WorkerProcess { id: id.to_owned(), state, ready, process, data_plane: None }
     }
 
     /// Waits until every worker is ready, and the coordinator says so too.

@@ -24,7 +24,8 @@ const RM_HELP: &str = "\
 Examples:
   berth rm web
   berth rm 3f9ac2 77d01b
-  berth rm $(berth ps -q --label team=red)";
+  berth rm $(berth ps -q --label team=red)
+  berth rm --no-checkpoint web           although it was created with --checkpoint-before-rm";
 
 /// Ends sessions and removes their files.
 #[derive(Args, Debug)]
@@ -33,9 +34,16 @@ pub struct RmArgs {
     /// Sessions
     #[arg(required = true, value_name = "SESSION")]
     pub sessions: Vec<String>,
+
+    /// Without the checkpoint that they were created to have taken now
+    #[arg(long)]
+    pub no_checkpoint: bool,
 }
 
 pub async fn rm(global: &Global, args: RmArgs) -> CommandResult {
+    if args.no_checkpoint {
+        return each(global, &args.sessions, async |session| session.delete_without_checkpoint().await).await;
+    }
     each(global, &args.sessions, async |session| session.delete().await).await
 }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use futures::StreamExt;
 use serde::Serialize;
 
-use super::{Global, is_helper, shell::SHELL, stream::outcome_text};
+use super::{Global, checkpoint, is_helper, shell::SHELL, stream::outcome_text};
 use crate::{
     env as variables,
     failure::CommandResult,
@@ -93,13 +93,25 @@ pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
         "SESSION", "NAME", "STATE", "TASKS", "TEMPLATE", "BACKEND", "WORKER", "CPU", "MEMORY", "AGE", "LEFT",
     ];
     output::table(&header, rows.iter().map(session_row).collect(), "no sessions")?;
-    for row in &rows {
-        let session = &row.session;
-        if session.state == SessionState::Pending && !session.message.is_empty() {
-            output::say(format!("{}: {}", select::short(session.id), session.message));
+    for session in rows.iter().map(|row| &row.session) {
+        for line in remarks(session) {
+            output::say(format!("{}: {line}", select::short(session.id)));
         }
     }
     Ok(0)
+}
+
+/// What of a session does not fit into its row.
+fn remarks(session: &SessionInfo) -> Vec<String> {
+    let mut lines = Vec::new();
+    if session.state == SessionState::Pending && !session.message.is_empty() {
+        lines.push(session.message.clone());
+    }
+    if let (Some(checkpoint), true) = (&session.recovered_from, session.state != SessionState::Ended) {
+        let to = checkpoint::time(session.recovered_to);
+        lines.push(format!("recovered to {to} from checkpoint {}", select::short(checkpoint)));
+    }
+    lines
 }
 
 /// How each worker is. `None`: it could not be asked for.
@@ -302,4 +314,22 @@ pub fn env(global: &Global) -> CommandResult {
         .collect();
     output::table(&["NAME", "HERE", "READ BY", "WHAT IT SETS (DEFAULT)"], cells, "")?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_recovery_is_told_beside_the_table() {
+        let mut session = select::tests::info(1, &[]);
+        assert!(remarks(&session).is_empty());
+        session.recovered_from = Some("c".repeat(32));
+        session.recovered_to = Some(SystemTime::UNIX_EPOCH);
+        assert_eq!(remarks(&session), ["recovered to 1970-01-01T00:00:00Z from checkpoint cccccccccccc"]);
+        session.state = SessionState::Ended;
+        assert!(remarks(&session).is_empty());
+    }
 }

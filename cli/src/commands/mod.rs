@@ -17,6 +17,7 @@ use crate::{
 
 pub mod admin;
 mod backend;
+mod checkpoint;
 mod completions;
 mod cp;
 mod create;
@@ -25,12 +26,15 @@ mod events;
 mod lifecycle;
 mod listing;
 mod logs;
+mod options;
 mod place;
+mod restore;
 mod run;
 mod shell;
 pub mod stream;
 mod token;
 mod up;
+mod wait;
 
 pub use cp::is_helper;
 pub use listing::program_text;
@@ -45,6 +49,7 @@ Examples:
   berth cp -r ./project web:.               files into it
   berth logs -f web                         the output of its newest task
   berth rm web                              end it
+  berth restore $(berth checkpoint web)     a new session with the files of another
 
 A SESSION is a full id, at least 4 characters of its beginning or end, a name given with
 --name, or a label NAME=VALUE.
@@ -147,6 +152,12 @@ pub enum Command {
     Update(lifecycle::UpdateArgs),
     /// Signal or cancel a task
     Kill(lifecycle::KillArgs),
+    /// Take, list, show or remove checkpoints: copies of a session's files
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// Make a session of a checkpoint
+    Restore(restore::RestoreArgs),
+    /// Make sessions with the files of a session
+    Fork(restore::ForkArgs),
     /// List workers, or show one
     Workers(admin::WorkersArgs),
     /// No new sessions on a worker
@@ -240,6 +251,9 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Resume(args) => lifecycle::resume(&global, args).await,
         Command::Update(args) => lifecycle::update(&global, args).await,
         Command::Kill(args) => lifecycle::kill(&global, args).await,
+        Command::Checkpoint(args) => checkpoint::run(&global, args).await,
+        Command::Restore(args) => restore::restore(&global, args).await,
+        Command::Fork(args) => restore::fork(&global, args).await,
         Command::Workers(args) => admin::workers(&global, args).await,
         Command::Cordon(args) => admin::cordon(&global, args).await,
         Command::Uncordon(args) => admin::uncordon(&global, args).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use berth_client::{Client, Session};
 
-use super::create::SessionArgs;
+use super::options::SessionArgs;
 use crate::{
     failure::Failure,
     output::{self, say},
@@ -35,7 +35,7 @@ impl Place {
             return Ok(Self { session: select::session(client, named).await?, ephemeral: false });
         }
         let mut create = options.options();
-        if !keep && options.idle_timeout.is_none() {
+        if !keep && options.any.idle_timeout.is_none() {
             create = create.idle_timeout(ORPHAN_TIMEOUT);
         }
         let session = client.create_session(create).await?;
@@ -56,7 +56,7 @@ impl Place {
         }
         let id = self.session.id();
         let problem = tokio::select! {
-            result = self.session.delete() => match result {
+            result = self.session.delete_without_checkpoint() => match result {
                 Ok(_) => return,
                 Err(error) => error.message().to_owned(),
             },

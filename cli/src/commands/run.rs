@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 use super::{
     Global,
-    create::SessionArgs,
+    options::SessionArgs,
     place::Place,
     stream::{Sink, stdin_is_piped, told_end},
 };

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Global,
-    create::SessionArgs,
+    options::SessionArgs,
     place::Place,
     run::{Attach, End, attached, on_terminal},
 };

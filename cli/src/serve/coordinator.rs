@@ -7,8 +7,8 @@ use std::{
 };
 
 use berth_client::local;
-use berth_coordinator::{Config, Coordinator, StartError};
-use clap::{Parser, builder::BoolishValueParser};
+use berth_coordinator::{Config, Coordinator, StartError, checkpoints::Location};
+use clap::{Args, Parser, builder::BoolishValueParser};
 
 use super::{Serve, ServeArgs, announce, stop, withdraw};
 use crate::{
@@ -61,12 +61,43 @@ pub struct CoordinatorArgs {
     #[arg(long, env = "BERTH_LEASE", value_parser = value::duration, value_name = "TIME")]
     pub lease: Option<Duration>,
 
+    #[command(flatten)]
+    pub recovery: RecoveryArgs,
+
     /// Time that running calls have to end when it stops [default: 5s]
     #[arg(long, env = "BERTH_SHUTDOWN_GRACE", value_parser = value::duration, value_name = "TIME")]
     pub shutdown_grace: Option<Duration>,
 
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// How sessions outlive their workers. `berth up` takes these too.
+#[derive(Args, Debug, Clone, Default)]
+pub struct RecoveryArgs {
+    /// Where checkpoints are kept: a directory, or s3://BUCKET/PREFIX with AWS_* set [default: blobs in the state directory]
+    #[arg(long, env = "BERTH_BLOBS", value_name = "LOCATION")]
+    pub blobs: Option<Location>,
+
+    /// How long the sessions of a lost worker wait for it before they end [default: 5m]
+    #[arg(long, env = "BERTH_WORKER_LOSS_GRACE", value_parser = value::duration, value_name = "TIME")]
+    pub worker_loss_grace: Option<Duration>,
+
+    /// How long after a lost worker's lease a session that may be restored is placed elsewhere [default: 10s]
+    #[arg(long, env = "BERTH_RESTORE_GRACE", value_parser = value::duration, value_name = "TIME")]
+    pub restore_grace: Option<Duration>,
+}
+
+impl RecoveryArgs {
+    /// Puts them into a coordinator's settings.
+    pub fn over(&self, config: Config) -> Config {
+        Config {
+            blobs: self.blobs.clone().or(config.blobs),
+            worker_loss_grace: self.worker_loss_grace.unwrap_or(config.worker_loss_grace),
+            restore_grace: self.restore_grace.unwrap_or(config.restore_grace),
+            ..config
+        }
+    }
 }
 
 impl CoordinatorArgs {
@@ -76,7 +107,7 @@ impl CoordinatorArgs {
             None => local::default_state_dir()?,
         };
         let defaults = Config::default();
-        Ok(Config {
+        Ok(self.recovery.over(Config {
             listen: SocketAddr::new(self.listen, self.grpc_port),
             state_dir,
             templates: self.templates.clone(),
@@ -84,7 +115,7 @@ impl CoordinatorArgs {
             lease: self.lease.unwrap_or(defaults.lease),
             shutdown_grace: self.shutdown_grace.unwrap_or(defaults.shutdown_grace),
             ..defaults
-        })
+        }))
     }
 }
 
@@ -98,6 +129,9 @@ impl Serve for CoordinatorArgs {
         vec![
             ("state_dir", config.state_dir.display().to_string()),
             ("lease", output::span(config.lease)),
+            ("blobs", config.state_dir.join("blobs").display().to_string()),
+            ("worker_loss_grace", output::span(config.worker_loss_grace)),
+            ("restore_grace", output::span(config.restore_grace)),
             ("shutdown_grace", output::span(config.shutdown_grace)),
         ]
     }

@@ -5,11 +5,13 @@
 //! RFC 3339, durations as seconds with a fraction, sizes as bytes.
 
 mod admin;
+mod checkpoint;
 mod file;
 mod session;
 mod task;
 
 pub use admin::*;
+pub use checkpoint::*;
 pub use file::*;
 pub use session::*;
 pub use task::*;
@@ -43,6 +45,14 @@ pub fn end_reason_name(reason: EndReason) -> &'static str {
         EndReason::SandboxFailed => "sandbox_failed",
         EndReason::Drained => "drained",
         EndReason::Abandoned => "abandoned",
+    }
+}
+
+/// What becomes of a session whose worker is lost, in a word.
+pub fn on_worker_loss_name(on_loss: OnWorkerLoss) -> &'static str {
+    match on_loss {
+        OnWorkerLoss::End => "end",
+        OnWorkerLoss::Restore => "restore",
     }
 }
 
@@ -170,6 +180,21 @@ pub mod json {
         out.serialize_field("memory_bytes", &capacity.memory_bytes)?;
         out.serialize_field("disk_bytes", &capacity.disk_bytes)?;
         out.serialize_field("max_sessions", &capacity.max_sessions)?;
+        out.end()
+    }
+
+    pub fn on_worker_loss<S: Serializer>(on_loss: &OnWorkerLoss, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(super::on_worker_loss_name(*on_loss))
+    }
+
+    /// An `interval` of null: none are taken at intervals.
+    pub fn checkpoint_policy<S: Serializer>(policy: &CheckpointPolicy, to: S) -> Result<S::Ok, S::Error> {
+        let mut out = to.serialize_struct("CheckpointPolicy", 5)?;
+        out.serialize_field("interval", &policy.interval.map(|every| every.as_secs_f64()))?;
+        out.serialize_field("on_drain", &policy.on_drain)?;
+        out.serialize_field("before_delete", &policy.before_delete)?;
+        out.serialize_field("keep", &policy.keep)?;
+        out.serialize_field("keep_for", &policy.keep_for.as_secs_f64())?;
         out.end()
     }
 

@@ -45,12 +45,31 @@ pub struct SessionInfo {
     #[serde(serialize_with = "json::task_defaults")]
     /// What it leaves out is the worker's.
     pub task_defaults: TaskDefaultsPatch,
+    #[serde(serialize_with = "json::on_worker_loss")]
+    pub on_worker_loss: OnWorkerLoss,
+    /// Which checkpoints are taken without being asked for.
+    #[serde(serialize_with = "json::checkpoint_policy")]
+    pub checkpoints: CheckpointPolicy,
+    /// The newest checkpoint that it can be restored from.
+    pub checkpoint_id: Option<String>,
+    #[serde(serialize_with = "json::opt_time")]
+    pub checkpointed_at: Option<SystemTime>,
+    /// Set after a recovery: the checkpoint that it was restored from.
+    pub recovered_from: Option<String>,
+    /// What happened after this time is lost.
+    #[serde(serialize_with = "json::opt_time")]
+    pub recovered_to: Option<SystemTime>,
 }
 
 impl TryFrom<v1::Session> for SessionInfo {
     type Error = Error;
 
     fn try_from(wire: v1::Session) -> Result<Self, Error> {
+        let on_worker_loss = match wire.on_worker_loss() {
+            v1::OnWorkerLoss::Restore => OnWorkerLoss::Restore,
+            v1::OnWorkerLoss::End | v1::OnWorkerLoss::Unspecified => OnWorkerLoss::End,
+        };
+        let checkpoints = wire.checkpoints.unwrap_or_default();
         Ok(Self {
             id: wire.id.parse().map_err(Error::strange)?,
             state: convert::session_state("state", wire.state).map_err(Error::strange)?,
@@ -70,6 +89,12 @@ impl TryFrom<v1::Session> for SessionInfo {
             idle_timeout: super::limit(wire.idle_timeout)?,
             worker_selector: super::labels(wire.worker_selector),
             task_defaults: super::task_defaults(wire.task_defaults)?,
+            on_worker_loss,
+            checkpoints: CheckpointPolicy::try_from(checkpoints).map_err(Error::strange)?,
+            checkpoint_id: super::non_empty(wire.checkpoint_id),
+            checkpointed_at: super::time(wire.checkpointed_at)?,
+            recovered_from: super::non_empty(wire.recovered_from),
+            recovered_to: super::time(wire.recovered_to)?,
         })
     }
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod background;
+mod checkpoint_commands;
 mod client_example;
 mod command_line;
 mod commands;

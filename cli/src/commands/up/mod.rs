@@ -19,7 +19,7 @@ use std::{
 };
 
 use berth_client::local::{self, UpRecord};
-use berth_coordinator::Coordinator;
+use berth_coordinator::{Coordinator, checkpoints::Location};
 use berth_proto::WorkerId;
 use berth_worker::{Worker, health::machine};
 use clap::Args;
@@ -67,6 +67,9 @@ pub struct UpArgs {
     #[arg(long, env = "BERTH_TEMPLATES", value_name = "FILE")]
     pub templates: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub recovery: coordinator::RecoveryArgs,
+
     /// Run in the background; returns when it is ready, or says why it is not
     #[arg(long, short = 'd')]
     pub detach: bool,
@@ -86,6 +89,9 @@ impl UpArgs {
     /// With no path that depends on where we are: the one in the background is at `/`.
     fn absolute(mut self) -> Result<Self, Failure> {
         for path in [&mut self.templates, &mut self.machine.agent].into_iter().flatten() {
+            *path = std::path::absolute(&*path).map_err(|error| Failure::io(path.display(), error))?;
+        }
+        if let Some(Location::Directory(path)) = &mut self.recovery.blobs {
             *path = std::path::absolute(&*path).map_err(|error| Failure::io(path.display(), error))?;
         }
         Ok(self)
@@ -169,12 +175,12 @@ async fn serve(
     log: Option<PathBuf>,
     interrupts: &mut Interrupts,
 ) -> CommandResult {
-    let config = berth_coordinator::Config {
+    let config = args.recovery.over(berth_coordinator::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, args.port)),
         state_dir: state_dir.to_owned(),
         templates: args.templates.clone(),
         ..Default::default()
-    };
+    });
     let mut coordinator = tokio::select! {
         started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
         _ = interrupts.recv() => return Ok(code::CANCELLED),
