@@ -221,6 +221,16 @@ impl Task {
         self.done.cancel();
     }
 
+    /// For the record of a task that ended in the sandbox that this one's files come from.
+    pub fn ended_elsewhere(&self, pid: u32, started_at: Option<SystemTime>, end: v1::TaskEnd) {
+        {
+            let mut state = self.state();
+            state.pid = pid;
+            state.started_at = started_at;
+        }
+        self.lost(end);
+    }
+
     /// It runs now.
     pub fn running(&self, pid: u32, number: u64, group: Arc<Group>) {
         {

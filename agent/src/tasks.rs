@@ -390,7 +390,8 @@ impl Tasks {
         ];
         let (task, ..) =
             Task::new(id, session, wire.spec.unwrap_or_default(), spools, self.shared.clock.now());
-        task.lost(berth_proto::convert::required("end", wire.end)?);
+        let started = wire.started_at.map(|at| berth_proto::convert::time("started_at", at)).transpose()?;
+        task.ended_elsewhere(wire.pid, started, berth_proto::convert::required("end", wire.end)?);
         let mut table = lock(&self.table);
         table.tasks.insert(id, task.clone());
         Self::remember_done(&mut table, &task);

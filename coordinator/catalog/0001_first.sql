@@ -22,7 +22,9 @@ CREATE TABLE pieces (
     size       INTEGER NOT NULL,
     -- When somebody last counted on it: what nobody refers to is kept for a while, since a checkpoint that is
     -- being taken was told that it is there.
-    touched_at INTEGER NOT NULL
+    touched_at INTEGER NOT NULL,
+    -- It was found to be gone or damaged: the next checkpoint that has it brings it again.
+    lost       INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TABLE uses (

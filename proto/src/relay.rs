@@ -1,6 +1,6 @@
 //! The data plane, one hop on. Coordinator and worker serve `TaskService` and
 //! `FileService` with this one type; each brings its own [`Route`], which is what that
-//! hop adds (the coordinator: who may, and where; the worker: how much).
+//! hop adds (the coordinator: where; the worker: how much).
 //!
 //! A broken upload must never look finished: when the stream from the client fails,
 //! the call to the next hop is dropped, which resets it, rather than closed.

@@ -123,6 +123,9 @@ impl Config {
         if self.task_defaults.max_concurrent == 0 {
             return wrong("BERTH_MAX_TASKS is 0: no session could run anything");
         }
+        if self.task_defaults.max_concurrent > bounds::CONCURRENT_MAX {
+            return wrong("BERTH_MAX_TASKS is above 65536, which is the most that a session may have");
+        }
         match self.data_listen {
             Some(address) if !address.ip().is_loopback() && !self.insecure_listen => {
                 Err(StartError::Exposed { address })

@@ -207,6 +207,7 @@ async fn finished_tasks_come_along() {
     assert_eq!(answer.tasks, 1, "one that runs does not come along");
     let there = to.get(&task.started).await;
     assert_eq!((outcome(&there), there.session_id.as_str()), (Kind::Exited(7), to.session.as_str()));
+    assert_eq!(there.started_at, from.get(&task.started).await.started_at);
     let first = there.stdout.unwrap().first_kept;
     assert_eq!((there.stdout.unwrap().length, first), (whole.len() as u64, whole.len() as u64 - 65_536));
     let below = to.watch(to.watch_request(&there)).await;

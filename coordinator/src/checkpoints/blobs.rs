@@ -130,7 +130,8 @@ impl Blobs {
 
     /// Reads a sealed piece.
     pub async fn get(&self, digest: Digest) -> Result<Bytes, Error> {
-        let found = self.store.get(&self.path(digest)).await.map_err(failed)?;
+        let found = self.store.get(&self.path(digest)).await.map_err(|error| gone(digest, error))?;
+
         found.bytes().await.map_err(failed)
     }
 
@@ -167,14 +168,19 @@ fn private_dir(path: &std::path::Path) -> std::io::Result<()> {
 }
 
 fn failed(error: object_store::Error) -> Error {
+    Error::unavailable(Reason::StoreFailed, "the blob store failed").cause(error)
+}
+
+/// The path of it is nobody's business but the operator's.
+fn gone(digest: Digest, error: object_store::Error) -> Error {
     match error {
-        object_store::Error::NotFound { path, .. } => Error::new(
-            berth_proto::Code::DataLoss,
-            Reason::CheckpointFailed,
-            format!("the blob store has lost {path}"),
-        )
-        .hint("the checkpoint can't be restored; an older or a newer one may be whole"),
-        error => Error::unavailable(Reason::StoreFailed, "the blob store failed").cause(error),
+        object_store::Error::NotFound { .. } => {
+            let text = format!(
+                "the blob store has lost piece {digest:?}; an older or a newer checkpoint may be whole"
+            );
+            Error::new(berth_proto::Code::DataLoss, Reason::CheckpointFailed, text).cause(error)
+        }
+        error => failed(error),
     }
 }
 

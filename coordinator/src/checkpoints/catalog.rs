@@ -53,6 +53,8 @@ pub struct Catalog {
 }
 
 type Row = (Vec<u8>, String, String, Vec<u8>, i64, Option<i64>);
+/// Its time is not over; the sweep may not have seen it yet.
+const VALID: &str = "(expires_at IS NULL OR expires_at > ?2)";
 const COLUMNS: &str = "shown, session_id, spec, root, created_at, expires_at";
 
 impl Catalog {
@@ -89,11 +91,13 @@ impl Catalog {
         let mut tx = connection.begin().await?;
         let mut missing = Vec::new();
         for digest in digests {
-            let touched = sqlx::query("UPDATE pieces SET touched_at = max(touched_at, ?) WHERE digest = ?")
-                .bind(micros(now))
-                .bind(&digest.0[..])
-                .execute(&mut *tx)
-                .await?;
+            let touched = sqlx::query(
+                "UPDATE pieces SET touched_at = max(touched_at, ?) WHERE digest = ? AND lost = 0",
+            )
+            .bind(micros(now))
+            .bind(&digest.0[..])
+            .execute(&mut *tx)
+            .await?;
             if touched.rows_affected() == 0 {
                 missing.push(*digest);
             }
@@ -125,7 +129,7 @@ impl Catalog {
         for (digest, size) in pieces {
             sqlx::query(
                 "INSERT INTO pieces (digest, size, touched_at) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (digest) DO UPDATE SET touched_at = max(touched_at, ?3)",
+                 ON CONFLICT (digest) DO UPDATE SET touched_at = max(touched_at, ?3), size = ?2, lost = 0",
             )
             .bind(&digest.0[..])
             .bind(i64::try_from(*size).unwrap_or(i64::MAX))
@@ -134,6 +138,14 @@ impl Catalog {
             .await?;
         }
         tx.commit().await?;
+        Ok(())
+    }
+
+    /// A piece is gone from the blob store, or is damaged there.
+    pub async fn lost(&self, digest: Digest) -> Result<(), StoreError> {
+        let mut connection = self.connection.lock().await;
+        let sql = "UPDATE pieces SET lost = 1 WHERE digest = ?";
+        sqlx::query(sql).bind(&digest.0[..]).execute(&mut *connection).await?;
         Ok(())
     }
 
@@ -159,7 +171,7 @@ impl Catalog {
         .execute(&mut *tx)
         .await?;
         for digest in pieces {
-            let used = sqlx::query("INSERT INTO uses SELECT ?, id FROM pieces WHERE digest = ?")
+            let used = sqlx::query("INSERT INTO uses SELECT ?, id FROM pieces WHERE digest = ? AND lost = 0")
                 .bind(&record.shown.id)
                 .bind(&digest.0[..])
                 .execute(&mut *tx)
@@ -175,9 +187,12 @@ impl Catalog {
 
     pub async fn get(&self, id: &str) -> Result<Option<Record>, StoreError> {
         let mut connection = self.connection.lock().await;
-        let sql = format!("SELECT {COLUMNS} FROM checkpoints WHERE id = ?");
-        let row: Option<Row> =
-            sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut *connection).await?;
+        let sql = format!("SELECT {COLUMNS} FROM checkpoints WHERE id = ?1 AND {VALID}");
+        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(id)
+            .bind(micros(SystemTime::now()))
+            .fetch_optional(&mut *connection)
+            .await?;
         row.map(record).transpose()
     }
 
@@ -190,12 +205,13 @@ impl Catalog {
     ) -> Result<Vec<Record>, StoreError> {
         let mut connection = self.connection.lock().await;
         let sql = format!(
-            "SELECT {COLUMNS} FROM checkpoints WHERE id < ?1 AND (?2 IS NULL OR session_id = ?2)
-             ORDER BY id DESC LIMIT ?3"
+            "SELECT {COLUMNS} FROM checkpoints WHERE id < ?1 AND {VALID} AND (?3 IS NULL OR session_id = ?3)
+             ORDER BY id DESC LIMIT ?4"
         );
         let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             // Behind every id, `g` comes after the last hex digit.
             .bind(before.unwrap_or("g"))
+            .bind(micros(SystemTime::now()))
             .bind(session.map(|id| id.to_string()))
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .fetch_all(&mut *connection)

@@ -9,7 +9,7 @@ mod policy;
 mod sweep;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -75,35 +75,24 @@ pub struct Checkpoints {
     slots: Semaphore,
     /// Shared by those who store, alone for who removes: between a row's end and its blob's nobody may store it anew.
     removing: RwLock<()>,
-    /// Sessions of which one is being taken.
-    taking: Mutex<HashSet<SessionId>>,
-}
-
-struct Taking<'a>(&'a Checkpoints, SessionId);
-
-impl Drop for Taking<'_> {
-    fn drop(&mut self) {
-        self.0.taking.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
-    }
+    /// Held while one of that session is taken.
+    turns: Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Checkpoints {
     pub fn new(blobs: Blobs, catalog: Catalog, shared: Shared, driver: Handle) -> Arc<Self> {
         let slots = Semaphore::new(AT_ONCE);
-        let (removing, taking) = Default::default();
-        Arc::new(Self { blobs, catalog, shared, driver, slots, removing, taking })
+        let (removing, turns) = Default::default();
+        Arc::new(Self { blobs, catalog, shared, driver, slots, removing, turns })
     }
 
     /// Takes a checkpoint, and returns when it is kept.
     pub async fn take(&self, id: SessionId, wanted: Wanted) -> Result<Record, Error> {
         let session = self.live(&id)?;
-        if !self.taking.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
-            let text = "a checkpoint of this session is being taken already";
-            return Err(
-                Error::new(Code::Aborted, Reason::CheckpointFailed, text).hint("wait for it, and try again")
-            );
-        }
-        let _taking = Taking(self, id);
+        // One at a time of a session; the others wait.
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
+        let session = self.live(&session.id)?;
         let _slot = self.slots.acquire().await.map_err(|_| stopping())?;
         let taken = self.ask_worker(&session, wanted.freeze_limit).await?;
         let root = Digest::from_wire(&taken.root).map_err(damaged)?;
@@ -119,7 +108,22 @@ impl Checkpoints {
         let event = Event::Checkpointed { session: id, epoch: session.epoch, kept };
         // The checkpoint stands, whatever became of its session meanwhile.
         let _ = self.driver.call(event).await;
+        if record.shown.cause() != v1::CheckpointCause::Requested {
+            self.keep_newest(&session).await;
+        }
         Ok(record)
+    }
+
+    fn turn(&self, id: SessionId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody holds any more.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(id).or_default().clone()
+    }
+
+    /// Whether one of this session is being taken.
+    fn busy(&self, id: SessionId) -> bool {
+        self.turn(id).try_lock().is_err()
     }
 
     fn live(&self, id: &SessionId) -> Result<Arc<Session>, Error> {
@@ -156,10 +160,10 @@ impl Checkpoints {
 
     /// Reads a manifest through and checks it. All pieces that it needs, itself included.
     async fn check(&self, root: Digest) -> Result<BTreeSet<Digest>, Error> {
-        let listed = unpack_root(&self.open(root).await?).map_err(damaged)?;
+        let listed = unpack_root(&self.read(root).await?.1).map_err(damaged)?;
         let mut bytes = Vec::new();
         for digest in &listed {
-            bytes.extend_from_slice(&self.open(*digest).await?);
+            bytes.extend_from_slice(&self.read(*digest).await?.1);
         }
         let check = move || unpack_manifest(&bytes);
         let manifest = tokio::task::spawn_blocking(check).await.map_err(|_| stopping())?.map_err(damaged)?;
@@ -181,10 +185,23 @@ impl Checkpoints {
         let _ = self.driver.call(Event::CheckpointGone { checkpoint: id.to_owned() }).await;
     }
 
-    /// A piece as it was before it was sealed.
-    async fn open(&self, digest: Digest) -> Result<Vec<u8>, Error> {
+    /// A sealed piece that is what it says, and what is in it. One that is not is remembered as lost, so that the next
+    /// checkpoint which has it brings it again.
+    pub async fn read(&self, digest: Digest) -> Result<(Bytes, Vec<u8>), Error> {
+        let result = self.read_unchecked(digest).await;
+        if result.as_ref().is_err_and(|error| error.code() == Code::DataLoss) {
+            tracing::error!(piece = %digest, "a piece of a checkpoint is lost or damaged");
+            self.catalog.lost(digest).await.map_err(unkept)?;
+        }
+        result
+    }
+
+    async fn read_unchecked(&self, digest: Digest) -> Result<(Bytes, Vec<u8>), Error> {
         let sealed = self.blobs.get(digest).await?;
-        berth_checkpoint::open(digest, &sealed).map_err(damaged)
+        let checked = sealed.clone();
+        let open = move || berth_checkpoint::open(digest, &checked);
+        let opened = tokio::task::spawn_blocking(open).await.map_err(|_| stopping())?;
+        Ok((sealed, opened.map_err(damaged)?))
     }
 
     // ---- what workers ask -----------------------------------------------------

@@ -52,7 +52,10 @@ pub async fn keep_policies(checkpoints: Arc<Checkpoints>) {
             let Some(every) = session.spec.checkpoints.interval else { continue };
             let at = known.unwrap_or(now + every);
             if at <= now {
-                checkpoints.begin(session.clone(), v1::CheckpointCause::Interval);
+                // The last one still goes on: that is soon enough.
+                if !checkpoints.busy(session.id) {
+                    checkpoints.begin(session.clone(), v1::CheckpointCause::Interval);
+                }
                 still.insert(session.id, now + every);
             } else {
                 still.insert(session.id, at);
@@ -81,18 +84,20 @@ impl Checkpoints {
             if let Err(error) = checkpoints.take(session.id, wanted).await {
                 tracing::warn!(session.id = %session.id, cause = cause.as_str_name(), error = error.message(),
                     "a checkpoint by policy failed");
+                let why = error.message().to_owned();
+                let failed = Event::CheckpointFailed { session: session.id, epoch: session.epoch, why };
+                let _ = checkpoints.driver.call(failed).await;
                 return;
             }
             if cause == v1::CheckpointCause::Drain && session.spec.on_worker_loss == OnWorkerLoss::Restore {
                 let moved = Event::Move { session: session.id, epoch: session.epoch };
                 let _ = checkpoints.driver.call(moved).await;
             }
-            checkpoints.keep_newest(&session).await;
         });
     }
 
     /// Of those that nobody asked for only the newest stay.
-    async fn keep_newest(&self, session: &Session) {
+    pub(super) async fn keep_newest(&self, session: &Session) {
         let keep = session.spec.checkpoints.keep as usize;
         let listed = self.catalog.list(Some(session.id), None, LOOKED_AT).await.unwrap_or_default();
         let asked = v1::CheckpointCause::Requested;

@@ -33,6 +33,12 @@ pub enum Event {
         epoch: Epoch,
         kept: Box<Kept>,
     },
+    /// One that its policy asked for could not be taken.
+    CheckpointFailed {
+        session: SessionId,
+        epoch: Epoch,
+        why: String,
+    },
     /// It was deleted, or its time was over.
     CheckpointGone {
         checkpoint: String,

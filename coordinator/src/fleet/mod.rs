@@ -170,6 +170,9 @@ impl Fleet {
             Event::Pause { session, paused } => self.pause(session, paused)?,
             Event::Update(update) => self.update(*update, now)?,
             Event::Checkpointed { session, epoch, kept } => self.checkpointed(session, epoch, *kept)?,
+            Event::CheckpointFailed { session, epoch, why } => {
+                self.checkpoint_failed(session, epoch, &why)?
+            }
             Event::CheckpointGone { checkpoint } => self.checkpoint_gone(&checkpoint),
             Event::Move { session, epoch } => self.move_away(session, epoch)?,
             Event::Hello(hello) => self.hello(*hello, now)?,

@@ -16,6 +16,8 @@ use super::{
     queue::may_restore,
 };
 
+/// How a session's message begins when its last checkpoint by policy failed.
+const CHECKPOINT_FAILED: &str = "the last checkpoint by its policy failed: ";
 /// Running tasks that are remembered of one session, whatever its worker says.
 const RUNNING_LIMIT: usize = 1024;
 
@@ -82,7 +84,27 @@ impl Fleet {
         if over || session.epoch != epoch || session.checkpoint.as_ref().is_some_and(|old| old.at > kept.at) {
             return Ok(());
         }
-        self.put_session(Session { checkpoint: Some(kept), ..(**session).clone() });
+        let mut changed = Session { checkpoint: Some(kept), ..(**session).clone() };
+        if changed.message.starts_with(CHECKPOINT_FAILED) {
+            changed.message.clear();
+        }
+        self.put_session(changed);
+        Ok(())
+    }
+
+    /// What its policy asked for could not be done: that is told where the session is looked at.
+    pub(super) fn checkpoint_failed(
+        &mut self,
+        id: SessionId,
+        epoch: Epoch,
+        why: &str,
+    ) -> Result<(), Refused> {
+        let session = self.sessions.get(&id).ok_or(Refused::NoSession(id))?;
+        let up = matches!(session.state, SessionState::Ready | SessionState::Paused);
+        let message = format!("{CHECKPOINT_FAILED}{why}");
+        if up && session.epoch == epoch && session.message != message {
+            self.put_session(Session { message, ..(**session).clone() });
+        }
         Ok(())
     }
 

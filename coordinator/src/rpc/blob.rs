@@ -76,10 +76,11 @@ impl BlobService for Blobs {
         request: Request<v1::GetBlobsRequest>,
     ) -> Result<Response<Self::GetBlobsStream>, Status> {
         let asked = digests(&request.into_inner().digests)?;
-        let blobs = self.context.checkpoints.blobs.clone();
+        let checkpoints = self.context.checkpoints.clone();
+
         let read = futures::stream::iter(asked).map(move |digest| {
-            let blobs = blobs.clone();
-            async move { Ok(v1::Blob { digest: digest.to_wire(), data: blobs.get(digest).await? }) }
+            let checkpoints = checkpoints.clone();
+            async move { Ok(v1::Blob { digest: digest.to_wire(), data: checkpoints.read(digest).await?.0 }) }
         });
         Ok(Response::new(Box::pin(read.buffered(AT_ONCE))))
     }

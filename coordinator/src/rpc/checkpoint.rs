@@ -8,7 +8,11 @@ use berth_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Context, session::Sessions};
+use super::{
+    Context,
+    session::{Origin, Sessions},
+};
+
 use crate::checkpoints::{FREEZE_LIMIT, Record, Wanted, keep_for, unkept};
 
 /// Bytes of a note.
@@ -35,9 +39,10 @@ impl Checkpointing {
     /// Makes a session of a checkpoint.
     async fn restore(
         &self,
-        record: &Record,
+        from: Origin<'_>,
         wanted: v1::CreateSessionRequest,
     ) -> Result<v1::Session, Status> {
+        let record = from.record;
         let template = &record.shown.template;
         if !wanted.template.is_empty() && wanted.template != *template {
             return Err(Error::invalid(
@@ -56,7 +61,7 @@ impl Checkpointing {
         let template = template.clone();
         let wanted = v1::CreateSessionRequest { template, on_worker_loss, checkpoints, ..wanted };
         let wanted = CreateSession::try_from(wanted)?;
-        self.sessions.create(wanted, Some(record)).await
+        self.sessions.create(wanted, Some(from)).await
     }
 }
 
@@ -135,7 +140,8 @@ impl CheckpointService for Checkpointing {
     ) -> Result<Response<v1::Session>, Status> {
         let request = request.into_inner();
         let record = self.record(&request.checkpoint_id).await?;
-        Ok(Response::new(self.restore(&record, request.session.unwrap_or_default()).await?))
+        let from = Origin { record: &record, named: &record.shown.id };
+        Ok(Response::new(self.restore(from, request.session.unwrap_or_default()).await?))
     }
 
     async fn fork_session(
@@ -155,13 +161,13 @@ impl CheckpointService for Checkpointing {
             freeze_limit: FREEZE_LIMIT,
         };
         let record = self.context.checkpoints.take(id, wanted).await?;
-        let session = request.session.unwrap_or_default();
+        let session = request.session.clone().unwrap_or_default();
         let forks = (1..=count).map(|n| {
             let mut wanted = session.clone();
             if !wanted.request_id.is_empty() {
                 wanted.request_id = format!("{}-{n}", wanted.request_id);
             }
-            self.restore(&record, wanted)
+            self.restore(Origin { record: &record, named: &request.session_id }, wanted)
         });
         // Together: they may land on several workers. What was made stays when one fails, and is told.
         let made = futures::future::join_all(forks).await;

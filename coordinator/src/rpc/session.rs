@@ -48,7 +48,11 @@ impl Sessions {
     }
 
     /// Makes a session and waits until it is ready: of a template, or of a checkpoint.
-    pub async fn create(&self, wanted: CreateSession, from: Option<&Record>) -> Result<v1::Session, Status> {
+    pub async fn create(
+        &self,
+        wanted: CreateSession,
+        from: Option<Origin<'_>>,
+    ) -> Result<v1::Session, Status> {
         let keyed = wanted.request_id.is_some();
         let start = if from.is_some() { self.context.restore_timeout } else { self.context.start_timeout };
         let longest = (wanted.wait_for_place + start + CREATE_MARGIN).min(bounds::DURATION_MAX);
@@ -108,12 +112,22 @@ impl Sessions {
         &self,
         id: SessionId,
         wanted: CreateSession,
-        from: Option<&Record>,
+        from: Option<Origin<'_>>,
     ) -> Result<SessionId, Error> {
-        let body = body_hash(&wanted, from.map(|record| record.shown.id.as_str()));
+        let body = body_hash(&wanted, from.map(|from| from.named));
+        let from = from.map(|from| from.record);
         let template = self.base(&wanted.template, from)?;
         let mut env = template.env.clone();
         env.extend(wanted.env);
+        let limits = wanted.limits.over(template.limits);
+        if let Some(content) = from.map(|r| r.shown.content_bytes).filter(|bytes| *bytes > limits.disk_bytes)
+        {
+            let text =
+                format!("the checkpoint's files have {content} bytes: {} are not enough", limits.disk_bytes);
+            return Err(
+                Error::invalid("session.limits.disk_bytes", text).hint("ask for more disk, or leave it out")
+            );
+        }
         let mut labels = from.map(inherited).unwrap_or_default();
         labels.extend(wanted.labels);
         let create = Create {
@@ -124,7 +138,7 @@ impl Sessions {
             restore: from.map(Record::kept),
             spec: Spec {
                 template: template.spec.clone(),
-                limits: wanted.limits.over(template.limits),
+                limits,
                 env,
                 on_worker_loss: wanted.on_worker_loss,
                 checkpoints: wanted.checkpoints,
@@ -277,6 +291,14 @@ impl SessionService for Sessions {
             None => Ok(Response::new(wire::session(&*self.session(&id)?))),
         }
     }
+}
+
+/// What a session is made of that is not new.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    pub record: &'a Record,
+    /// What the client named: a checkpoint, or the session that it forks. Part of the request, for its id.
+    pub named: &'a str,
 }
 
 /// Labels of a checkpoint that go to a session made of it: all but the name, which is one session's alone.

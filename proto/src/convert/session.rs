@@ -76,6 +76,9 @@ impl TryFrom<v1::CheckpointPolicy> for CheckpointPolicy {
             ));
         }
         let keep_for = wire.keep_for.map(|keep| duration("checkpoints.keep_for", keep)).transpose()?;
+        if keep_for.is_some_and(|keep| keep.is_zero()) {
+            return Err(Error::invalid("checkpoints.keep_for", "is zero").hint("leave it out for a week"));
+        }
         Ok(Self {
             interval,
             on_drain: wire.on_drain,

@@ -207,8 +207,14 @@ async fn forks_diverge(sandbox: &str) {
         count: 10,
         session: Some(v1::CreateSessionRequest { request_id: "ten".into(), ..Default::default() }),
     };
-    let forked = cluster.checkpoints().fork_session(request).await.expect("ten forks").into_inner();
+    let forked = cluster.checkpoints().fork_session(request.clone()).await.expect("ten forks").into_inner();
     assert_eq!(forked.sessions.len(), 10);
+    // The same request makes no more of them.
+    let same = cluster.checkpoints().fork_session(request).await.expect("the same ten").into_inner();
+    let ids = |forked: &v1::ForkSessionResponse| -> Vec<String> {
+        forked.sessions.iter().map(|s| s.id.clone()).collect()
+    };
+    assert_eq!(ids(&same), ids(&forked));
     let sum = "sha256sum < big";
     let (whole, _) = run(&cluster, &session.id, sum).await;
     for (n, fork) in forked.sessions.iter().enumerate() {
@@ -279,6 +285,16 @@ async fn a_lost_or_damaged_piece_is_told_and_nothing_else_is_made_of_it() {
     std::fs::remove_file(&largest).unwrap();
     let error = cluster.checkpoints().restore_session(restore()).await.expect_err("it is gone");
     assert!(error.message().contains("lost"), "{error:?}");
+    // The next checkpoint brings again what was found to be lost, and with it the older one is whole again.
+    let again = checkpoint(&cluster, &session.id).await;
+    assert!(again.stored_bytes > 0, "{again:?}");
+    let (whole, _) = run(&cluster, &session.id, "sha256sum < big").await;
+    for id in [again.id, taken.id.clone()] {
+        let request = v1::RestoreSessionRequest { checkpoint_id: id, ..Default::default() };
+        let restored =
+            cluster.checkpoints().restore_session(request).await.expect("it is whole").into_inner();
+        assert_eq!(run(&cluster, &restored.id, "sha256sum < big").await.0, whole);
+    }
     let request = v1::DeleteCheckpointRequest { checkpoint_id: taken.id.clone() };
     cluster.checkpoints().delete_checkpoint(request).await.unwrap();
     let error = cluster.checkpoints().restore_session(restore()).await.expect_err("it was deleted");
@@ -329,6 +345,7 @@ async fn policies_take_checkpoints_at_intervals_before_the_end_and_on_a_drain() 
     assert_ne!(now.worker_id, session.worker_id);
     assert_eq!(run(&cluster, &session.id, "cat f").await.0, "2", "a drain loses nothing");
     crate::util::delete(&cluster, &session.id).await;
-    assert_eq!(list().await[0].cause(), v1::CheckpointCause::Delete);
+    let kept = list().await;
+    assert_eq!((kept[0].cause(), kept.len()), (v1::CheckpointCause::Delete, 2), "{kept:?}");
     cluster.stop().await;
 }
