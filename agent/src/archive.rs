@@ -64,10 +64,16 @@ async fn send_all(tasks: &Arc<Tasks>, files: &Files, bounds: Bounds, sink: &Sink
     let still = tasks.stand_still().await?;
     let (roots, out) = (files.roots(), sink.clone());
     let read = files.run(move |_| export::export(&roots, bounds, &out)).await;
+    // Of the same moment as the files.
+    let done: Vec<_> = tasks.list(None, false).into_iter().filter(|task| task.is_done()).collect();
+    let keys = tasks.keys();
     // In any case: `still` would end by itself too, but later.
     let frozen_for = still.end().await?;
     let skipped = read?;
-    send_tasks(tasks, sink).await?;
+    send_tasks(done, sink).await?;
+    for key in keys {
+        send(sink, Part::Key(key)).await?;
+    }
     let end = v1::ArchiveEnd { skipped, frozen_for: Some(duration_out(frozen_for)) };
     send(sink, Part::End(end)).await
 }
@@ -78,9 +84,9 @@ async fn send(sink: &Sink, part: Part) -> Result<(), Error> {
 }
 
 /// The finished tasks, newest first, as far as they fit.
-async fn send_tasks(tasks: &Arc<Tasks>, sink: &Sink) -> Result<(), Error> {
+async fn send_tasks(done: Vec<Arc<Task>>, sink: &Sink) -> Result<(), Error> {
     let mut left = TASKS_BYTES;
-    for task in tasks.list(None, false).into_iter().filter(|task| task.is_done()) {
+    for task in done {
         let kept = keep(&task).await;
         let Some(rest) = left.checked_sub(kept.encoded_len()) else { return Ok(()) };
         left = rest;
@@ -152,8 +158,12 @@ pub async fn import(
     let response =
         v1::ImportResponse { entries: made.entries, bytes: made.bytes, tasks: made.tasks.len() as u64 };
     // Oldest first, as they ended.
-    let (tasks, kept) = (tasks.clone(), made.tasks);
-    let take_up = move || kept.into_iter().rev().try_for_each(|task| tasks.take_up(task));
+    let (tasks, kept, keys) = (tasks.clone(), made.tasks, made.keys);
+    let take_up = move || {
+        tasks.take_up_keys(&keys)?;
+        kept.into_iter().rev().try_for_each(|task| tasks.take_up(task))
+    };
+
     tokio::task::spawn_blocking(take_up)
         .await
         .map_err(|_| Error::internal("the tasks were not taken up"))??;

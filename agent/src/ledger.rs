@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_proto::{TaskId, domain::TaskSpec};
+use berth_proto::{Error, Reason, TaskId, domain::TaskSpec, v1};
 
 /// Keys that a session remembers.
 pub const KEYS: usize = 10_000;
@@ -90,6 +90,30 @@ impl Ledger {
     pub fn record(&mut self, key: &str, body: BodyHash, task: TaskId) -> io::Result<()> {
         self.write(&format!("+ {} {:032x} {task}\n", hex(key), body.0))?;
         self.remember(key.to_owned(), Entry { body, task, earlier: false });
+        Ok(())
+    }
+
+    /// All keys, oldest first.
+    pub fn keys(&self) -> Vec<v1::KeptKey> {
+        let kept = |key: &String| {
+            self.entries.get(key).map(|entry| v1::KeptKey {
+                request_id: key.clone(),
+                body: entry.body.0.to_be_bytes().to_vec().into(),
+                task_id: entry.task.to_string(),
+            })
+        };
+        self.order.iter().filter_map(kept).collect()
+    }
+
+    /// Takes in a key of the session that this one's files come from. What it started is not started again here.
+    pub fn take_up(&mut self, kept: &v1::KeptKey) -> Result<(), Error> {
+        let body = kept.body.as_ref().try_into().map(u128::from_be_bytes);
+        let body = body.map(BodyHash).map_err(|_| Error::invalid("key.body", "has not 16 bytes"))?;
+        let task = kept.task_id.parse()?;
+        self.record(&kept.request_id, body, task).map_err(|error| {
+            Error::exhausted(Reason::DiskFull, "a key could not be written down").cause(error)
+        })?;
+        self.remember(kept.request_id.clone(), Entry { body, task, earlier: true });
         Ok(())
     }
 

@@ -374,6 +374,17 @@ impl Tasks {
         purged
     }
 
+    /// The request ids that started something.
+    pub fn keys(&self) -> Vec<v1::KeptKey> {
+        lock(&self.ledger).keys()
+    }
+
+    /// Takes in the request ids of the session whose archive this one was made of.
+    pub fn take_up_keys(&self, keys: &[v1::KeptKey]) -> Result<(), Error> {
+        let mut ledger = lock(&self.ledger);
+        keys.iter().try_for_each(|key| ledger.take_up(key))
+    }
+
     /// Puts a task among the done ones that ended in the session whose archive this one was made of.
     pub fn take_up(&self, kept: v1::KeptTask) -> Result<(), Error> {
         let wire = berth_proto::convert::required("task", kept.task)?;

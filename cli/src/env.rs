@@ -104,6 +104,8 @@ pub const KNOWN: &[Variable] = &[
     var("BERTH_SKIP_LOG", "tests", "where tests write what they skip"),
     var("BERTH_TEST_DOCKER", "tests", "1: run the docker backend's tests"),
     var("BERTH_TEST_AGENT", "tests", "the berth-agent that the agent's own tests use"),
+    var("BERTH_CHAOS_SECONDS", "Makefile", "how long the chaos suite runs"),
+    var("BERTH_CHAOS_SEED", "Makefile", "which faults the chaos suite draws"),
     var("BERTH_TEST_SCALE", "Makefile", "factor on the counts of long tests"),
     var("BERTH_BENCH_ROUNDS", "bench", "rounds of each measurement (200)"),
 ];

@@ -22,6 +22,7 @@
 
 mod admin;
 mod backoff;
+mod backup;
 mod checkpoint;
 mod command;
 mod connect;
@@ -40,6 +41,7 @@ mod watch;
 mod watch_tests;
 
 pub use admin::EventStream;
+pub use backup::{Backup, BackupPart};
 pub use berth_proto::{SessionId, TaskId, WorkerId, domain, transport::CHUNK};
 pub use checkpoint::CheckpointOptions;
 pub use command::{Command, Output};

@@ -1,3 +1,9 @@
+-- One row: who this catalog is. The blob store that it describes carries the same mark.
+CREATE TABLE owner (
+    id TEXT NOT NULL
+) STRICT;
+INSERT INTO owner VALUES (lower(hex(randomblob(16))));
+
 -- Checkpoints, and the pieces that they are made of. Times are microseconds since 1970, UTC.
 CREATE TABLE checkpoints (
     id         TEXT PRIMARY KEY NOT NULL,

@@ -97,6 +97,15 @@ impl Config {
                 "leave it out: a third of the lease is the default",
             ));
         }
+        if self.restore_grace < Duration::from_millis(500) {
+            problems.push(Problem::new(
+                format!(
+                    "{:?} after a lease is too short for a worker's tasks to have frozen",
+                    self.restore_grace
+                ),
+                "10 s is the default (BERTH_RESTORE_GRACE)",
+            ));
+        }
         if self.start_timeout.is_zero() || self.data_connections == 0 {
             problems.push(Problem::new(
                 "start_timeout and data_connections must not be zero".to_owned(),

@@ -21,7 +21,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::{
     auth::{Credentials, Keyring, random_hex},
-    checkpoints::{Blobs, Catalog, Checkpoints, Location, keep_policies, sweep_for_ever},
+    checkpoints::{Blobs, Catalog, Checkpoints, Claim, Location, keep_policies, sweep_for_ever},
     config::{Config, Problem, StartError},
     driver::{Clock, Driver, Events, Handle, Links, Shared, View, WelcomeTerms},
     fleet::Fleet,
@@ -33,9 +33,9 @@ use crate::{
 };
 
 /// Name of the store's file in the state directory.
-const STORE_FILE: &str = "coordinator.db";
+pub(crate) const STORE_FILE: &str = "coordinator.db";
 /// Of the catalog of checkpoints.
-const CATALOG_FILE: &str = "checkpoints.db";
+pub(crate) const CATALOG_FILE: &str = "checkpoints.db";
 /// Of the directory that holds their pieces, unless another place was named.
 const BLOBS_DIR: &str = "blobs";
 
@@ -123,6 +123,23 @@ async fn bind(listen: SocketAddr) -> Result<TcpListener, Problem> {
     })
 }
 
+/// A blob store that another catalog describes is left alone. One that can't be reached now is no reason not to start:
+/// only checkpoints wait for it.
+async fn claim(blobs: &Blobs, catalog: &Catalog, location: &Location) -> Result<(), StartError> {
+    let owner = catalog.owner().await.map_err(|e| StartError::one(store_problem(&e)))?;
+    match blobs.claim(&owner).await {
+        Ok(Claim::Ours) => Ok(()),
+        Ok(Claim::Anothers) => Err(StartError::one(Problem::new(
+            format!("the blob store {location} holds another coordinator's checkpoints"),
+            format!("put its {CATALOG_FILE} into this state directory, or name another place (BERTH_BLOBS)"),
+        ))),
+        Err(error) => {
+            tracing::error!(%location, error = error.message(), "no checkpoints for now: the blob store can't be used");
+            Ok(())
+        }
+    }
+}
+
 fn blob_problem(error: &berth_proto::Error) -> Problem {
     Problem::new(
         error.message().to_owned(),
@@ -136,7 +153,8 @@ fn store_problem(error: &StoreError) -> Problem {
             "one coordinator a state directory: stop the other one, or give this one its own"
         }
         StoreError::Damaged(_) => {
-            "nothing was changed: move the file aside (keep it), or restore it, and start again"
+            "nothing was changed: move the file aside with its -wal (keep both), put the one of a `berth backup` in \
+             its place if there is one, and start again"
         }
         StoreError::Failed(_) => "look at the disk under the state directory and at its owner",
     };
@@ -164,6 +182,7 @@ async fn run(
         config.blobs.clone().unwrap_or_else(|| Location::Directory(config.state_dir.join(BLOBS_DIR)));
     let blobs = Blobs::open(&location).map_err(|error| StartError::one(blob_problem(&error)))?;
     let catalog = Catalog::open(Some(&config.state_dir.join(CATALOG_FILE))).await.map_err(failed)?;
+    claim(&blobs, &catalog, &location).await?;
     let clock = Clock::start();
     let loaded = store.load().await.map_err(failed)?;
     tracing::info!(sessions = loaded.sessions.len(), workers = loaded.workers.len(), "the store is loaded");

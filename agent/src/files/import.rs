@@ -35,6 +35,7 @@ pub struct Made {
     pub entries: u64,
     pub bytes: u64,
     pub tasks: Vec<v1::KeptTask>,
+    pub keys: Vec<v1::KeptKey>,
 }
 
 /// Makes what the parts say. `next` waits for one; `None` is the end of the stream.
@@ -56,6 +57,8 @@ pub fn import(
             Some(Part::Entry(entry)) => import.entry(entry)?,
             Some(Part::Data(data)) => import.data(&data)?,
             Some(Part::Task(task)) => import.made.tasks.push(task),
+            Some(Part::Key(key)) => import.made.keys.push(key),
+
             Some(Part::End(_)) => return import.end(),
             None => return Err(bad("it ends before its end")),
         }

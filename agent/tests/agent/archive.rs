@@ -12,7 +12,7 @@ use berth_proto::{
 };
 use tonic::{Code, Status};
 
-use crate::rig::{Rig, argv, outcome, refused, sh, skip};
+use crate::rig::{EMPTY, Rig, argv, outcome, refused, sh, skip, until};
 
 async fn export(rig: &Rig) -> Result<Vec<v1::ArchivePart>, Status> {
     let request = v1::ExportRequest { max_bytes: 1 << 30, freeze_limit: None };
@@ -215,6 +215,28 @@ async fn finished_tasks_come_along() {
     let from_there = v1::WatchTaskRequest { stdout_offset: first, ..to.watch_request(&there) };
     let seen = to.watch(from_there).await.unwrap();
     assert_eq!((seen.stdout.as_slice(), seen.err().as_str()), (&whole[first as usize..], "bad\n"));
+}
+
+/// INVARIANTS 5 and 7 over a move: a client that repeats its call finds what its first one came to.
+#[tokio::test]
+async fn request_ids_come_along_and_start_nothing_again() {
+    let name = "request_ids_come_along_and_start_nothing_again";
+    let Some(from) = Rig::start(name).await else { return };
+    let ended = from.begin_with(sh("echo once >> runs"), "ended").await.unwrap();
+    from.wait(&ended).await;
+    let running = from.begin_with(sh("echo twice >> runs; sleep 600"), "running").await.unwrap();
+    until("it runs", || fs::read_to_string(from.workspace("runs")).ok().filter(|t| t.contains("twice")))
+        .await;
+    let Some(to) = Rig::start(name).await else { return };
+    import(&to, export(&from).await.unwrap()).await.unwrap();
+    let again = to.begin_with(sh("echo once >> runs"), "ended").await.unwrap();
+    assert_eq!((again.id.as_str(), outcome(&again)), (ended.id.as_str(), Kind::Exited(0)));
+    let again = to.begin_with(sh("echo twice >> runs; sleep 600"), "running").await.unwrap();
+    assert_eq!((again.id.as_str(), outcome(&again)), (running.id.as_str(), Kind::WorkerLost(EMPTY)));
+    let other = to.begin_with(sh("another"), "ended").await;
+    refused(other, Code::AlreadyExists, Reason::RequestIdReused);
+    assert_eq!(fs::read_to_string(to.workspace("runs")).unwrap(), "once\ntwice\n");
+    assert_eq!(to.run(sh("true")).await.outcome(), Kind::Exited(0));
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use crate::{
 
 pub mod admin;
 mod backend;
+mod backup;
 mod checkpoint;
 mod completions;
 mod cp;
@@ -28,6 +29,7 @@ mod listing;
 mod logs;
 mod options;
 mod place;
+mod queue;
 mod restore;
 mod run;
 mod shell;
@@ -168,6 +170,10 @@ pub enum Command {
     Drain(admin::DrainArgs),
     /// Choose the sandbox backend of a worker's new sessions
     Backend(backend::BackendArgs),
+    /// List sessions that wait for a place
+    Queue(queue::QueueArgs),
+    /// Copy the coordinator's databases, to be restored from
+    Backup(backup::BackupArgs),
     /// List templates
     Templates,
     /// Show the coordinator
@@ -259,6 +265,8 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Uncordon(args) => admin::uncordon(&global, args).await,
         Command::Drain(args) => admin::drain(&global, args).await,
         Command::Backend(args) => backend::run(&global, args).await,
+        Command::Queue(args) => queue::run(&global, args).await,
+        Command::Backup(args) => backup::run(&global, args).await,
         Command::Templates => listing::templates(&global).await,
         Command::Info => admin::info(&global).await,
         Command::Events(args) => events::run(&global, args).await,

@@ -20,6 +20,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_TIMEOUT: Duration = Duration::from_secs(90);
 /// Below the prefix; the first two digits of the hash are a directory.
 const PIECES: &str = "pieces";
+/// Holds the id of the catalog that describes the store.
+const OWNER: &str = "owner";
 
 /// Where, as the operator says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,11 +60,21 @@ impl std::fmt::Display for Location {
     }
 }
 
+/// Whose a blob store is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    Ours,
+    /// It has another catalog's mark, or pieces and no mark.
+    Anothers,
+}
+
 /// The store.
 #[derive(Clone)]
 pub struct Blobs {
     store: Arc<dyn ObjectStore>,
     prefix: String,
+    /// Where it is a directory of this machine.
+    local: Option<PathBuf>,
 }
 
 impl Blobs {
@@ -75,7 +87,7 @@ impl Blobs {
             Location::Directory(path) => {
                 private_dir(path).map_err(|e| refused(&e))?;
                 let store = LocalFileSystem::new_with_prefix(path).map_err(|e| refused(&e))?.with_fsync(true);
-                Ok(Self { store: Arc::new(store), prefix: String::new() })
+                Ok(Self { store: Arc::new(store), prefix: String::new(), local: Some(path.clone()) })
             }
             Location::S3 { bucket, prefix } => {
                 // One TLS library for the process; a second call finds it there.
@@ -88,14 +100,14 @@ impl Blobs {
                     .with_retry(retry)
                     .build()
                     .map_err(|e| refused(&e))?;
-                Ok(Self { store: Arc::new(store), prefix: prefix.clone() })
+                Ok(Self { store: Arc::new(store), prefix: prefix.clone(), local: None })
             }
         }
     }
 
     /// A store in memory, for tests and simulations.
     pub fn in_memory() -> Self {
-        Self { store: Arc::new(object_store::memory::InMemory::new()), prefix: String::new() }
+        Self { store: Arc::new(object_store::memory::InMemory::new()), prefix: String::new(), local: None }
     }
 
     fn base(&self) -> Path {
@@ -107,25 +119,46 @@ impl Blobs {
         Path::from(format!("{}/{PIECES}/{}/{hex}", self.prefix, &hex[..2]))
     }
 
-    /// Whether the store can be written and read.
-    pub async fn probe(&self) -> Result<(), Error> {
-        let data = Bytes::from_static(b"berth");
-        let path = Path::from(format!("{}/probe", self.prefix));
-        self.store.put(&path, PutPayload::from(data.clone())).await.map_err(failed)?;
-        let read = self.store.get(&path).await.map_err(failed)?.bytes().await.map_err(failed)?;
-        let _ = self.store.delete(&path).await;
-        if read == data {
-            return Ok(());
+    /// Makes the store this catalog's, or finds that it is. What a catalog does not know it removes, so two must not
+    /// share a store, and a new one must not take over what an older one described.
+    pub async fn claim(&self, catalog: &str) -> Result<Claim, Error> {
+        let path = Path::from(format!("{}/{OWNER}", self.prefix));
+        match self.store.get(&path).await {
+            Ok(found) => {
+                let owner = found.bytes().await.map_err(failed)?;
+                let ours = owner == catalog.as_bytes();
+                Ok(if ours { Claim::Ours } else { Claim::Anothers })
+            }
+            Err(object_store::Error::NotFound { .. }) => {
+                if self.older_than(Duration::ZERO).try_next().await?.is_some() {
+                    return Ok(Claim::Anothers);
+                }
+                self.put_private(&path, PutPayload::from(catalog.to_owned())).await?;
+                Ok(Claim::Ours)
+            }
+            Err(error) => Err(failed(error)),
         }
-        Err(Error::unavailable(
-            Reason::StoreFailed,
-            "the blob store gives back something else than it was given",
-        ))
     }
 
     /// Stores a sealed piece.
     pub async fn put(&self, digest: Digest, sealed: Bytes) -> Result<(), Error> {
-        self.store.put(&self.path(digest), PutPayload::from(sealed)).await.map(drop).map_err(failed)
+        self.put_private(&self.path(digest), PutPayload::from(sealed)).await
+    }
+
+    /// Stores something for its owner alone. (The directory around all of it is closed already; this is for who opens
+    /// that, or copies it.)
+    async fn put_private(&self, path: &Path, payload: PutPayload) -> Result<(), Error> {
+        self.store.put(path, payload).await.map_err(failed)?;
+        let Some(root) = self.local.clone() else { return Ok(()) };
+        let names: Vec<String> = path.parts().map(|part| part.as_ref().to_owned()).collect();
+        let close = move || close_to_others(root, &names);
+        let closed = tokio::task::spawn_blocking(close)
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        closed.map_err(|error| {
+            Error::unavailable(Reason::StoreFailed, "the blob store could not be closed to others")
+                .cause(error)
+        })
     }
 
     /// Reads a sealed piece.
@@ -160,6 +193,17 @@ impl Blobs {
 /// Unless somebody said so, nobody's files go over a network unencrypted.
 fn allow_http() -> bool {
     std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value.eq_ignore_ascii_case("true") || value == "1")
+}
+
+/// Directories 0700 and the file at the end 0600.
+fn close_to_others(mut at: PathBuf, names: &[String]) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for (n, name) in names.iter().enumerate() {
+        at.push(name);
+        let mode = if n + 1 == names.len() { 0o600 } else { 0o700 };
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 fn private_dir(path: &std::path::Path) -> std::io::Result<()> {
@@ -204,7 +248,9 @@ mod tests {
     }
 
     async fn keeps_pieces(blobs: Blobs) {
-        blobs.probe().await.unwrap();
+        for (catalog, claim) in [("a", Claim::Ours), ("a", Claim::Ours), ("b", Claim::Anothers)] {
+            assert_eq!(blobs.claim(catalog).await.unwrap(), claim);
+        }
         let data = berth_checkpoint::seal(b"some bytes").unwrap();
         let digest = Digest::of(b"some bytes");
         assert_eq!(blobs.get(digest).await.unwrap_err().code(), berth_proto::Code::DataLoss);
@@ -228,7 +274,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blobs");
         keeps_pieces(Blobs::open(&Location::Directory(path.clone())).unwrap()).await;
-        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
+        let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(
+            (mode(&path), mode(&path.join("pieces")), mode(&path.join("owner"))),
+            (0o700, 0o700, 0o600)
+        );
         keeps_pieces(Blobs::in_memory()).await;
     }
 }

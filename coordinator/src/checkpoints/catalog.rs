@@ -6,25 +6,23 @@
 //! The order of things keeps it right through any crash: a piece's row comes after its blob, and goes before it. So a
 //! row is a promise, and what a crash leaves is a blob without a row, which [`super::sweep`] finds.
 
-use std::{collections::BTreeSet, path::Path, str::FromStr, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use berth_checkpoint::Digest;
 use berth_proto::{SessionId, domain::RestoreFrom, v1};
 use prost::Message;
-use sqlx::{
-    ConnectOptions, Connection, SqliteConnection,
-    migrate::Migrator,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous},
-};
+use sqlx::{Connection, SqliteConnection, migrate::Migrator};
 use tokio::sync::Mutex;
 
 use crate::{
     fleet::{Kept, Spec},
-    store::{StoreError, keep_private, micros, spec_in, spec_out, time},
+    store::{StoreError, file, micros, spec_in, spec_out, time},
 };
-
-/// An earlier coordinator that is just ending gets this long to let go.
-const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./catalog");
 
@@ -49,6 +47,8 @@ impl Record {
 
 /// The catalog.
 pub struct Catalog {
+    /// `None`: in memory.
+    path: Option<PathBuf>,
     connection: Mutex<SqliteConnection>,
 }
 
@@ -60,50 +60,40 @@ const COLUMNS: &str = "shown, session_id, spec, root, created_at, expires_at";
 impl Catalog {
     /// Opens or makes it. `None`: in memory.
     pub async fn open(path: Option<&Path>) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str("sqlite::memory:")?;
-        let options = match path {
-            Some(path) => {
-                keep_private(path).map_err(|e| StoreError::Failed(format!("{}: {e}", path.display())))?;
-                options
-                    .in_memory(false)
-                    .shared_cache(false)
-                    .filename(path)
-                    .create_if_missing(true)
-                    .locking_mode(SqliteLockingMode::Exclusive)
-                    .journal_mode(SqliteJournalMode::Wal)
-                    .synchronous(SqliteSynchronous::Full)
-                    .pragma("secure_delete", "ON")
-                    .busy_timeout(LOCK_WAIT)
+        let connection = match path {
+            Some(path) => file::open(path, &MIGRATIONS).await?,
+            None => {
+                let mut connection = SqliteConnection::connect("sqlite::memory:").await?;
+                MIGRATIONS
+                    .run(&mut connection)
+                    .await
+                    .map_err(|e| StoreError::Damaged(format!("the catalog: {e}")))?;
+                connection
             }
-            None => options,
         };
-        let mut connection = options.foreign_keys(true).disable_statement_logging().connect().await?;
-        MIGRATIONS
-            .run(&mut connection)
-            .await
-            .map_err(|e| StoreError::Damaged(format!("the catalog: {e}")))?;
-        Ok(Self { connection: Mutex::new(connection) })
+        Ok(Self { path: path.map(Path::to_owned), connection: Mutex::new(connection) })
+    }
+
+    /// A copy of all that is committed, to be restored from: an open file that has no name.
+    pub async fn copy(&self) -> Result<File, StoreError> {
+        let path =
+            self.path.as_deref().ok_or_else(|| StoreError::Failed("the catalog has no file".into()))?;
+        file::copy(&mut *self.connection.lock().await, path).await
+    }
+
+    /// Who this catalog is.
+    pub async fn owner(&self) -> Result<String, StoreError> {
+        let mut connection = self.connection.lock().await;
+        let (id,): (String,) = sqlx::query_as("SELECT id FROM owner").fetch_one(&mut *connection).await?;
+        Ok(id)
     }
 
     /// Of these pieces, those that are not there. Those that are stay for a while.
     pub async fn missing(&self, digests: &[Digest], now: SystemTime) -> Result<Vec<Digest>, StoreError> {
         let mut connection = self.connection.lock().await;
-        let mut tx = connection.begin().await?;
-        let mut missing = Vec::new();
-        for digest in digests {
-            let touched = sqlx::query(
-                "UPDATE pieces SET touched_at = max(touched_at, ?) WHERE digest = ? AND lost = 0",
-            )
-            .bind(micros(now))
-            .bind(&digest.0[..])
-            .execute(&mut *tx)
-            .await?;
-            if touched.rows_affected() == 0 {
-                missing.push(*digest);
-            }
-        }
-        tx.commit().await?;
-        Ok(missing)
+        file::begin(&mut connection).await?;
+        let missing = touch(&mut connection, digests, now).await;
+        file::end(&mut connection, missing).await
     }
 
     /// Of these pieces, those that have no row. Touches nothing.
@@ -125,20 +115,9 @@ impl Catalog {
     /// These are in the blob store now.
     pub async fn stored(&self, pieces: &[(Digest, u64)], now: SystemTime) -> Result<(), StoreError> {
         let mut connection = self.connection.lock().await;
-        let mut tx = connection.begin().await?;
-        for (digest, size) in pieces {
-            sqlx::query(
-                "INSERT INTO pieces (digest, size, touched_at) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (digest) DO UPDATE SET touched_at = max(touched_at, ?3), size = ?2, lost = 0",
-            )
-            .bind(&digest.0[..])
-            .bind(i64::try_from(*size).unwrap_or(i64::MAX))
-            .bind(micros(now))
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await?;
-        Ok(())
+        file::begin(&mut connection).await?;
+        let kept = keep(&mut connection, pieces, now).await;
+        file::end(&mut connection, kept).await
     }
 
     /// A piece is gone from the blob store, or is damaged there.
@@ -156,33 +135,13 @@ impl Catalog {
         pieces: &BTreeSet<Digest>,
     ) -> Result<Option<Digest>, StoreError> {
         let mut connection = self.connection.lock().await;
-        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query(
-            "INSERT INTO checkpoints (id, shown, session_id, spec, root, created_at, expires_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(&record.shown.id)
-        .bind(record.shown.encode_to_vec())
-        .bind(record.session.to_string())
-        .bind(spec_out(&record.spec)?)
-        .bind(&record.root.0[..])
-        .bind(micros(record.created_at))
-        .bind(record.expires_at.map(micros))
-        .execute(&mut *tx)
-        .await?;
-        for digest in pieces {
-            let used = sqlx::query("INSERT INTO uses SELECT ?, id FROM pieces WHERE digest = ? AND lost = 0")
-                .bind(&record.shown.id)
-                .bind(&digest.0[..])
-                .execute(&mut *tx)
-                .await?;
-            if used.rows_affected() == 0 {
-                tx.rollback().await?;
-                return Ok(Some(*digest));
-            }
+        file::begin(&mut connection).await?;
+        let lost = insert(&mut connection, record, pieces).await;
+        if matches!(lost, Ok(Some(_))) {
+            sqlx::query("ROLLBACK").execute(&mut *connection).await?;
+            return lost;
         }
-        tx.commit().await?;
-        Ok(None)
+        file::end(&mut connection, lost).await
     }
 
     pub async fn get(&self, id: &str) -> Result<Option<Record>, StoreError> {
@@ -264,6 +223,77 @@ impl Catalog {
         .await?;
         Ok((checkpoints as u64, pieces as u64, bytes as u64))
     }
+}
+
+async fn touch(
+    tx: &mut SqliteConnection,
+    digests: &[Digest],
+    now: SystemTime,
+) -> Result<Vec<Digest>, StoreError> {
+    let mut missing = Vec::new();
+    for digest in digests {
+        let touched =
+            sqlx::query("UPDATE pieces SET touched_at = max(touched_at, ?) WHERE digest = ? AND lost = 0")
+                .bind(micros(now))
+                .bind(&digest.0[..])
+                .execute(&mut *tx)
+                .await?;
+        if touched.rows_affected() == 0 {
+            missing.push(*digest);
+        }
+    }
+    Ok(missing)
+}
+
+async fn keep(
+    tx: &mut SqliteConnection,
+    pieces: &[(Digest, u64)],
+    now: SystemTime,
+) -> Result<(), StoreError> {
+    for (digest, size) in pieces {
+        sqlx::query(
+            "INSERT INTO pieces (digest, size, touched_at) VALUES (?1, ?2, ?3)
+             ON CONFLICT (digest) DO UPDATE SET touched_at = max(touched_at, ?3), size = ?2, lost = 0",
+        )
+        .bind(&digest.0[..])
+        .bind(i64::try_from(*size).unwrap_or(i64::MAX))
+        .bind(micros(now))
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// The first piece that is not there, if one is not.
+async fn insert(
+    tx: &mut SqliteConnection,
+    record: &Record,
+    pieces: &BTreeSet<Digest>,
+) -> Result<Option<Digest>, StoreError> {
+    sqlx::query(
+        "INSERT INTO checkpoints (id, shown, session_id, spec, root, created_at, expires_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&record.shown.id)
+    .bind(record.shown.encode_to_vec())
+    .bind(record.session.to_string())
+    .bind(spec_out(&record.spec)?)
+    .bind(&record.root.0[..])
+    .bind(micros(record.created_at))
+    .bind(record.expires_at.map(micros))
+    .execute(&mut *tx)
+    .await?;
+    for digest in pieces {
+        let used = sqlx::query("INSERT INTO uses SELECT ?, id FROM pieces WHERE digest = ? AND lost = 0")
+            .bind(&record.shown.id)
+            .bind(&digest.0[..])
+            .execute(&mut *tx)
+            .await?;
+        if used.rows_affected() == 0 {
+            return Ok(Some(*digest));
+        }
+    }
+    Ok(None)
 }
 
 fn digest_in(bytes: &[u8]) -> Result<Digest, StoreError> {

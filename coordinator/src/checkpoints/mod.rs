@@ -27,7 +27,8 @@ use tokio::{
     time::Instant,
 };
 
-pub use blobs::{Blobs, Location};
+pub use blobs::{Blobs, Claim, Location};
+
 pub use catalog::{Catalog, Record};
 pub use policy::keep_policies;
 pub use sweep::sweep_for_ever;

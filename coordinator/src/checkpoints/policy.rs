@@ -24,6 +24,8 @@ use crate::fleet::{Event, Scheduling, Session};
 const EVERY: Duration = Duration::from_millis(500);
 /// After one for a drain: should it have failed, it is tried again.
 const DRAIN_EVERY: Duration = Duration::from_secs(5);
+/// A drain takes no longer.
+const DRAIN_ONCE: Duration = Duration::from_secs(86_400);
 /// Before a drain's deadline a session is moved although its tasks run: they would be ended anyway.
 const BEFORE_DEADLINE: Duration = Duration::from_secs(30);
 /// Automatic checkpoints of one session that retention looks through.
@@ -41,9 +43,11 @@ pub async fn keep_policies(checkpoints: Arc<Checkpoints>) {
             let now = Instant::now();
             let known = next.get(&session.id).copied();
             if session.spec.checkpoints.on_drain && checkpoints.must_move(&session) {
-                if known.is_none_or(|at| at <= now || at > now + DRAIN_EVERY) {
+                if known.is_none_or(|at| at <= now || at > now + DRAIN_ONCE) {
                     checkpoints.begin(session.clone(), v1::CheckpointCause::Drain);
-                    still.insert(session.id, now + DRAIN_EVERY);
+                    // One that stays has had its checkpoint; one that moves is soon gone, or it failed.
+                    let moves = session.spec.on_worker_loss == OnWorkerLoss::Restore;
+                    still.insert(session.id, now + if moves { DRAIN_EVERY } else { DRAIN_ONCE });
                 } else {
                     still.extend(known.map(|at| (session.id, at)));
                 }

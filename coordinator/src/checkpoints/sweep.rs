@@ -9,7 +9,7 @@ use std::{
 
 use futures::TryStreamExt;
 
-use super::Checkpoints;
+use super::{Checkpoints, Claim};
 
 const EVERY: Duration = Duration::from_secs(60);
 /// Longer than any checkpoint may take.
@@ -27,7 +27,9 @@ pub async fn sweep_for_ever(checkpoints: Arc<Checkpoints>) {
         if let Err(error) = checkpoints.sweep(GRACE).await {
             tracing::warn!(?error, "checkpoints could not be swept");
         }
-        if listed.is_none_or(|at: tokio::time::Instant| at.elapsed() >= LIST_EVERY) {
+        // While the store can't be reached nobody knows whose it is.
+        let ours = checkpoints.claimed().await;
+        if ours && listed.is_none_or(|at: tokio::time::Instant| at.elapsed() >= LIST_EVERY) {
             listed = Some(tokio::time::Instant::now());
             if let Err(error) = checkpoints.sweep_strays(GRACE).await {
                 tracing::warn!(?error, "the blob store could not be looked through");
@@ -37,6 +39,11 @@ pub async fn sweep_for_ever(checkpoints: Arc<Checkpoints>) {
 }
 
 impl Checkpoints {
+    async fn claimed(&self) -> bool {
+        let Ok(owner) = self.catalog.owner().await else { return false };
+        matches!(self.blobs.claim(&owner).await, Ok(Claim::Ours))
+    }
+
     /// Removes what is over and what nobody uses. How many pieces went.
     pub async fn sweep(&self, grace: Duration) -> Result<usize, berth_proto::Error> {
         let now = SystemTime::now();

@@ -283,7 +283,8 @@ pub(super) fn may_restore(session: &Session) -> bool {
 
 /// Whether it waits even where no worker can serve its template: another one may come.
 fn waits_for_template(session: &Session) -> bool {
-    session.spec.patient && !session.spec.wait_for_place.is_zero()
+    // One that lost its worker has nobody who could ask for it again.
+    session.recovered.is_some() || (session.spec.patient && !session.spec.wait_for_place.is_zero())
 }
 
 fn need(session: &Session) -> Need<'_> {

@@ -7,10 +7,12 @@ use berth_proto::{
     convert::{duration, duration_out, time_out},
     domain::{BackendChoice, SessionState},
     spawn::spawn,
+    transport::CHUNK,
     v1::{self, admin_service_server::AdminService},
 };
 use futures::Stream;
-use tokio::sync::mpsc;
+use sha2::{Digest, Sha256};
+use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -18,6 +20,7 @@ use super::Context;
 use crate::{
     driver::Watcher,
     fleet::{Event, Liveness, Refused},
+    start::{CATALOG_FILE, STORE_FILE},
     wire,
 };
 
@@ -27,6 +30,8 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(600);
 const MARKER_EVERY: Duration = Duration::from_secs(15);
 /// Events under way to one watcher; the ring keeps the rest for it.
 const WATCH_QUEUE: usize = 256;
+/// Chunks of a backup under way.
+const BACKUP_QUEUE: usize = 4;
 
 pub struct Admin {
     context: Context,
@@ -72,6 +77,7 @@ fn problem(worker: &crate::fleet::Worker, template: &str) -> Option<v1::WorkerPr
 
 #[tonic::async_trait]
 impl AdminService for Admin {
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupChunk, Status>> + Send>>;
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
 
     async fn list_workers(
@@ -186,6 +192,22 @@ impl AdminService for Admin {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let (sender, receiver) = mpsc::channel(BACKUP_QUEUE);
+        let (store, checkpoints) = (self.context.shared.store.clone(), self.context.checkpoints.clone());
+        spawn("backup", async move {
+            // The catalog comes second: so what a session names is in it, if it was not deleted since.
+            let sent = async {
+                send_file(STORE_FILE, store.copy().await.map_err(uncopied)?, &sender).await?;
+                send_file(CATALOG_FILE, checkpoints.catalog.copy().await.map_err(uncopied)?, &sender).await
+            };
+            if let Err(error) = sent.await {
+                let _ = sender.send(Err(error.into())).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
 }
 
 /// Feeds one watcher until it goes away or has lost events.
@@ -211,5 +233,37 @@ async fn follow(mut watcher: Watcher, sender: &mpsc::Sender<Result<v1::Event, St
                 return;
             }
         }
+    }
+}
+
+fn uncopied(error: impl std::fmt::Display) -> Error {
+    Error::unavailable(Reason::StoreFailed, "the coordinator's store could not be copied")
+        .hint(
+            "look at the disk under the coordinator's state directory: a copy needs as much room as the file",
+        )
+        .cause(error.to_string())
+}
+
+/// Sends a file for a backup. A client that goes away ends it.
+async fn send_file(
+    name: &str,
+    file: std::fs::File,
+    to: &mpsc::Sender<Result<v1::BackupChunk, Status>>,
+) -> Result<(), Error> {
+    use v1::backup_chunk::{File, Part};
+    let size = file.metadata().map_err(uncopied)?.len();
+    let gone = |_| uncopied("the client is gone");
+    let chunk = |part| Ok(v1::BackupChunk { part: Some(part) });
+    to.send(chunk(Part::File(File { name: name.to_owned(), size }))).await.map_err(gone)?;
+    let (mut file, mut sum) = (tokio::fs::File::from_std(file), Sha256::new());
+    loop {
+        let mut data = Vec::with_capacity(CHUNK);
+        (&mut file).take(CHUNK as u64).read_to_end(&mut data).await.map_err(uncopied)?;
+        if data.is_empty() {
+            let sum = sum.finalize().to_vec().into();
+            return to.send(chunk(Part::Sha256(sum))).await.map_err(gone);
+        }
+        sum.update(&data);
+        to.send(chunk(Part::Data(data.into()))).await.map_err(gone)?;
     }
 }

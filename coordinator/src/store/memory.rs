@@ -120,5 +120,9 @@ impl Store for MemoryStore {
         Ok(older.take(limit).map(|(_, task)| task.clone()).collect())
     }
 
+    async fn copy(&self) -> Result<std::fs::File, StoreError> {
+        Err(StoreError::Failed("a store in memory has no file".to_owned()))
+    }
+
     async fn close(&self) {}
 }

@@ -6,18 +6,21 @@
 //! many events as have come together at the price of one (group commit), and a record is
 //! never half of what an event changed.
 //!
-//! SQLite is the store ([`sqlite`]); [`memory`] is for tests, and can be told to fail.
+//! SQLite is the store ([`sqlite`], over [`file`]); [`memory`] is for tests, and can be told to fail.
 
+#[cfg(test)]
+mod damage_tests;
+pub(crate) mod file;
 pub mod memory;
 mod record;
 pub mod sqlite;
 #[cfg(test)]
 mod tests;
+mod wal;
 
 pub(crate) use record::{micros, spec_in, spec_out, time};
-pub(crate) use sqlite::keep_private;
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use async_trait::async_trait;
 use berth_proto::{SessionId, TaskId, WorkerId, v1};
@@ -93,6 +96,9 @@ pub trait Store: Send + Sync + 'static {
         before: Option<TaskId>,
         limit: usize,
     ) -> Result<Vec<v1::Task>, StoreError>;
+
+    /// A copy of all that is committed, to be restored from: an open file that has no name.
+    async fn copy(&self) -> Result<File, StoreError>;
 
     /// Lets go of it, so that another may open it.
     async fn close(&self);

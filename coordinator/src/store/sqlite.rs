@@ -10,98 +10,44 @@
 //! ends. Rejected: a lock file of our own, which can outlive its owner.
 
 use std::{
-    fs::{self, OpenOptions},
-    io,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::Path,
-    str::FromStr,
-    time::Duration,
+    fs::File,
+    path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
 use berth_proto::{SessionId, TaskId, v1};
 use prost::Message;
-use sqlx::{
-    ConnectOptions, Connection, SqliteConnection,
-    migrate::Migrator,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous},
-};
+use sqlx::{Connection, SqliteConnection, migrate::Migrator};
 use tokio::sync::Mutex;
 
 use super::{
-    Batch, Store, StoreError, TASKS_PER_SESSION, TaskRecord,
+    Batch, Store, StoreError, TASKS_PER_SESSION, TaskRecord, file,
     record::{SessionRow, WorkerRow, micros, time},
 };
 use crate::fleet::{Loaded, RequestKey, Session, Worker};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// An earlier coordinator that is just ending gets this long to let go.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-
 /// The SQLite store.
 pub struct SqliteStore {
+    path: PathBuf,
     /// `None` once closed.
     connection: Mutex<Option<SqliteConnection>>,
 }
 
 impl SqliteStore {
-    /// Opens or makes the store at `path`.
+    /// Opens or makes the store at `path`. One that is damaged is refused, and left as it is.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let shown = path.display().to_string();
-        let failed = |error: sqlx::Error| failure(&shown, error);
-        keep_private(path).map_err(|error| StoreError::Failed(format!("{shown}: {error}")))?;
-        let options = SqliteConnectOptions::from_str("sqlite::memory:")
-            .map_err(failed)?
-            .in_memory(false)
-            .shared_cache(false)
-            .filename(path)
-            .create_if_missing(true)
-            .locking_mode(SqliteLockingMode::Exclusive)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            // What is deleted is overwritten: an env that was emptied is gone from the file.
-            .pragma("secure_delete", "ON")
-            .busy_timeout(LOCK_WAIT)
-            .disable_statement_logging();
-        let mut connection = options.connect().await.map_err(failed)?;
-        // The lock is only taken by a write.
-        sqlx::query("BEGIN EXCLUSIVE").execute(&mut connection).await.map_err(failed)?;
-        sqlx::query("COMMIT").execute(&mut connection).await.map_err(failed)?;
-        MIGRATIONS.run(&mut connection).await.map_err(|e| StoreError::Damaged(format!("{shown}: {e}")))?;
-        Ok(Self { connection: Mutex::new(Some(connection)) })
+        let connection = file::open(path, &MIGRATIONS).await?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(Some(connection)) })
     }
-}
 
-/// The store holds the env of live sessions: its files are for their owner alone. SQLite
-/// gives its log and index the mode of the database, so that one must be right before it is
-/// opened; what an earlier version left laxer is put right.
-pub(crate) fn keep_private(path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    for end in ["", "-wal", "-shm", "-journal"] {
-        let mut file = path.as_os_str().to_owned();
-        file.push(end);
-        match fs::set_permissions(&file, fs::Permissions::from_mode(0o600)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    /// Says which file it is that is damaged.
+    fn named(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Damaged(what) => StoreError::Damaged(format!("{}: {what}", self.path.display())),
+            error => error,
         }
-    }
-    Ok(())
-}
-
-fn failure(path: &str, error: sqlx::Error) -> StoreError {
-    let code = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned()).unwrap_or_default();
-    // SQLite's primary result codes: the low byte. BUSY 5, LOCKED 6, CORRUPT 11, NOTADB 26.
-    match code.parse::<u32>().unwrap_or_default() & 0xff {
-        5 | 6 => StoreError::Locked(path.to_owned()),
-        11 | 26 => StoreError::Damaged(format!("{path}: {error}")),
-        _ => StoreError::Failed(format!("{path}: {error}")),
-    }
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        failure("(open)", error)
     }
 }
 
@@ -123,39 +69,18 @@ impl Store for SqliteStore {
                 .fetch_all(&mut *connection)
                 .await?;
         Ok(Loaded {
-            sessions: sessions.into_iter().map(SessionRow::session).collect::<Result<_, _>>()?,
-            workers: workers.into_iter().map(WorkerRow::worker).collect::<Result<_, _>>()?,
-            keys: keys.into_iter().map(key_in).collect::<Result<_, _>>()?,
+            sessions: read(sessions, SessionRow::session).map_err(|error| self.named(error))?,
+            workers: read(workers, WorkerRow::worker).map_err(|error| self.named(error))?,
+            keys: read(keys, key_in).map_err(|error| self.named(error))?,
         })
     }
 
     async fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         let mut guard = self.connection.lock().await;
         let connection = guard.as_mut().ok_or_else(closed)?;
-        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for session in &batch.sessions {
-            save_session(&mut tx, session).await?;
-        }
-        for id in &batch.forget_sessions {
-            for sql in ["DELETE FROM sessions WHERE id = ?", "DELETE FROM tasks WHERE session_id = ?"] {
-                sqlx::query(sql).bind(id.to_string()).execute(&mut *tx).await?;
-            }
-        }
-        for worker in &batch.workers {
-            save_worker(&mut tx, worker).await?;
-        }
-        for id in &batch.forget_workers {
-            sqlx::query("DELETE FROM workers WHERE id = ?").bind(id.as_str()).execute(&mut *tx).await?;
-        }
-        for key in &batch.keys {
-            save_key(&mut tx, key).await?;
-        }
-        for key in &batch.forget_keys {
-            sqlx::query("DELETE FROM request_keys WHERE key = ?").bind(key).execute(&mut *tx).await?;
-        }
-        save_tasks(&mut tx, &batch.tasks).await?;
-        tx.commit().await?;
-        Ok(())
+        file::begin(connection).await?;
+        let written = write(connection, batch).await;
+        file::end(connection, written).await
     }
 
     async fn task(&self, session: SessionId, task: TaskId) -> Result<Option<v1::Task>, StoreError> {
@@ -191,6 +116,11 @@ impl Store for SqliteStore {
         rows.into_iter().map(task_in).collect()
     }
 
+    async fn copy(&self) -> Result<File, StoreError> {
+        let mut guard = self.connection.lock().await;
+        file::copy(guard.as_mut().ok_or_else(closed)?, &self.path).await
+    }
+
     async fn close(&self) {
         if let Some(connection) = self.connection.lock().await.take()
             && let Err(error) = connection.close().await
@@ -198,6 +128,34 @@ impl Store for SqliteStore {
             tracing::warn!(%error, "the store did not close cleanly");
         }
     }
+}
+
+fn read<R, T>(rows: Vec<R>, one: impl Fn(R) -> Result<T, StoreError>) -> Result<Vec<T>, StoreError> {
+    rows.into_iter().map(one).collect()
+}
+
+async fn write(tx: &mut SqliteConnection, batch: &Batch) -> Result<(), StoreError> {
+    for session in &batch.sessions {
+        save_session(tx, session).await?;
+    }
+    for id in &batch.forget_sessions {
+        for sql in ["DELETE FROM sessions WHERE id = ?", "DELETE FROM tasks WHERE session_id = ?"] {
+            sqlx::query(sql).bind(id.to_string()).execute(&mut *tx).await?;
+        }
+    }
+    for worker in &batch.workers {
+        save_worker(tx, worker).await?;
+    }
+    for id in &batch.forget_workers {
+        sqlx::query("DELETE FROM workers WHERE id = ?").bind(id.as_str()).execute(&mut *tx).await?;
+    }
+    for key in &batch.keys {
+        save_key(tx, key).await?;
+    }
+    for key in &batch.forget_keys {
+        sqlx::query("DELETE FROM request_keys WHERE key = ?").bind(key).execute(&mut *tx).await?;
+    }
+    save_tasks(tx, &batch.tasks).await
 }
 
 async fn save_session(tx: &mut SqliteConnection, session: &Session) -> Result<(), StoreError> {

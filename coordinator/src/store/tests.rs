@@ -13,7 +13,7 @@ use berth_proto::{
 use super::{memory::MemoryStore, record::time, sqlite::SqliteStore, *};
 use crate::fleet::{Kept, Scheduling, Spec, Times};
 
-fn session(number: u128) -> Session {
+pub(super) fn session(number: u128) -> Session {
     Session::from_record(
         SessionId::from_u128(number),
         Spec {
@@ -130,7 +130,7 @@ async fn suite(store: &dyn Store) {
     assert!(store.tasks(one, None, 9).await.unwrap().is_empty());
 }
 
-async fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
+pub(super) async fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
     SqliteStore::open(&dir.join("coordinator.db")).await
 }
 

@@ -15,5 +15,6 @@ mod placement;
 mod recovery;
 mod sessions;
 mod start;
+mod store;
 mod util;
 mod worker;

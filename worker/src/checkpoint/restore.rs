@@ -70,8 +70,9 @@ async fn feed(
             }
         }
     }
-    for task in manifest.tasks {
-        if sink.send(part(Part::Task(task))).await.is_err() {
+    let tasks = manifest.tasks.into_iter().map(Part::Task);
+    for kept in tasks.chain(manifest.keys.into_iter().map(Part::Key)) {
+        if sink.send(part(kept)).await.is_err() {
             return Ok(());
         }
     }

@@ -104,6 +104,8 @@ async fn stage(agent: Channel, staging: &Path, wanted: Wanted) -> Result<Staged,
                 Err(_) => break,
             },
             Some(Part::Task(task)) => manifest.tasks.push(task),
+            Some(Part::Key(key)) => manifest.keys.push(key),
+
             Some(Part::End(last)) => end = Some(last),
             None => {}
         }

@@ -19,6 +19,7 @@ use tonic::Streaming;
 use tracing::{debug, warn};
 
 use super::{Ended, LEAVE_TIMEOUT, Link, NEWS_PAUSE};
+use crate::health::machine::boot_now;
 
 impl Link {
     /// Speaks and listens until the stream breaks or the lease is over.
@@ -34,7 +35,8 @@ impl Link {
         let mut reports = true;
         let mut first_beat = true;
         // When the heartbeats went that have no answer yet.
-        let mut sent: VecDeque<(u64, Instant)> = VecDeque::new();
+        let mut sent: VecDeque<(u64, Duration)> = VecDeque::new();
+
         loop {
             let beat_due = next_beat <= Instant::now();
             tokio::select! {
@@ -77,7 +79,8 @@ impl Link {
                             first_beat = false;
                             next_beat = Instant::now() + pace.every;
                             let beat = self.heartbeat();
-                            sent.push_back((beat.sequence, Instant::now()));
+                            sent.push_back((beat.sequence, boot_now()));
+
                             Message::Heartbeat(beat)
                         }
                         None => {

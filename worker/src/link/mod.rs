@@ -45,7 +45,7 @@ use tracing::{error, info, warn};
 
 pub use self::templates::Templates;
 use self::{backoff::Backoff, converse::Pace, data::DataPool, outbox::Outbox};
-use crate::{backends::Backends, health::Health, sessions::Sessions};
+use crate::{backends::Backends, health::Health, health::machine::boot_now, sessions::Sessions};
 
 /// The coordinator has this long to answer an attach, and then to say Welcome.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -213,7 +213,8 @@ impl Link {
         bearer.set_sensitive(true);
         request.metadata_mut().insert("authorization", bearer);
         let hello = v1::WorkerMessage { message: Some(Message::Hello(self.hello())) };
-        let said = Instant::now();
+        let said = boot_now();
+
         sender.try_send(hello).map_err(|e| broken(&e))?;
 
         let mut client =

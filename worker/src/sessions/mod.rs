@@ -36,7 +36,7 @@ use berth_proto::{
     spawn::spawn,
     v1,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -84,8 +84,9 @@ pub(crate) struct Inner {
     table: Mutex<Table>,
     /// How many are held.
     count: watch::Sender<usize>,
-    /// Until when the coordinator counts on this worker's sessions, as far as it was heard.
-    lease: watch::Sender<Option<Instant>>,
+    /// Until when the coordinator counts on this worker's sessions, as far as it was heard: in boot time, which goes on
+    /// while the machine sleeps, as the coordinator's does.
+    lease: watch::Sender<Option<Duration>>,
     /// The process is gone, as far as the actors know.
     crash: CancellationToken,
 }
@@ -174,8 +175,8 @@ impl Sessions {
         self.inner.settings.capacity
     }
 
-    /// The lease runs until then. Agents that hold a fence are told.
-    pub fn leased(&self, until: Instant) {
+    /// The lease runs until then, in boot time. Agents that hold a fence are told.
+    pub fn leased(&self, until: Duration) {
         self.inner.lease.send_replace(Some(until));
     }
 

@@ -88,7 +88,7 @@ impl Tree {
                     }
                 }
                 Part::End(_) => return Ok(made),
-                Part::Task(_) | Part::Data(_) => {}
+                Part::Task(_) | Part::Key(_) | Part::Data(_) => {}
             }
         }
         Err(damaged("it ends before its end"))

@@ -13,7 +13,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use berth_proto::{convert, domain::EndReason, v1};
 use futures::FutureExt;
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -23,7 +23,10 @@ use super::{
     launch,
     slot::{Desired, End, Slot},
 };
-use crate::sandbox::{Running, SandboxBackend};
+use crate::{
+    health::machine::boot_now,
+    sandbox::{Running, SandboxBackend},
+};
 
 /// The agent holds the session's deadlines; so long after it the worker acts by itself.
 const BACKSTOP: Duration = Duration::from_secs(2);
@@ -35,17 +38,12 @@ const TASKS_LOOKED_AT: u32 = convert::bounds::PAGE_MAX;
 /// For what an agent said just before its end.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// The end of the lease, for an agent. Both clocks are read here, the boot clock first: a stop in between makes the
-/// fence earlier, and never later.
-fn fence(until: Instant) -> v1::Fence {
-    let as_of_boot_ns = boot_now().as_nanos() as u64;
-    let within = until.saturating_duration_since(Instant::now());
-    v1::Fence { within: Some(convert::duration_out(within)), as_of_boot_ns }
-}
-
-/// Time since boot, suspend included: what agent and worker have in common.
-fn boot_now() -> Duration {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+/// The end of the lease, for an agent: as a moment of the boot clock, which both read, so that a worker which is
+/// stopped before it has sent this does not move it.
+fn fence(until: Duration) -> v1::Fence {
+    let now = boot_now();
+    let within = until.saturating_sub(now);
+    v1::Fence { within: Some(convert::duration_out(within)), as_of_boot_ns: now.as_nanos() as u64 }
 }
 
 /// How a session comes to this worker.

@@ -87,7 +87,7 @@ impl Actor {
     }
 
     /// Puts the agent's fence off to the end of the lease.
-    async fn renew(&self, running: &Running, until: Option<Instant>) {
+    async fn renew(&self, running: &Running, until: Option<Duration>) {
         let Some(until) = until else { return };
         let request = v1::RenewRequest { epoch: self.slot.placement.epoch.0, fence: Some(fence(until)) };
         let mut agent = AgentServiceClient::new(running.agent.clone());
