@@ -17,7 +17,14 @@ trap 'exit 143' TERM
 
 passed=0 failed=0 skipped=0
 not_run() { printf 'not run: %s\n' "$*" >>"$tmp/not-run"; }
+# What the runner itself leaves out: #[ignore = "reason"] and the name of the function below it.
+ignored() {
+    find agent bench checkpoint cli client coordinator proto tests worker -name '*.rs' -exec awk '
+        /#\[ignore = "/ { split($0, q, "\""); reason = q[2] }
+        reason && /fn [a-z0-9_]+\(/ { sub(/.*fn /, ""); sub(/\(.*/, ""); print "left out: " $0 ": " reason; reason = "" }' {} +
+}
 finish() {
+    ignored
     if [ -s "$tmp/not-run" ] || [ -s "$tmp/skips" ]; then
         echo
         cat "$tmp/not-run"
