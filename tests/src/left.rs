@@ -29,22 +29,38 @@ pub fn everything(dir: &Path) -> Vec<String> {
 /// Ends the sandboxes of a fleet whose workers are dead: best effort, after a failed test.
 pub fn sweep(dir: &Path) {
     for instance in instances(dir) {
-        for cgroup in cgroups(&instance) {
-            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
-        }
-        let label = format!("label=berth.instance={instance}");
-        let script = "docker ps -aq --filter \"$1\" | xargs -r docker rm -fv";
-        let _ = std::process::Command::new("sh").args(["-c", script, "sh", &label]).output();
-        for _ in 0..10_000 {
-            let found = cgroups(&instance);
-            if found.is_empty() {
-                break;
-            }
-            found.iter().for_each(|cgroup| remove(cgroup));
-            // What was killed is gone in a moment.
-            std::thread::yield_now();
-        }
+        let _ = end(&instance);
     }
+}
+
+/// Ends all sandboxes of a worker whose process is dead, as the end of its machine would.
+///
+/// # Panics
+/// When one of them is still there.
+pub fn end_sandboxes(worker_state: &Path) {
+    let instance = fs::read_to_string(worker_state.join("instance")).expect("a worker has an instance id");
+    let left = end(instance.trim());
+    assert!(left.is_empty(), "these outlived their machine: {left:?}");
+}
+
+/// What is left of them.
+fn end(instance: &str) -> Vec<PathBuf> {
+    for cgroup in cgroups(instance) {
+        let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+    }
+    let label = format!("label=berth.instance={instance}");
+    let script = "docker ps -aq --filter \"$1\" | xargs -r docker rm -fv";
+    let _ = std::process::Command::new("sh").args(["-c", script, "sh", &label]).output();
+    for _ in 0..100_000 {
+        let found = cgroups(instance);
+        if found.is_empty() {
+            break;
+        }
+        found.iter().for_each(|cgroup| remove(cgroup));
+        // What was killed is gone in a moment.
+        std::thread::yield_now();
+    }
+    cgroups(instance)
 }
 
 /// A cgroup and those below it, as far as they are empty.

@@ -279,7 +279,7 @@ impl Cluster {
     pub async fn lose_machine(&mut self, index: usize) {
         let mut worker = self.workers.remove(index);
         worker.process.kill().await;
-        left::sweep(&worker.state);
+        left::end_sandboxes(&worker.state);
         std::fs::remove_dir_all(&worker.state).expect("the state of a dead worker");
     }
 
