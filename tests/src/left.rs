@@ -100,10 +100,18 @@ fn processes(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Ids of the worker instances below `dir`.
+/// Ids of the worker instances below `dir`: a worker's state may lie in that of an `up`.
 pub fn instances(dir: &Path) -> Vec<String> {
-    let files = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path().join("instance"));
-    files.filter_map(|file| fs::read_to_string(file).ok()).map(|id| id.trim().to_owned()).collect()
+    fn below(dir: &Path, depth: usize, found: &mut Vec<String>) {
+        found.extend(fs::read_to_string(dir.join("instance")).ok().map(|id| id.trim().to_owned()));
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        for entry in entries.filter(|e| depth > 0 && e.file_type().is_ok_and(|t| t.is_dir())) {
+            below(&entry.path(), depth - 1, found);
+        }
+    }
+    let mut found = Vec::new();
+    below(dir, 2, &mut found);
+    found
 }
 
 /// Cgroups with the instance in their name, in any hierarchy.

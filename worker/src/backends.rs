@@ -114,8 +114,27 @@ impl Backends {
         let all: BTreeMap<_, _> = made.into_iter().map(|backend| (backend.backend(), backend)).collect();
         let this = Self { all, seen: RwLock::new(Seen { choice, preflights: failed }) };
         this.refresh().await;
-        let seen = this.read();
-        match (choice, this.chosen()) {
+        match this.say_which(choice) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                // A start that is refused leaves nothing of what it tried.
+                this.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes what the backends made for themselves, as far as no sandbox is in it.
+    pub async fn close(&self) {
+        for backend in self.all.values() {
+            backend.close().await;
+        }
+    }
+
+    /// Says which backend is chosen and why, or why none is.
+    fn say_which(&self, choice: BackendChoice) -> Result<(), StartError> {
+        let seen = self.read();
+        match (choice, self.chosen()) {
             (_, Some(chosen)) => {
                 let why = match choice {
                     BackendChoice::Only(_) => "it is the one that was asked for",
@@ -144,8 +163,7 @@ impl Backends {
                 });
             }
         }
-        drop(seen);
-        Ok(this)
+        Ok(())
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Seen> {

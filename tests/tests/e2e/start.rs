@@ -114,6 +114,9 @@ async fn bad_settings_are_refused_at_once() {
     let seen = process::run("worker", &[], &worker, b"").await;
     assert_ne!(seen.code, Some(0));
     assert!(seen.stderr.contains("hint:"), "{}", seen.stderr);
+    // Not even the cgroups of the preflight.
+    let rest: Vec<_> = left::instances(dir.path()).iter().flat_map(|i| left::cgroups(i)).collect();
+    assert_eq!(rest, Vec::<std::path::PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

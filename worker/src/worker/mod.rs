@@ -126,6 +126,19 @@ impl Worker {
     }
 
     async fn start_in(config: Config, state: State, backends: Backends) -> Result<Running, StartError> {
+        let backends = Arc::new(backends);
+        let started = Self::start_with_backends(config, state, backends.clone()).await;
+        if started.is_err() {
+            backends.close().await;
+        }
+        started
+    }
+
+    async fn start_with_backends(
+        config: Config,
+        state: State,
+        backends: Arc<Backends>,
+    ) -> Result<Running, StartError> {
         let id = state.worker_id(config.worker_id.as_ref())?;
         let base = config.base_workspace.clone().unwrap_or_else(|| state.dir().to_owned());
         let failed = |source| StartError::State { path: base.clone(), source };
@@ -143,7 +156,6 @@ impl Worker {
 
         let crash = CancellationToken::new();
         let stop = crash.child_token();
-        let backends = Arc::new(backends);
         let outbox = Arc::new(Outbox::default());
         let sessions = Sessions::new(
             sessions::Settings {

@@ -42,9 +42,7 @@ impl Running {
         if tokio::time::timeout(END_TIMEOUT, self.canary).await.is_err() {
             warn!("the canary could not be removed in time: the next start will");
         }
-        for backend in self.parts.backends.all() {
-            backend.close().await;
-        }
+        self.parts.backends.close().await;
         info!(worker.id = %self.id, "worker stopped");
     }
 
