@@ -12,7 +12,7 @@ use std::{
 
 use berth_proto::{
     Code, Epoch, Error, Reason, SessionId, TaskId,
-    convert::{shown_spec, time_out},
+    convert::{same_placement, shown_spec, time_out},
     domain::{Labels, Outcome, TaskDefaults, TaskSpec, Timeout},
     v1::{self, agent_event::Event},
 };
@@ -198,6 +198,7 @@ impl Tasks {
         session: &str,
         spec: Option<v1::TaskSpec>,
         key: String,
+        if_epoch: Option<u64>,
     ) -> Result<Arc<Task>, Error> {
         let session = self.session(session)?;
         let wire = berth_proto::convert::required("task", spec)?;
@@ -205,7 +206,7 @@ impl Tasks {
         let shown = shown_spec(wire.clone());
         let spec = TaskSpec::try_from(wire)?;
         self.freezer.archives_over().await;
-        let task = self.admit(session, spec, shown, key)?;
+        let task = self.admit(session, spec, shown, key, if_epoch.map(Epoch))?;
         task.started().await?;
         Ok(task)
     }
@@ -216,6 +217,7 @@ impl Tasks {
         spec: TaskSpec,
         shown: v1::TaskSpec,
         key: Option<String>,
+        if_epoch: Option<Epoch>,
     ) -> Result<Arc<Task>, Error> {
         let mut table = lock(&self.table);
         let body = key.as_ref().map(|_| BodyHash::of(&spec));
@@ -223,6 +225,9 @@ impl Tasks {
             && let Some(found) = self.same_key(&mut table, key, body, &session, &shown)?
         {
             return Ok(found);
+        }
+        if let Some(first) = if_epoch {
+            same_placement(session.epoch, first)?;
         }
         if table.ending {
             return Err(Error::precondition(Reason::SessionEnded, "the session is ending"));

@@ -69,7 +69,17 @@ pub const KNOWN: &[Variable] = &[
         "coordinator, berth up",
         "how long after a lost worker's lease a session that may be restored is placed elsewhere (10s)",
     ),
+    var(
+        "BERTH_PAUSED_TTL",
+        "coordinator, berth up",
+        "how long a session stays paused before it gives its place up; 0: for ever (10m)",
+    ),
     var("BERTH_SANDBOX", "worker, berth up, berth doctor, berth demo", "auto, native, docker or fake (auto)"),
+    var(
+        "BERTH_NATIVE_IN_CONTAINER",
+        WORKERS,
+        "true or 1: native sandboxes although the worker is its container's main process, so that its restart ends them (false)",
+    ),
     var(
         "BERTH_SANDBOX_IMAGE",
         "worker, berth up, berth doctor, berth demo",
@@ -96,6 +106,7 @@ pub const KNOWN: &[Variable] = &[
         "coordinator, worker, berth up",
         "text or json (text on a terminal and with `up -d`, else json)",
     ),
+    var("BERTH_ON_STOP", "worker", "drain or keep: what a stop does with its sessions (drain)"),
     var("BERTH_TASK_TIMEOUT", WORKERS, "timeout of tasks where nothing else names one; 0: none (5m)"),
     var("BERTH_PTY_SIZE", WORKERS, "size of terminals where nothing else names one (80x24)"),
     var("BERTH_MAX_TASKS", WORKERS, "tasks of a session at once where nothing else says (32)"),
@@ -119,20 +130,14 @@ pub fn check(names: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         .collect();
     unknown.sort();
     let Some(first) = unknown.first() else { return Ok(()) };
-    let mut failure = Failure::usage(format!(
+    let failure = Failure::usage(format!(
         "unknown environment variable{} {}",
         if unknown.len() == 1 { "" } else { "s" },
         unknown.join(", ")
     ));
-    for name in &unknown {
-        if let Some(nearest) = nearest(name) {
-            failure = failure.hint(format!("{name}: did you mean {nearest}?"));
-        }
-    }
-    if failure.hints.is_empty() {
-        failure = failure.hint(format!("unset {first}; `berth env` lists the names that are known"));
-    }
-    Err(failure)
+    let near = |name: &String| nearest(name).map(|nearest| format!("{name}: did you mean {nearest}?"));
+    let otherwise = format!("unset {first}; `berth env` lists the names that are known");
+    Err(failure.hints(unknown.iter().filter_map(near), otherwise))
 }
 
 /// The closest known name, if it is close at all.

@@ -1,8 +1,11 @@
 //! How a command fails: a message, what to do about it, and an exit code. Printed in one
 //! place: as `error: …` and `hint: …` lines on stderr, or with `--format json` as one JSON
 //! object on a line there: `{"code","reason","message","hint"}`.
+//!
+//! No failure is without a hint: what [`Failure::new`] makes is only one once [`Unhinted::hint`]
+//! has said what to do.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use berth_client::{Code, Error, Reason};
 use serde::Serialize;
@@ -31,7 +34,12 @@ pub mod code {
 #[derive(Debug)]
 pub struct Failure {
     pub message: String,
+    /// At least one, unless nobody is there to read it.
     pub hints: Vec<String>,
+    /// The only hint is one for whatever fails like this: a better one takes its place.
+    general: bool,
+    /// What else is wrong, each with hints of its own.
+    also: Vec<Failure>,
     pub code: u8,
     /// gRPC's code for it.
     pub status: Code,
@@ -41,36 +49,92 @@ pub struct Failure {
 
 /// A failure as `--format json` prints it.
 #[derive(Serialize)]
-struct Told<'a> {
+struct Told {
     /// gRPC's name of the code, e.g. `NOT_FOUND`.
     code: String,
     reason: Option<&'static str>,
-    message: &'a str,
+    message: String,
     /// One a line.
-    hint: Option<String>,
+    hint: String,
+}
+
+/// A failure of which nobody has said yet what to do about it.
+#[must_use = "a failure says what to do about it: `.hint(…)`"]
+#[derive(Debug)]
+pub struct Unhinted(Failure);
+
+impl Unhinted {
+    pub fn hint(self, hint: impl Into<String>) -> Failure {
+        self.0.hint(hint)
+    }
+
+    /// Several, or if there are none this one.
+    pub fn hints(self, hints: impl IntoIterator<Item = String>, otherwise: impl Into<String>) -> Failure {
+        let failure = hints.into_iter().fold(self.0, Failure::hint);
+        if failure.hints.is_empty() { failure.hint(otherwise) } else { failure }
+    }
+
+    pub fn with_code(self, code: u8) -> Self {
+        Self(self.0.with_code(code))
+    }
+
+    /// What a program is told about it.
+    pub fn with_reason(self, status: Code, reason: Reason) -> Self {
+        Self(self.0.with_reason(status, reason))
+    }
 }
 
 /// What commands return: the exit code, or why they failed.
 pub type CommandResult = Result<u8, Failure>;
 
 impl Failure {
-    pub fn new(message: impl Into<String>) -> Self {
-        let (hints, status) = (Vec::new(), Code::Unknown);
-        Self { message: message.into(), hints, code: code::FAILED, status, reason: None }
+    #[expect(clippy::new_ret_no_self, reason = "it is none before it has a hint")]
+    pub fn new(message: impl Into<String>) -> Unhinted {
+        Unhinted(Self::bare(message.into(), code::FAILED, Code::Unknown))
     }
 
     /// Wrong use of a command: exit code 2.
-    pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: code::USAGE, status: Code::InvalidArgument, ..Self::new(message) }
+    pub fn usage(message: impl Into<String>) -> Unhinted {
+        Unhinted(Self::bare(message.into(), code::USAGE, Code::InvalidArgument))
     }
 
     /// Something on this machine could not be read, written, started.
-    pub fn io(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
-        Self::new(format!("{what}: {error}"))
+    pub fn io(what: impl std::fmt::Display, error: impl Into<io::Error>) -> Self {
+        let error = error.into();
+        let failure = Self::new(format!("{what}: {error}")).hint(usual_hint(&error));
+        Self { general: true, ..failure }
+    }
+
+    /// The user would not wait any longer.
+    pub fn interrupted() -> Self {
+        let hint =
+            "what was begun goes on or was undone: `berth ps` and `berth tasks SESSION` show how it stands";
+        let failure = Self::new("interrupted").with_code(code::CANCELLED).hint(hint);
+        Self { status: Code::Cancelled, ..failure }
+    }
+
+    /// Nobody reads any more: no words are needed.
+    pub fn unread() -> Self {
+        Self::bare(String::new(), code::NO_READER, Code::Cancelled)
+    }
+
+    /// All that is wrong, told as one.
+    pub fn all(failures: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut failures = failures.into_iter();
+        let mut first = failures.next()?;
+        first.also.extend(failures);
+        Some(first)
+    }
+
+    fn bare(message: String, code: u8, status: Code) -> Self {
+        Self { message, hints: Vec::new(), general: false, also: Vec::new(), code, status, reason: None }
     }
 
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        if std::mem::take(&mut self.general) {
+            self.hints.clear();
+        }
         self.hints.push(hint.into());
         self
     }
@@ -107,20 +171,43 @@ impl Failure {
         if self.code == code::NO_READER && self.message.is_empty() {
             return ExitCode::from(self.code);
         }
-        if output::json_errors() {
-            output::say_json(&self.told());
+        if output::is_json() {
+            output::error_json(&self.told());
         } else {
-            output::error(&self.message);
-            for hint in &self.hints {
-                output::hint(hint);
+            for failure in std::iter::once(self).chain(&self.also) {
+                output::error(&failure.message, &failure.hints);
             }
         }
         ExitCode::from(self.code)
     }
 
-    fn told(&self) -> Told<'_> {
-        let hint = (!self.hints.is_empty()).then(|| self.hints.join("\n"));
-        Told { code: code_name(self.status), reason: self.reason, message: &self.message, hint }
+    fn told(&self) -> Told {
+        let all = || std::iter::once(self).chain(&self.also);
+        let messages: Vec<&str> = all().map(|failure| failure.message.as_str()).collect();
+        let hints: Vec<&str> = all().flat_map(|failure| &failure.hints).map(String::as_str).collect();
+        Told {
+            code: code_name(self.status),
+            reason: self.reason,
+            message: messages.join("\n"),
+            hint: hints.join("\n"),
+        }
+    }
+}
+
+/// What to do about an error of the operating system, where nothing better is known.
+fn usual_hint(error: &io::Error) -> &'static str {
+    use io::ErrorKind::*;
+    match error.kind() {
+        NotFound => "look at the path: a part of it is not there",
+        NotADirectory | IsADirectory => "look at the path: a part of it is of another kind",
+        PermissionDenied => "run as the user that it belongs to, or give another path",
+        AlreadyExists => "remove what is there, or give another path",
+        StorageFull | FileTooLarge => "make room on that disk, or give a path on another one",
+        ReadOnlyFilesystem => "give a path on a disk that can be written to",
+        OutOfMemory => "make room in this machine's memory",
+        _ => {
+            "`berth doctor` looks at what this machine has; the kernel's log (`dmesg`) knows more of a bad disk"
+        }
     }
 }
 
@@ -144,14 +231,12 @@ impl std::fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let mut failure = Self::new(error.message());
-        if let Some(cause) = error.cause() {
-            failure.message = format!("{} ({cause})", failure.message);
-        }
-        failure.hints.extend(error.hint().map(str::to_owned));
-        failure.status = error.code();
-        failure.reason = error.reason().map(berth_client::Reason::as_str);
-        failure
+        let message = match error.cause() {
+            Some(cause) => format!("{} ({cause})", error.message()),
+            None => error.message().to_owned(),
+        };
+        let failure = Self::new(message).hint(error.hint().unwrap_or("`berth doctor` looks at this machine"));
+        Self { status: error.code(), reason: error.reason().map(Reason::as_str), ..failure }
     }
 }
 
@@ -167,9 +252,30 @@ mod tests {
         let expected =
             serde_json::json!({"code": "INVALID_ARGUMENT", "reason": null, "message": "wrong", "hint": hint});
         assert_eq!(told, expected);
-        assert_eq!(Failure::new("no such file").about("a").message, "\"a\": no such file");
-        assert_eq!(Failure::new("no file a.txt").about("a.txt").message, "no file a.txt");
+        let about = |message: &str, name: &str| Failure::new(message).hint("x").about(name).message;
+        assert_eq!(about("no such file", "a"), "\"a\": no such file");
+        assert_eq!(about("no file a.txt", "a.txt"), "no file a.txt");
         assert_eq!(code_name(Code::Ok), "OK");
         assert_eq!(code_name(Code::ResourceExhausted), "RESOURCE_EXHAUSTED");
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_one_object() {
+        let each = [("one", "do a"), ("two", "do b")].map(|(what, hint)| Failure::new(what).hint(hint));
+        let told = serde_json::to_value(Failure::all(each).unwrap().told()).unwrap();
+        assert_eq!((told["message"].as_str(), told["hint"].as_str()), (Some("one\ntwo"), Some("do a\ndo b")));
+        assert!(Failure::all([]).is_none());
+    }
+
+    /// Red without `usual_hint`. (That all others have one, the compiler sees: [`Unhinted`] is no [`Failure`].)
+    #[test]
+    fn an_error_of_the_system_has_a_hint_until_there_is_a_better_one() {
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::Other] {
+            let failure = Failure::io("x", kind);
+            assert!(failure.hints.len() == 1 && failure.hints[0].len() > 10, "{failure:?}");
+            assert_eq!(failure.hint("better").hint("more").hints, ["better", "more"]);
+        }
+        assert!(!Failure::from(Error::invalid("x")).hints.is_empty());
+        assert!(!Failure::interrupted().hints.is_empty());
     }
 }

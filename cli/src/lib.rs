@@ -17,14 +17,14 @@ pub mod value;
 
 use std::process::ExitCode;
 
-use failure::{CommandResult, Failure};
+use failure::{CommandResult, Failure, code};
 
 /// The `berth` command.
 pub fn berth() -> ExitCode {
     if is_launcher() {
         return berth_worker::sandbox::native::launcher_main();
     }
-    output::set_json_errors(commands::wants_json(std::env::args_os()));
+    output::set_json(commands::wants_json(std::env::args_os()));
     finish(env::check(std::env::vars_os().map(|(name, _)| name)).and_then(|()| {
         let cli = commands::parse();
         block_on(commands::dispatch(cli))
@@ -64,6 +64,8 @@ fn block_on(command: impl Future<Output = CommandResult>) -> CommandResult {
 
 fn finish(result: CommandResult) -> ExitCode {
     match result {
+        // Who reads JSON is told in any case.
+        Ok(code::CANCELLED) if output::is_json() && !output::has_told() => Failure::interrupted().report(),
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.report(),
     }

@@ -1,5 +1,6 @@
-//! What a command prints. stdout is data, stderr is talk. With `--format json` the data
-//! is JSON, nothing else is on stdout, and the error that a command ends with is JSON too.
+//! What a command prints. stdout is data, stderr is talk. With `--format json` all of it is JSON:
+//! the data one value (what streams, one object a line), and on stderr one object a line: the error
+//! that a command ends with, and before it what it warns of. All other talk is for people.
 //!
 //! Much of what is printed was chosen by code in a sandbox: names, labels, command lines,
 //! messages about them. So talk and tables go through [`printable`] here, once for all; only
@@ -15,7 +16,7 @@ use std::{
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::failure::{Failure, code};
+use crate::failure::Failure;
 
 /// How data is printed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
@@ -27,40 +28,64 @@ pub enum Format {
     Json,
 }
 
-/// Whether errors are printed as JSON. A process has one stderr, and errors are also found
-/// where no command line was read yet.
-static JSON_ERRORS: AtomicBool = AtomicBool::new(false);
+/// Whether all that is printed is JSON. A process has one stdout and one stderr, and errors are
+/// also found where no command line was read yet.
+static JSON: AtomicBool = AtomicBool::new(false);
+/// Whether something was printed that a program can read: data, or an error.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
-pub fn set_json_errors(json: bool) {
-    JSON_ERRORS.store(json, Ordering::Relaxed);
+pub fn set_json(json: bool) {
+    JSON.store(json, Ordering::Relaxed);
 }
 
-pub fn json_errors() -> bool {
-    JSON_ERRORS.load(Ordering::Relaxed)
+pub fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
 }
 
-/// A line of talk.
+/// Whether a program that reads JSON has been told anything.
+pub fn has_told() -> bool {
+    TOLD.load(Ordering::Relaxed)
+}
+
+/// A line of talk, for people.
 pub fn say(text: impl Display) {
-    line(&mut io::stderr().lock(), &printable_lines(&text.to_string()));
+    if !is_json() {
+        line(&mut io::stderr().lock(), &printable_lines(&text.to_string()));
+    }
 }
 
-/// One line of JSON among the talk.
-pub fn say_json(value: &impl Serialize) {
+/// An error as a program reads it.
+pub fn error_json(value: &impl Serialize) {
+    TOLD.store(true, Ordering::Relaxed);
+    say_json(value);
+}
+
+fn say_json(value: &impl Serialize) {
     if let Ok(text) = serde_json::to_string(value) {
         line(&mut io::stderr().lock(), &text);
     }
 }
 
-pub fn error(text: impl Display) {
+/// An error and what to do about it: there always is something. As JSON it is a failure's to tell.
+pub fn error<H: Display>(text: impl Display, hints: impl IntoIterator<Item = H>) {
     marked("error", "\x1b[1;31m", text);
+    hints.into_iter().for_each(hint);
 }
 
+/// What is not as it should be, and ends nothing.
 pub fn warning(text: impl Display) {
-    marked("warning", "\x1b[1;33m", text);
+    if is_json() {
+        say_json(&serde_json::json!({ "warning": text.to_string() }));
+    } else {
+        marked("warning", "\x1b[1;33m", text);
+    }
 }
 
+/// What to do about what was just said, for people.
 pub fn hint(text: impl Display) {
-    marked("hint", "\x1b[1;36m", text);
+    if !is_json() {
+        marked("hint", "\x1b[1;36m", text);
+    }
 }
 
 fn marked(mark: &str, color: &str, text: impl Display) {
@@ -85,14 +110,15 @@ fn line(to: &mut impl Write, text: &dyn Display) {
 
 /// One line of data. The failure is quiet where nobody reads any more.
 pub fn data(text: impl Display) -> Result<(), Failure> {
+    TOLD.store(true, Ordering::Relaxed);
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| stdout_failure(&error))
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(stdout_failure)
 }
 
 /// What to make of a failed write to stdout.
-pub fn stdout_failure(error: &io::Error) -> Failure {
+pub fn stdout_failure(error: io::Error) -> Failure {
     if error.kind() == io::ErrorKind::BrokenPipe {
-        Failure::new("").with_code(code::NO_READER)
+        Failure::unread()
     } else {
         Failure::io("can't write to stdout", error)
     }
@@ -106,6 +132,12 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 /// A value as JSON, on one line.
 pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     data(serde_json::to_string(value).map_err(|error| Failure::io("can't print as JSON", error))?)
+}
+
+/// Ids alone: one a line, or as JSON a list of them.
+pub fn ids<T: Display>(ids: impl IntoIterator<Item = T>) -> Result<(), Failure> {
+    let mut ids = ids.into_iter().map(|id| id.to_string());
+    if is_json() { json(&ids.collect::<Vec<_>>()) } else { ids.try_for_each(data) }
 }
 
 /// A listing: a table for people; `none` is said when it is empty.

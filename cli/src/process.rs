@@ -99,6 +99,7 @@ mod tests {
             version: "0".into(),
             workers: 1,
             ready: true,
+            unready: Vec::new(),
             log: None,
         }
     }

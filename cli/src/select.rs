@@ -71,18 +71,10 @@ fn pick_checkpoint(checkpoints: &[CheckpointInfo], text: &str) -> Result<String,
             .with_reason(Code::NotFound, Reason::CheckpointNotFound)
             .hint("give an id, or at least 4 characters of its beginning or end")
             .hint("`berth checkpoint list` shows them")),
-        _ => {
-            let mut failure = Failure::new(format!("{text:?} fits {} checkpoints", found.len()));
-            for checkpoint in found.iter().take(10) {
-                failure = failure.hint(format!(
-                    "{}  of {}, {} ago",
-                    checkpoint.id,
-                    short(checkpoint.session),
-                    output::ago(checkpoint.created_at)
-                ));
-            }
-            Err(failure)
-        }
+        _ => Err(fits_several(text, "checkpoints", &found, |checkpoint| {
+            let ago = output::ago(checkpoint.created_at);
+            format!("{}  of {}, {ago} ago", checkpoint.id, short(checkpoint.session))
+        })),
     }
 }
 
@@ -107,15 +99,10 @@ fn pick_session(sessions: &[SessionInfo], text: &str) -> Result<SessionId, Failu
             .with_reason(Code::NotFound, Reason::SessionNotFound)
             .hint("give an id, at least 4 characters of its beginning or end, a name, or a label NAME=VALUE")
             .hint("`berth ps` lists the sessions that there are")),
-        _ => {
-            let mut failure = Failure::new(format!("{text:?} fits {} sessions", found.len()));
-            for session in found.iter().take(10) {
-                let name =
-                    session.labels.get(NAME_LABEL).map(|name| format!("  {}", output::clipped(name, 40)));
-                failure = failure.hint(format!("{}{}", session.id, name.unwrap_or_default()));
-            }
-            Err(failure)
-        }
+        _ => Err(fits_several(text, "sessions", &found, |session| {
+            let name = session.labels.get(NAME_LABEL).map(|name| format!("  {}", output::clipped(name, 40)));
+            format!("{}{}", session.id, name.unwrap_or_default())
+        })),
     }
 }
 
@@ -123,7 +110,9 @@ fn pick_task(tasks: &[TaskInfo], text: Option<&str>) -> Result<TaskId, Failure> 
     let Some(text) = text else {
         // Newest first. What a copy started is nobody's.
         return tasks.iter().find(|task| !is_helper(&task.program)).map(|task| task.id).ok_or_else(|| {
-            Failure::new("the session has had no task yet").with_reason(Code::NotFound, Reason::TaskNotFound)
+            Failure::new("the session has had no task yet")
+                .with_reason(Code::NotFound, Reason::TaskNotFound)
+                .hint("`berth run --session SESSION -- PROGRAM` starts one")
         });
     };
     let found: Vec<&TaskInfo> = tasks.iter().filter(|task| is_part(&task.id.to_string(), text)).collect();
@@ -132,18 +121,16 @@ fn pick_task(tasks: &[TaskInfo], text: Option<&str>) -> Result<TaskId, Failure> 
         [] => Err(Failure::new(format!("no task of the session fits {text:?}"))
             .with_reason(Code::NotFound, Reason::TaskNotFound)
             .hint("`berth tasks SESSION` lists them")),
-        _ => {
-            let mut failure = Failure::new(format!("{text:?} fits {} tasks", found.len()));
-            for task in found.iter().take(10) {
-                failure = failure.hint(format!(
-                    "{}  {}",
-                    task.id,
-                    output::clipped(&program_text(&task.program), 40)
-                ));
-            }
-            Err(failure)
-        }
+        _ => Err(fits_several(text, "tasks", &found, |task| {
+            format!("{}  {}", task.id, output::clipped(&program_text(&task.program), 40))
+        })),
     }
+}
+
+/// Never a guess: those that it may mean are listed.
+fn fits_several<T>(text: &str, what: &str, found: &[&T], show: impl Fn(&T) -> String) -> Failure {
+    let failure = Failure::new(format!("{text:?} fits {} {what}", found.len()));
+    failure.hints(found.iter().take(10).map(|one| show(one)), "give more of the id")
 }
 
 fn is_part(id: &str, text: &str) -> bool {
@@ -181,6 +168,11 @@ pub(crate) mod tests {
             checkpointed_at: None,
             recovered_from: None,
             recovered_to: None,
+            parked_at: None,
+            tenant: "default".into(),
+            waits_since: None,
+            waits_until: None,
+            queue_position: None,
         }
     }
 

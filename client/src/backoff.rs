@@ -1,9 +1,8 @@
 //! Waits that double, with jitter, so that a fleet of clients does not come back in step.
 
-use std::{
-    hash::{BuildHasher, Hasher, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
+
+use berth_proto::world;
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
@@ -21,9 +20,7 @@ impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
         let step = self.0;
         self.0 = (step * 2).min(LONGEST);
-        // A hasher with random keys is all the randomness that jitter needs.
-        let share = RandomState::new().build_hasher().finish() % 1000;
-        step / 2 + step / 2 * share as u32 / 1000
+        step.mul_f64(0.5 + 0.5 * world::chance())
     }
 
     pub(crate) async fn wait(&mut self) {

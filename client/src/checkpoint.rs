@@ -26,7 +26,7 @@ fn service(channel: Channel) -> CheckpointServiceClient<Channel> {
 /// What the coordinator gives a checkpoint, and some time to wait for others that go first.
 pub(crate) const TAKE: Duration = Duration::from_secs(1200);
 /// What a session may take to be restored, on top of the wait for a place.
-const RESTORE: Duration = Duration::from_secs(900 + 60);
+pub(crate) const RESTORE: Duration = Duration::from_secs(900 + 60);
 /// Of a listing.
 const PAGE: u32 = 500;
 

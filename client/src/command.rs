@@ -27,6 +27,7 @@ pub struct Command {
     reattach_grace: Option<Duration>,
     pub(crate) input: Option<Bytes>,
     pub(crate) request_id: Option<String>,
+    pub(crate) retry_after_recovery: bool,
     pub(crate) collect_limit: usize,
 }
 
@@ -46,6 +47,7 @@ impl Command {
             reattach_grace: None,
             input: None,
             request_id: None,
+            retry_after_recovery: false,
             collect_limit: COLLECT_LIMIT,
         }
     }
@@ -169,6 +171,15 @@ impl Command {
     #[must_use]
     pub fn request_id(mut self, id: impl Into<String>) -> Self {
         self.request_id = Some(id.into());
+        self
+    }
+
+    /// What to do where the answer to a start was lost, and the session went back to a checkpoint before it could be
+    /// asked again: nobody knows then whether the task has run. By default that is an error (SESSION_RECOVERED, and
+    /// [`crate::Error::in_doubt`]); with this the task is started (again), in the files of the checkpoint.
+    #[must_use]
+    pub fn retry_after_recovery(mut self, retry: bool) -> Self {
+        self.retry_after_recovery = retry;
         self
     }
 

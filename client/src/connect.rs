@@ -3,7 +3,7 @@
 
 use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
-use berth_proto::transport;
+use berth_proto::{transport, world};
 use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataValue},
@@ -140,7 +140,8 @@ impl Client {
             Error::invalid(format!("{address:?} is no address"))
                 .or_hint("give host:port, for example localhost:50051")
         })?;
-        let channel = endpoint.connect().await.map_err(|error| Error::not_connected(&address, &error))?;
+        let channel =
+            world::connect(&endpoint).await.map_err(|error| Error::not_connected(&address, &error))?;
         Ok(Self { inner: Arc::new(Inner { channel, address, token, resume_for }) })
     }
 
@@ -188,12 +189,9 @@ impl Client {
         let mut backoff = Backoff::default();
         let mut attempt = 1;
         loop {
-            let mut request = self.authorized(message.clone());
-            request.set_timeout(policy.deadline + MARGIN);
-            let error = match tokio::time::timeout(policy.deadline, send(self.channel(), request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => self.error(status),
-                Err(_) => return Err(Error::deadline(self.address(), policy.deadline)),
+            let error = match self.once(policy.deadline, message.clone(), &send).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
             };
             // A refused connection means that nothing runs there: to wait would only hide it.
             if !error.is_temporary() || error.is_not_connected() || attempt >= policy.attempts {
@@ -201,6 +199,21 @@ impl Client {
             }
             attempt += 1;
             backoff.wait().await;
+        }
+    }
+
+    /// Makes a unary call once.
+    pub(crate) async fn once<M, R, F, Fut>(&self, deadline: Duration, message: M, send: F) -> Result<R, Error>
+    where
+        F: FnOnce(Channel, Request<M>) -> Fut,
+        Fut: Future<Output = Result<Response<R>, Status>>,
+    {
+        let mut request = self.authorized(message);
+        request.set_timeout(deadline + MARGIN);
+        match tokio::time::timeout(deadline, send(self.channel(), request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.error(status)),
+            Err(_) => Err(Error::deadline(self.address(), deadline)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The one error of this library: a code, a machine-readable reason, a message and a
-//! hint for people. What a server said goes through as it said it; what the transport
-//! says ("h2 protocol error") is turned into words that name the address and what to do.
+//! hint for people, which is always there. What a server said goes through as it said it; what
+//! the transport says ("h2 protocol error") is turned into words that name the address and what to do.
 //!
 //! Boxed, because it travels in every `Result` and is rare.
 
@@ -22,6 +22,8 @@ struct Inner {
     hint: Option<String>,
     details: BTreeMap<String, String>,
     origin: Origin,
+    /// See [`Error::in_doubt`].
+    doubt: bool,
     cause: Option<String>,
 }
 
@@ -46,6 +48,7 @@ impl Error {
             hint: None,
             details: BTreeMap::new(),
             origin,
+            doubt: false,
             cause: None,
         }))
     }
@@ -156,9 +159,28 @@ impl Error {
         &self.0.message
     }
 
-    /// What the reader may do about it.
+    /// What the reader may do about it. Always there.
     pub fn hint(&self) -> Option<&str> {
-        self.0.hint.as_deref()
+        Some(self.0.hint.as_deref().unwrap_or_else(|| self.usual_hint()))
+    }
+
+    /// Where nothing more fitting was said.
+    fn usual_hint(&self) -> &'static str {
+        match (self.0.reason, self.0.origin, self.0.code) {
+            (Some(reason), ..) => reason.hint(),
+            (None, Origin::Local, Code::InvalidArgument) => "correct that value, and try again",
+            (None, Origin::Local, _) => "look at the path, at who may use it, and at the space on its disk",
+            (.., Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled) => {
+                "try again in a moment; `berth info` shows whether the coordinator answers, its log what became of it"
+            }
+            (.., Code::InvalidArgument | Code::OutOfRange) => {
+                "correct the request; berth/v1/*.proto says what it takes"
+            }
+            (.., Code::PermissionDenied) => {
+                "use the token in <state>/credentials of the coordinator that you call"
+            }
+            _ => "see the coordinator's log",
+        }
     }
 
     /// A machine-readable detail, e.g. `first_kept` of `OUTPUT_LOST`.
@@ -180,6 +202,33 @@ impl Error {
     /// safe to repeat, may work in a moment.
     pub fn is_temporary(&self) -> bool {
         self.0.code == Code::Unavailable
+    }
+
+    /// Whether the call may have been carried out all the same: it was sent, and its answer was lost.
+    pub fn in_doubt(&self) -> bool {
+        self.0.doubt || self.0.origin == Origin::Broken
+    }
+
+    #[must_use]
+    pub(crate) fn doubtful(mut self) -> Self {
+        self.0.doubt = true;
+        self
+    }
+
+    /// The same, where the message does not say so itself.
+    #[must_use]
+    pub(crate) fn in_doubt_of(mut self, what: &str) -> Self {
+        let said = &mut self.0.message;
+        *said = format!("{said} (an earlier try was not answered: whether the {what} is not known)");
+        self.doubtful()
+    }
+
+    /// Whether a call that failed so may have been carried out: it was sent, and who answers did not carry it out itself.
+    pub(crate) fn was_lost(&self) -> bool {
+        let relayed =
+            matches!(self.0.reason, None | Some(Reason::WorkerUnreachable | Reason::AgentUnreachable));
+        self.0.origin == Origin::Broken
+            || (self.0.origin == Origin::Answered && self.is_temporary() && relayed)
     }
 
     /// Whether this is the given reason.
@@ -258,6 +307,43 @@ mod tests {
         assert_eq!(error.hint(), Some("look later"));
         assert_eq!(error.detail("first_kept"), Some("4096"));
         assert!(!error.is_temporary());
+    }
+
+    /// Red without `usual_hint`: an answer of another server, or a file that can't be read, has no hint of its own.
+    #[test]
+    fn no_error_is_without_a_hint() {
+        let io = std::io::Error::other("broken");
+        let cause = || Status::from_error(Box::new(std::io::Error::other("reset by peer")));
+        let mut errors = vec![
+            Error::invalid("x"),
+            Error::io("x", &io),
+            Error::strange("x"),
+            Error::deadline("a:1", Duration::from_secs(1)),
+            Error::output_lost("stdout", 1, 2),
+            Error::not_connected("a:1", &io),
+            Error::from_status(cause(), "a:1"),
+        ];
+        errors.extend((1..=16).map(|code| Error::from_status(Status::new(code.into(), "x"), "a:1")));
+        for reason in Reason::ALL {
+            errors.push(Error::from_status(
+                berth_proto::Error::new(Code::Internal, *reason, "x").into(),
+                "a:1",
+            ));
+        }
+        for error in errors {
+            assert!(error.hint().is_some_and(|hint| hint.len() > 10), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_leaves_a_doubt_and_a_refusal_none() {
+        let answered =
+            |reason| Error::from_status(berth_proto::Error::unavailable(reason, "x").into(), "a:1");
+        assert!(answered(Reason::WorkerUnreachable).was_lost());
+        assert!(!answered(Reason::SessionFenced).was_lost() && !answered(Reason::SessionFenced).in_doubt());
+        assert!(Error::from_status(Status::unavailable("x"), "a:1").was_lost());
+        assert!(!Error::from_status(Status::not_found("x"), "a:1").was_lost());
+        assert!(Error::deadline("a:1", Duration::from_secs(1)).in_doubt());
     }
 
     #[test]

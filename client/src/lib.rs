@@ -10,7 +10,8 @@
 //!
 //! # What is kept for you
 //! - Every unary call has a deadline. A call that is safe to repeat is repeated, briefly,
-//!   when the connection breaks; one that is not gets an id by which the server knows it.
+//!   when the connection breaks; one that is not gets an id by which the server knows it. A task is so started at most
+//!   once, also where the session went back to a checkpoint meanwhile ([`Command::retry_after_recovery`]).
 //! - A stream of output that breaks is resumed at the byte where it broke: no byte is lost
 //!   and none comes twice ([`TaskStream`]).
 //! - What takes long is waited for: a checkpoint ([`Session::checkpoint`]), and sessions made of one
@@ -32,6 +33,7 @@ pub mod local;
 pub mod model;
 mod options;
 mod session;
+mod start;
 #[cfg(test)]
 mod stub;
 mod task;

@@ -32,8 +32,18 @@ pub struct UpRecord {
     pub workers: usize,
     /// A worker takes sessions.
     pub ready: bool,
+    /// Workers that were not ready when this was: each with its reason.
+    #[serde(default)]
+    pub unready: Vec<UnreadyWorker>,
     /// Set when it runs detached.
     pub log: Option<PathBuf>,
+}
+
+/// A worker of `berth up` that takes no sessions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadyWorker {
+    pub worker: String,
+    pub reason: String,
 }
 
 /// `BERTH_STATE_DIR`, else `/var/lib/berth` as root, else `$XDG_STATE_HOME/berth` or

@@ -207,7 +207,7 @@ impl ListOptions {
     #[must_use]
     pub fn all(self) -> Self {
         use SessionState::*;
-        self.states([Pending, Placed, Ready, Paused, Ending, Ended])
+        self.states([Pending, Placed, Ready, Paused, Parked, Ending, Ended])
     }
 
     #[must_use]

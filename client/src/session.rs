@@ -1,6 +1,12 @@
 //! Sessions: made, found, listed, changed and ended.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use berth_proto::{
     convert::duration_out,
@@ -11,9 +17,12 @@ use tonic::transport::Channel;
 
 use crate::{
     Client, Command, CreateOptions, Error, Files, ListOptions, Output, SessionId, Std, TaskEvent, TaskHandle,
-    TaskId, TaskStream, UpdateOptions, checkpoint,
+    TaskId, TaskStream, UpdateOptions,
+    backoff::Backoff,
+    checkpoint,
     connect::Policy,
     model::{SessionInfo, TaskInfo},
+    start::Attempt,
     task,
 };
 
@@ -25,12 +34,16 @@ pub(crate) fn service(channel: Channel) -> SessionServiceClient<Channel> {
 const START_MARGIN: Duration = Duration::from_secs(90);
 /// Ending, freezing: as long as a worker may take over it.
 const CHANGE: Duration = Duration::from_secs(90);
+/// A parked session waits for a place for as long as it was made to: the coordinator says when that is over.
+const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
 impl Client {
     /// Makes a session and waits until it is ready.
     pub async fn create_session(&self, options: CreateOptions) -> Result<Session, Error> {
         let info = self.create(options).await?;
-        Ok(self.session(info.id))
+        let session = self.session(info.id);
+        session.placed_at(info.epoch);
+        Ok(session)
     }
 
     /// The same, for what is told of the new session.
@@ -47,7 +60,7 @@ impl Client {
 
     /// A handle for a session that is there already. Asks nothing of the server.
     pub fn session(&self, id: SessionId) -> Session {
-        Session { client: self.clone(), id }
+        Session { client: self.clone(), id, epoch: Arc::default() }
     }
 
     /// All sessions that fit, newest first.
@@ -81,6 +94,8 @@ impl Client {
 pub struct Session {
     pub(crate) client: Client,
     pub(crate) id: SessionId,
+    /// Of its newest placement, as far as this handle knows. 0: not asked yet.
+    epoch: Arc<AtomicU64>,
 }
 
 impl Session {
@@ -94,13 +109,32 @@ impl Session {
 
     /// What the coordinator knows of it now.
     pub async fn info(&self) -> Result<SessionInfo, Error> {
+        self.get().await?.try_into()
+    }
+
+    async fn get(&self) -> Result<v1::Session, Error> {
         let message = v1::GetSessionRequest { session_id: self.id.to_string() };
         self.client
             .call(Policy::REPEATABLE, message, |channel, request| async {
                 service(channel).get_session(request).await
             })
-            .await?
-            .try_into()
+            .await
+    }
+
+    /// The epoch of a placement that it has or has had. Asked for once.
+    pub(crate) async fn epoch(&self) -> Result<u64, Error> {
+        match self.epoch.load(Ordering::Relaxed) {
+            0 => {
+                let epoch = self.get().await?.epoch;
+                self.placed_at(epoch);
+                Ok(epoch)
+            }
+            epoch => Ok(epoch),
+        }
+    }
+
+    pub(crate) fn placed_at(&self, epoch: u64) {
+        self.epoch.fetch_max(epoch, Ordering::Relaxed);
     }
 
     /// Runs a command to its end and collects its output. How it ended is in the
@@ -134,23 +168,41 @@ impl Session {
 
     /// Starts a task and returns at once.
     pub async fn start(&self, command: Command) -> Result<TaskHandle, Error> {
-        let message = v1::StartTaskRequest {
-            session_id: self.id.to_string(),
-            task: Some(command.to_wire()),
-            request_id: command.key(),
-        };
-        let task = self
-            .client
-            .call(Policy::REPEATABLE, message, |channel, request| async {
-                task::service(channel).start_task(request).await
-            })
-            .await?;
+        let task = self.start_once(&command).await?;
         let handle = TaskHandle::new_started(self.clone(), TaskInfo::try_from(task)?.id);
         if let Some(input) = &command.input {
             handle.write_stdin(input).await?;
             handle.close_stdin().await?;
         }
         Ok(handle)
+    }
+
+    async fn start_once(&self, command: &Command) -> Result<v1::Task, Error> {
+        let mut attempt = Attempt::new(self, command).await?;
+        let message = v1::StartTaskRequest {
+            session_id: self.id.to_string(),
+            task: Some(command.to_wire()),
+            request_id: command.key(),
+            if_epoch: None,
+        };
+        let mut backoff = Backoff::default();
+        let mut tries_left = Policy::REPEATABLE.attempts;
+        loop {
+            let message = v1::StartTaskRequest { if_epoch: attempt.if_epoch(), ..message.clone() };
+            let sent = self.client.once(Policy::REPEATABLE.deadline, message, |channel, request| async {
+                task::service(channel).start_task(request).await
+            });
+            let error = match sent.await {
+                Ok(task) => return Ok(task),
+                Err(error) => error,
+            };
+            let Some(error) = attempt.failed(self, error)? else { continue };
+            tries_left -= 1;
+            if tries_left == 0 {
+                return Err(error);
+            }
+            backoff.wait().await;
+        }
     }
 
     /// A handle for a task that is there already. Asks nothing of the server.
@@ -198,7 +250,8 @@ impl Session {
         Files::new(self.clone())
     }
 
-    /// Freezes its processes.
+    /// Freezes its processes. One that stays paused gives its place up after a while: it is *parked*, and what ran in
+    /// it is gone. One that is parked stays so.
     pub async fn pause(&self) -> Result<SessionInfo, Error> {
         let message = v1::PauseSessionRequest { session_id: self.id.to_string() };
         self.client
@@ -209,11 +262,13 @@ impl Session {
             .try_into()
     }
 
-    /// Thaws its processes.
+    /// Thaws its processes. A parked session is placed anew and is ready with its files when this returns; what ran in
+    /// it is gone, which `message` says, and `parked_at` of when its files are. If that fails it stays parked.
     pub async fn resume(&self) -> Result<SessionInfo, Error> {
         let message = v1::ResumeSessionRequest { session_id: self.id.to_string() };
+        let longest = checkpoint::RESTORE.saturating_add(LONGEST_WAIT);
         self.client
-            .call(Policy::REPEATABLE.deadline(CHANGE), message, |channel, request| async {
+            .call(Policy::REPEATABLE.deadline(longest), message, |channel, request| async {
                 service(channel).resume_session(request).await
             })
             .await?

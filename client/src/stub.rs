@@ -34,8 +34,12 @@ pub(crate) struct Stub {
     pub breaks: Vec<usize>,
     /// Bytes that a resumed stream sends again although it was asked not to.
     pub overlap: u64,
-    /// The first so many runs break before their first event.
-    pub silent_runs: usize,
+    /// The answers to the first so many starts are lost.
+    pub lost_answers: usize,
+    /// The session's epoch at the first, second, ... start, and from then on. Empty: always 1.
+    pub epochs: Vec<u64>,
+    /// From the second stream on, the session is elsewhere and does not know the task, which this record tells of.
+    pub record: Option<v1::TaskEnd>,
     /// The stream stands still at its end rather than telling it, until this is cancelled.
     pub hold: Option<CancellationToken>,
     /// What `WriteStdin` takes at a time.
@@ -47,6 +51,7 @@ pub(crate) struct Stub {
 pub(crate) struct Seen {
     pub streams: AtomicUsize,
     pub request_ids: Mutex<Vec<String>>,
+    pub if_epochs: Mutex<Vec<Option<u64>>>,
     pub stdin: Mutex<Vec<u8>>,
     pub stdin_calls: AtomicUsize,
     pub token: Mutex<Option<String>>,
@@ -56,6 +61,21 @@ const PIECE: usize = 7;
 pub(crate) const TASK: TaskId = TaskId::from_u128(7);
 
 impl Stub {
+    /// A start comes in: whether it is done, and its answer arrives.
+    fn start(&self, request_id: String, if_epoch: Option<u64>) -> Result<(), Status> {
+        let mut ids = self.seen.request_ids.lock().unwrap();
+        let epoch = self.epochs.get(ids.len()).or(self.epochs.last()).copied().unwrap_or(1);
+        ids.push(request_id);
+        self.seen.if_epochs.lock().unwrap().push(if_epoch);
+        if let Some(first) = if_epoch {
+            berth_proto::convert::same_placement(berth_proto::Epoch(epoch), berth_proto::Epoch(first))?;
+        }
+        if ids.len() <= self.lost_answers {
+            return Err(WireError::unavailable(Reason::WorkerUnreachable, "cut").into());
+        }
+        Ok(())
+    }
+
     fn task(&self, session: &str, done: bool) -> v1::Task {
         let end = v1::TaskEnd {
             outcome: Some(berth_proto::domain::Outcome::Exited(3).into()),
@@ -155,11 +175,7 @@ impl TaskService for Served {
         let token = request.metadata().get("authorization").map(|t| t.to_str().unwrap().to_owned());
         *self.0.seen.token.lock().unwrap() = token;
         let request = request.into_inner();
-        let mut ids = self.0.seen.request_ids.lock().unwrap();
-        ids.push(request.request_id);
-        if ids.len() <= self.0.silent_runs {
-            return Err(WireError::unavailable(Reason::WorkerUnreachable, "cut").into());
-        }
+        self.0.start(request.request_id, request.if_epoch)?;
         Ok(Response::new(self.0.stream(&request.session_id, [0, 0])))
     }
 
@@ -168,6 +184,9 @@ impl TaskService for Served {
         request: Request<v1::WatchTaskRequest>,
     ) -> Result<Response<EventStream>, Status> {
         let request = request.into_inner();
+        if self.0.record.is_some() {
+            return Err(WireError::not_found(Reason::TaskNotFound, "not where the session is now").into());
+        }
         let mut from = [request.stdout_offset, request.stderr_offset];
         if from[0] < self.0.first_kept {
             if !request.skip_lost {
@@ -183,7 +202,7 @@ impl TaskService for Served {
 
     async fn start_task(&self, request: Request<v1::StartTaskRequest>) -> Result<Response<v1::Task>, Status> {
         let request = request.into_inner();
-        self.0.seen.request_ids.lock().unwrap().push(request.request_id);
+        self.0.start(request.request_id, request.if_epoch)?;
         Ok(Response::new(self.0.task(&request.session_id, false)))
     }
 
@@ -204,7 +223,11 @@ impl TaskService for Served {
         Ok(Response::new(v1::WriteStdinResponse { offset: stdin.len() as u64 }))
     }
 
-    async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
+    async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        if let Some(end) = &self.0.record {
+            let task = self.0.task(&request.get_ref().session_id, true);
+            return Ok(Response::new(v1::Task { end: Some(end.clone()), ..task }));
+        }
         Err(WireError::not_found(Reason::TaskNotFound, "no such task").hint("see `berth tasks`").into())
     }
 

@@ -4,7 +4,10 @@
 //! what is missing.
 //!
 //! A `Run` whose answer was lost before its first event is sent again under the same
-//! request id, by which the worker knows that it started that task already.
+//! request id, by which the worker knows that it started that task already ([`crate::start`]).
+//!
+//! A session that is lost with its machine may go on elsewhere, without the task: then the stream
+//! ends with what `GetTask` tells of it.
 //!
 //! `next` is cancel-safe: what it learned is in the fields before it waits again.
 
@@ -17,7 +20,11 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
 use crate::{
-    Command, Error, Reason, Session, TaskHandle, TaskId, backoff::Backoff, model::TaskInfo, task::service,
+    Command, Error, Reason, Session, TaskHandle, TaskId,
+    backoff::Backoff,
+    model::{TaskInfo, TaskState},
+    start::Attempt,
+    task::service,
 };
 
 /// Servers send keepalives in quiet times; a stream silent for this long is dead.
@@ -81,7 +88,7 @@ impl Default for WatchOptions {
 pub struct TaskStream {
     session: Session,
     /// How to start the task, as long as we don't know whether it was.
-    run: Option<v1::RunRequest>,
+    run: Option<Run>,
     task: Option<TaskHandle>,
     info: Option<TaskInfo>,
     /// The next byte of stdout and of stderr.
@@ -98,13 +105,13 @@ pub struct TaskStream {
     broken: Option<Error>,
 }
 
+struct Run {
+    request: v1::RunRequest,
+    attempt: Attempt,
+}
+
 impl TaskStream {
-    fn new(
-        session: Session,
-        run: Option<v1::RunRequest>,
-        task: Option<TaskHandle>,
-        options: WatchOptions,
-    ) -> Self {
+    fn new(session: Session, run: Option<Run>, task: Option<TaskHandle>, options: WatchOptions) -> Self {
         Self {
             session,
             run,
@@ -123,13 +130,15 @@ impl TaskStream {
     }
 
     pub(crate) async fn run(session: &Session, command: &Command) -> Result<Self, Error> {
+        let attempt = Attempt::new(session, command).await?;
         let request = v1::RunRequest {
             session_id: session.id.to_string(),
             task: Some(command.to_wire()),
             request_id: command.key(),
+            if_epoch: None,
         };
         let options = WatchOptions { skip_lost: false, ..WatchOptions::default() };
-        let mut stream = Self::new(session.clone(), Some(request), None, options);
+        let mut stream = Self::new(session.clone(), Some(Run { request, attempt }), None, options);
         stream.started().await?;
         Ok(stream)
     }
@@ -224,15 +233,30 @@ impl TaskStream {
     /// The stream is gone: to be resumed, or for good.
     fn broke(&mut self, error: Error) -> Result<(), Error> {
         self.inner = None;
-        // A `Run` can't skip what is lost; a watch from here can.
-        let skippable =
-            error.is(Reason::OutputLost) && self.skip_lost && self.run.is_none() && self.broken.is_none();
-        if !error.is_temporary() && !skippable {
+        if let Some(run) = &mut self.run {
+            self.broken = run.attempt.failed(&self.session, error)?;
+            return Ok(());
+        }
+        let skippable = error.is(Reason::OutputLost) && self.skip_lost && self.broken.is_none();
+        // Its machine was lost, and it is made ready elsewhere.
+        let moves = error.is(Reason::SessionNotReady) && self.info.is_some();
+        if !error.is_temporary() && !skippable && !moves {
             return Err(error);
         }
         tracing::debug!(?error, "a watched stream broke");
         self.broken = Some(error);
         Ok(())
+    }
+
+    /// The task is not there any more to be watched: what is known of it is the end of it.
+    async fn ended_without_us(&mut self, error: Error) -> Result<(), Error> {
+        self.inner = None;
+        let Some(task) = &self.task else { return Err(error) };
+        match task.info().await {
+            Ok(info) if info.state == TaskState::Done => self.ended(info),
+            Ok(_) => Err(error),
+            Err(told) => self.broke(told),
+        }
     }
 
     /// Opens, or after a break resumes, the stream.
@@ -249,9 +273,8 @@ impl TaskStream {
         let client = self.session.client.clone();
         let opened = match (&self.task, &self.run) {
             (None, Some(run)) => {
-                client
-                    .open(run.clone(), |channel, request| async { service(channel).run(request).await })
-                    .await
+                let request = v1::RunRequest { if_epoch: run.attempt.if_epoch(), ..run.request.clone() };
+                client.open(request, |channel, request| async { service(channel).run(request).await }).await
             }
             (Some(task), _) => {
                 let request = v1::WatchTaskRequest {
@@ -270,6 +293,9 @@ impl TaskStream {
         };
         match opened {
             Ok(inner) => self.inner = Some(inner),
+            Err(error) if self.info.is_some() && is_gone(&error) => {
+                return self.ended_without_us(error).await;
+            }
             Err(error) => return self.broke(error),
         }
         if self.info.is_none() {
@@ -291,19 +317,20 @@ impl TaskStream {
             }
             Some(Event::Stdout(chunk)) => self.output(Std::Out, chunk),
             Some(Event::Stderr(chunk)) => self.output(Std::Err, chunk),
-            Some(Event::Ended(task)) => {
-                let info = TaskInfo::try_from(task)?;
-                // All that is kept has come: what is still missing is gone.
-                self.missing(Std::Out, info.stdout.length)?;
-                self.missing(Std::Err, info.stderr.length)?;
-                self.pending.push_back(TaskEvent::Ended(Box::new(info)));
-                self.finished = true;
-                self.inner = None;
-                Ok(())
-            }
+            Some(Event::Ended(task)) => self.ended(TaskInfo::try_from(task)?),
             // A kind of event that a later version may add.
             Some(Event::Keepalive(_)) | None => Ok(()),
         }
+    }
+
+    fn ended(&mut self, info: TaskInfo) -> Result<(), Error> {
+        // All that is kept has come: what is still missing is gone.
+        self.missing(Std::Out, info.stdout.length)?;
+        self.missing(Std::Err, info.stderr.length)?;
+        self.pending.push_back(TaskEvent::Ended(Box::new(info)));
+        self.finished = true;
+        self.inner = None;
+        Ok(())
     }
 
     /// Goes on at `to`, and says what is passed over.
@@ -337,6 +364,11 @@ impl TaskStream {
         });
         Ok(())
     }
+}
+
+/// Whether a task that was there is there no more.
+fn is_gone(error: &Error) -> bool {
+    error.is(Reason::TaskNotFound) || error.is(Reason::SessionEnded)
 }
 
 impl std::fmt::Debug for TaskStream {

@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use berth_proto::v1;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -15,7 +16,14 @@ fn data(length: usize, salt: usize) -> Vec<u8> {
 
 async fn session(address: impl ToString) -> Session {
     let options = ConnectOptions::new(address.to_string()).token("t0ken");
-    Client::connect(options).await.unwrap().session(SessionId::new())
+    placed(options).await
+}
+
+/// A session that is known to be in its first placement.
+async fn placed(options: ConnectOptions) -> Session {
+    let session = Client::connect(options).await.unwrap().session(SessionId::new());
+    session.placed_at(1);
+    session
 }
 
 #[tokio::test]
@@ -72,12 +80,64 @@ async fn a_cut_connection_is_resumed_too() {
 
 #[tokio::test]
 async fn a_run_whose_answer_is_lost_is_sent_again_under_the_same_id() {
-    let (stub, address) = Stub { stdout: data(10, 1), silent_runs: 2, ..Stub::default() }.serve().await;
+    let (stub, address) = Stub { stdout: data(10, 1), lost_answers: 2, ..Stub::default() }.serve().await;
     let output = session(address).await.run(Command::new("x")).await.unwrap();
     assert_eq!(output.stdout, stub.stdout);
     let ids = stub.seen.request_ids.lock().unwrap();
     assert_eq!(ids.len(), 3);
     assert!(!ids[0].is_empty() && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+/// Red when the client sends no `if_epoch`, or takes the newer epoch although an answer was lost.
+#[tokio::test]
+async fn a_start_whose_answer_is_lost_is_not_repeated_in_a_recovered_session() {
+    for run in [true, false] {
+        let stub = || Stub { lost_answers: 1, epochs: vec![1, 2], ..Stub::default() };
+        let begin = async |session: &Session, command: Command| match run {
+            true => session.run(command).await.map(drop),
+            false => session.start(command).await.map(drop),
+        };
+        let (seen, address) = stub().serve().await;
+        let session_seen = session(address).await;
+        let error = begin(&session_seen, Command::new("x")).await.expect_err("nobody knows whether it ran");
+        assert_eq!(error.reason(), Some(Reason::SessionRecovered), "{error:?}");
+        assert!(error.in_doubt() && error.hint().is_some(), "{error:?}");
+        assert_eq!(*seen.seen.if_epochs.lock().unwrap(), [Some(1), Some(1)]);
+        // What is started after that is started in the session as it is now, and is told of no doubt.
+        begin(&session_seen, Command::new("y")).await.unwrap();
+        assert_eq!(seen.seen.if_epochs.lock().unwrap()[2..], [Some(2)]);
+
+        let (seen, address) = stub().serve().await;
+        begin(&session(address).await, Command::new("x").retry_after_recovery(true)).await.unwrap();
+        assert_eq!(*seen.seen.if_epochs.lock().unwrap(), [Some(1), Some(1), Some(2)]);
+        let ids = seen.seen.request_ids.lock().unwrap();
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_first_try_in_a_recovered_session_is_made_again_without_a_word() {
+    let (stub, address) = Stub { epochs: vec![3], ..Stub::default() }.serve().await;
+    let session = session(address).await;
+    session.start(Command::new("x")).await.unwrap();
+    session.run(Command::new("x")).await.unwrap();
+    assert_eq!(*stub.seen.if_epochs.lock().unwrap(), [Some(1), Some(3), Some(3)]);
+}
+
+/// Its machine was lost, and it is not known where the session goes on: its record tells how it ended.
+#[tokio::test]
+async fn a_task_that_is_lost_with_its_machine_ends_as_its_record_says() {
+    let end = v1::TaskEnd {
+        outcome: Some(Outcome::WorkerLost.into()),
+        message: "gone".to_owned(),
+        ..Default::default()
+    };
+    let stub = Stub { stdout: data(100, 1), breaks: vec![50], record: Some(end), ..Stub::default() };
+    let (stub, address) = stub.serve().await;
+    let output = session(address).await.run(Command::new("x")).await.unwrap();
+    assert_eq!((output.outcome, output.message.as_str()), (Outcome::WorkerLost, "gone"));
+    assert!(output.truncated && stub.stdout.starts_with(&output.stdout), "{output:?}");
+    assert_eq!(stub.seen.request_ids.lock().unwrap().len(), 1, "it is not started again");
 }
 
 #[tokio::test]
@@ -119,7 +179,7 @@ async fn a_server_that_stays_away_is_given_up() {
     let (_, address) =
         Stub { stdout: data(100, 1), breaks: vec![0; 10_000], ..Stub::default() }.serve().await;
     let options = ConnectOptions::new(address.to_string()).resume_for(Duration::from_millis(100));
-    let session = Client::connect(options).await.unwrap().session(SessionId::new());
+    let session = placed(options).await;
     // `started` comes with each new stream: that is a sign of life, so only a dead address ends it.
     let mut stream = session.stream(Command::new("x")).await.unwrap();
     let outcome = tokio::time::timeout(Duration::from_millis(500), stream.next()).await;
@@ -129,7 +189,7 @@ async fn a_server_that_stays_away_is_given_up() {
     let (_, address) = Stub { hold: Some(hold), ..Stub::default() }.serve().await;
     let proxy = Proxy::to(address).await;
     let options = ConnectOptions::new(proxy.address.to_string()).resume_for(Duration::from_millis(100));
-    let session = Client::connect(options).await.unwrap().session(SessionId::new());
+    let session = placed(options).await;
     let mut stream = session.stream(Command::new("x")).await.unwrap();
     let error = {
         let cutting = async {

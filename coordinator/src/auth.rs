@@ -14,8 +14,9 @@ use std::{
 };
 
 use berth_proto::{Code, Error, Reason};
-use rand::RngExt;
 use sha2::{Digest as _, Sha256};
+
+use crate::tenant::Tenant;
 
 /// SHA-256 of a token.
 pub type Digest = [u8; 32];
@@ -34,9 +35,9 @@ pub fn same(a: &Digest, b: &Digest) -> bool {
     std::hint::black_box(difference) == 0
 }
 
-/// 32 random bytes as 64 hex digits, from the operating system's generator by way of `rand`.
+/// 32 random bytes as 64 hex digits, from the operating system's generator.
 pub fn random_hex() -> String {
-    let bytes: [u8; 32] = rand::rng().random();
+    let bytes: [u8; 32] = berth_proto::world::random_bytes();
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -47,6 +48,14 @@ pub enum Scope {
     Admin,
     /// To attach as a worker.
     Join,
+}
+
+/// Who makes a call, as its token says. Nothing in the call itself can change it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Caller {
+    pub scope: Scope,
+    /// Whose sessions it makes. There is one client token yet, and so one tenant.
+    pub tenant: Tenant,
 }
 
 /// The tokens of this coordinator and where they are kept.
@@ -119,8 +128,8 @@ impl Keyring {
         }
     }
 
-    /// Checks the `authorization` header of a call that needs `scope`.
-    pub fn check(&self, header: Option<&[u8]>, scope: Scope) -> Result<(), Error> {
+    /// Checks the `authorization` header of a call that needs `scope`. Whose it is.
+    pub fn check(&self, header: Option<&[u8]>, scope: Scope) -> Result<Caller, Error> {
         let which = match scope {
             Scope::Admin => "admin.token",
             Scope::Join => "join.token",
@@ -152,7 +161,7 @@ impl Keyring {
             )
             .hint(hint));
         }
-        Ok(())
+        Ok(Caller { scope: held, tenant: Tenant::default() })
     }
 }
 
@@ -181,7 +190,8 @@ mod tests {
         let credentials = Credentials::load_or_make(dir.path()).unwrap();
         let keyring = Keyring::new(&credentials);
         let check = |token: &str, scope| keyring.check(Some(format!("Bearer {token}").as_bytes()), scope);
-        assert!(check(&credentials.admin_token, Scope::Admin).is_ok());
+        let caller = check(&credentials.admin_token, Scope::Admin).unwrap();
+        assert_eq!((caller.scope, caller.tenant.as_str()), (Scope::Admin, "default"));
         assert!(check(&credentials.join_token, Scope::Join).is_ok());
         assert_eq!(check(&credentials.join_token, Scope::Admin).unwrap_err().reason(), Reason::TokenScope);
         assert_eq!(check("berth_", Scope::Admin).unwrap_err().reason(), Reason::TokenInvalid);

@@ -2,7 +2,10 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{checkpoints::Location, fleet::FleetConfig};
+use crate::{
+    checkpoints::Location,
+    fleet::{FleetConfig, tenant_queue_limit},
+};
 
 /// Settings of a coordinator. [`Config::default`] is a good one for loopback.
 #[derive(Clone, Debug)]
@@ -25,9 +28,11 @@ pub struct Config {
     pub worker_loss_grace: Duration,
     /// How long after its worker's lease a session that may be restored is placed elsewhere.
     pub restore_grace: Duration,
+    /// How long a session may stay paused before it gives its place up. `None`: for ever.
+    pub paused_ttl: Option<Duration>,
     /// Time for a sandbox to become ready.
     pub start_timeout: Duration,
-    /// Sessions that may wait for a place.
+    /// Sessions that may wait for a place; of one tenant three quarters of that.
     pub queue_limit: usize,
     /// Ended sessions are remembered for this long ...
     pub retention: Duration,
@@ -52,6 +57,7 @@ impl Default for Config {
             heartbeat: None,
             worker_loss_grace: fleet.worker_loss_grace,
             restore_grace: fleet.restore_grace,
+            paused_ttl: Some(Duration::from_secs(600)),
             start_timeout: fleet.start_timeout,
             queue_limit: fleet.queue_limit,
             retention: fleet.retention,
@@ -70,6 +76,7 @@ impl Config {
             restore_grace: self.restore_grace,
             start_timeout: self.start_timeout,
             queue_limit: self.queue_limit,
+            tenant_queue_limit: tenant_queue_limit(self.queue_limit),
             retention: self.retention,
             ended_limit: self.ended_limit,
             ..FleetConfig::default()

@@ -19,14 +19,16 @@ pub mod fleet;
 mod listener;
 pub mod placement;
 mod port_owner;
+pub mod restore;
 mod rpc;
 mod start;
 pub mod store;
 pub mod templates;
+pub mod tenant;
 #[cfg(test)]
 mod test_scale;
 mod wire;
 
 pub use config::{Config, Problem, StartError};
 pub use port_owner::port_owner;
-pub use start::{Coordinator, Running};
+pub use start::{Coordinator, Running, Storage};

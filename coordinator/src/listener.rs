@@ -9,12 +9,10 @@ use berth_proto::{
     spawn::spawn,
     transport::{Arrival, accept, arrival, channel_over},
     v1::DataPreface,
+    world::{TcpListener, TcpStream},
 };
 use futures::StreamExt;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::Links;

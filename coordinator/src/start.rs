@@ -2,31 +2,29 @@
 //! it announces nothing before the port is bound and the store is loaded. A stop is a
 //! sequence: NOT_SERVING, refuse, let calls end, flush the store, close.
 
-use std::{
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
 use berth_proto::{
     spawn::{spawn, spawn_fallible},
     v1,
+    world::{self, TcpListener},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::server::HealthReporter;
 
 use crate::{
     auth::{Credentials, Keyring, random_hex},
-    checkpoints::{Blobs, Catalog, Checkpoints, Claim, Location, keep_policies, sweep_for_ever},
+    checkpoints::{
+        Blobs, Catalog, Checkpoints, Claim, Location, keep_parking, keep_policies, sweep_for_ever,
+    },
     config::{Config, Problem, StartError},
     driver::{Clock, Driver, Events, Handle, Links, Shared, View, WelcomeTerms},
     fleet::Fleet,
     listener::listen,
     port_owner::port_owner,
+    restore::StateDir,
     rpc::{self, Context, Gate},
     store::{Store, StoreError, sqlite::SqliteStore},
     templates::Templates,
@@ -42,6 +40,14 @@ const BLOBS_DIR: &str = "blobs";
 /// Starts coordinators.
 pub struct Coordinator;
 
+/// What outlives a coordinator.
+#[derive(Clone)]
+pub struct Storage {
+    pub store: Arc<dyn Store>,
+    pub catalog: Arc<Catalog>,
+    pub blobs: Arc<Blobs>,
+}
+
 /// A coordinator that runs. Dropping it stops it without ceremony.
 pub struct Running {
     addr: SocketAddr,
@@ -56,6 +62,8 @@ pub struct Running {
     _stop_on_drop: DropGuard,
     server: JoinHandle<()>,
     driver_task: JoinHandle<()>,
+    /// Last: no backup is put back as long as anything of it is left.
+    _state_dir: Option<StateDir>,
 }
 
 impl Coordinator {
@@ -74,20 +82,30 @@ impl Coordinator {
         let (Some(credentials), Some(listener), true) = (credentials, listener, problems.is_empty()) else {
             return Err(StartError { problems });
         };
+        let state_dir = StateDir::share(&config.state_dir).map_err(StartError::one)?;
         let path = config.state_dir.join(STORE_FILE);
-        let store = SqliteStore::open(&path).await.map_err(|e| StartError::one(store_problem(&e)))?;
-        run(config, templates, credentials, listener, Arc::new(store)).await
+        let store = SqliteStore::open(&path).await.map_err(|e| store_problem(&e, &config))?;
+        let storage = checkpoint_storage(&config, Arc::new(store)).await?;
+        let running = run(config, templates, credentials, listener, storage).await?;
+        Ok(Running { _state_dir: Some(state_dir), ..running })
     }
 
-    /// The same over a store of the caller's: for tests and simulations.
+    /// The same over a store of the caller's, for tests.
     pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running, StartError> {
+        prepare(&config.state_dir).map_err(StartError::one)?;
+        let storage = checkpoint_storage(&config, store).await?;
+        Self::start_over(config, storage).await
+    }
+
+    /// The same over all that is durable, for simulations: only the credentials are on the disk.
+    pub async fn start_over(config: Config, storage: Storage) -> Result<Running, StartError> {
         let problems = config.problems();
         if !problems.is_empty() {
             return Err(StartError { problems });
         }
         let credentials = prepare(&config.state_dir).map_err(StartError::one)?;
         let listener = bind(config.listen).await.map_err(StartError::one)?;
-        run(config, Templates::default(), credentials, listener, store).await
+        run(config, Templates::default(), credentials, listener, storage).await
     }
 }
 
@@ -123,11 +141,28 @@ async fn bind(listen: SocketAddr) -> Result<TcpListener, Problem> {
     })
 }
 
+/// The catalog of checkpoints, and the blob store that is its own.
+async fn checkpoint_storage(config: &Config, store: Arc<dyn Store>) -> Result<Storage, StartError> {
+    let location =
+        config.blobs.clone().unwrap_or_else(|| Location::Directory(config.state_dir.join(BLOBS_DIR)));
+    let blobs = Blobs::open(&location).map_err(|error| StartError::one(blob_problem(&error)))?;
+    let catalog = Catalog::open(Some(&config.state_dir.join(CATALOG_FILE)))
+        .await
+        .map_err(|e| store_problem(&e, config))?;
+    claim(&blobs, &catalog, &location, config).await?;
+    Ok(Storage { store, catalog: Arc::new(catalog), blobs: Arc::new(blobs) })
+}
+
 /// A blob store that another catalog describes is left alone. One that can't be reached now is no reason not to start:
 /// only checkpoints wait for it.
-async fn claim(blobs: &Blobs, catalog: &Catalog, location: &Location) -> Result<(), StartError> {
-    let owner = catalog.owner().await.map_err(|e| StartError::one(store_problem(&e)))?;
-    match blobs.claim(&owner).await {
+async fn claim(
+    blobs: &Blobs,
+    catalog: &Catalog,
+    location: &Location,
+    config: &Config,
+) -> Result<(), StartError> {
+    let owner = catalog.owner().await.map_err(|e| store_problem(&e, config))?;
+    match crate::checkpoints::claim(blobs, &owner).await {
         Ok(Claim::Ours) => Ok(()),
         Ok(Claim::Anothers) => Err(StartError::one(Problem::new(
             format!("the blob store {location} holds another coordinator's checkpoints"),
@@ -147,18 +182,19 @@ fn blob_problem(error: &berth_proto::Error) -> Problem {
     )
 }
 
-fn store_problem(error: &StoreError) -> Problem {
+fn store_problem(error: &StoreError, config: &Config) -> StartError {
     let hint = match error {
         StoreError::Locked(_) => {
-            "one coordinator a state directory: stop the other one, or give this one its own"
+            "one coordinator a state directory: stop the other one, or give this one its own".to_owned()
         }
-        StoreError::Damaged(_) => {
-            "nothing was changed: move the file aside with its -wal (keep both), put the one of a `berth backup` in \
-             its place if there is one, and start again"
-        }
-        StoreError::Failed(_) => "look at the disk under the state directory and at its owner",
+        StoreError::Damaged(_) => format!(
+            "nothing was changed; to put a backup back, and keep what is there aside: berth backup restore --from \
+             BACKUP --state-dir {}",
+            config.state_dir.display()
+        ),
+        StoreError::Failed(_) => "look at the disk under the state directory and at its owner".to_owned(),
     };
-    Problem::new(error.to_string(), hint)
+    StartError::one(Problem::new(error.to_string(), hint))
 }
 
 async fn run(
@@ -166,27 +202,23 @@ async fn run(
     templates: Templates,
     credentials: Credentials,
     listener: TcpListener,
-    store: Arc<dyn Store>,
+    storage: Storage,
 ) -> Result<Running, StartError> {
-    let failed = |e: StoreError| StartError::one(store_problem(&e));
+    let failed = |e: StoreError| store_problem(&e, &config);
     let addr = listener.local_addr().map_err(|e| {
         StartError::one(Problem::new(format!("the listener has no address: {e}"), "this should not happen"))
     })?;
+    let Storage { store, catalog, blobs } = storage;
     let shared = Shared {
         view: Arc::new(View::default()),
         links: Arc::new(Links::default()),
         events: Arc::new(Events::new(random_hex()[..16].to_owned())),
         store: store.clone(),
     };
-    let location =
-        config.blobs.clone().unwrap_or_else(|| Location::Directory(config.state_dir.join(BLOBS_DIR)));
-    let blobs = Blobs::open(&location).map_err(|error| StartError::one(blob_problem(&error)))?;
-    let catalog = Catalog::open(Some(&config.state_dir.join(CATALOG_FILE))).await.map_err(failed)?;
-    claim(&blobs, &catalog, &location).await?;
     let clock = Clock::start();
     let loaded = store.load().await.map_err(failed)?;
     tracing::info!(sessions = loaded.sessions.len(), workers = loaded.workers.len(), "the store is loaded");
-    let (fleet, effects) = Fleet::restore(config.fleet(), rand::random(), loaded, clock.now());
+    let (fleet, effects) = Fleet::restore(config.fleet(), world::random_u64(), loaded, clock.now());
     let welcome = WelcomeTerms {
         lease: config.lease,
         heartbeat: config.heartbeat.unwrap_or(config.lease / 3),
@@ -204,7 +236,7 @@ async fn run(
         restore_timeout: config.fleet().restore_timeout,
         templates: Arc::new(templates),
         start_timeout: config.start_timeout,
-        started_at: SystemTime::now(),
+        started_at: world::now(),
         stopping: stopping.clone(),
     };
     let gate = Gate::new(Keyring::new(&credentials));
@@ -220,6 +252,10 @@ async fn run(
     let until = stopping.clone();
     spawn("checkpoint policies", async move {
         until.run_until_cancelled(keep_policies(keeper)).await;
+    });
+    let (keeper, until) = (checkpoints.clone(), stopping.clone());
+    spawn("parking", async move {
+        until.run_until_cancelled(keep_parking(keeper, config.paused_ttl)).await;
     });
     let (sweeper, until) = (checkpoints, stopping.clone());
     spawn("checkpoint sweep", async move {
@@ -245,6 +281,7 @@ async fn run(
         stopping,
         server,
         driver_task,
+        _state_dir: None,
     })
 }
 

@@ -9,6 +9,7 @@ use std::{
 use berth_proto::{
     Error, Incarnation, WorkerId,
     convert::{self, bounds, duration_out, time_out},
+    domain::SessionState,
     v1,
 };
 use prost::Message;
@@ -37,6 +38,7 @@ const NAMED_MAX: usize = 10_000;
 
 /// A session as clients see it.
 pub fn session(session: &Session) -> v1::Session {
+    let waits = Some(session.waits).filter(|_| session.state == SessionState::Pending);
     v1::Session {
         id: session.id.to_string(),
         state: v1::SessionState::from(session.state).into(),
@@ -60,14 +62,24 @@ pub fn session(session: &Session) -> v1::Session {
         checkpoints: Some(session.spec.checkpoints.into()),
         checkpoint_id: session.checkpoint.as_ref().map(|k| k.from.checkpoint.clone()).unwrap_or_default(),
         checkpointed_at: session.checkpoint.as_ref().map(|kept| time_out(kept.at)),
-        recovered_from: session.recovered.as_ref().map(|k| k.from.checkpoint.clone()).unwrap_or_default(),
-        recovered_to: session.recovered.as_ref().map(|kept| time_out(kept.at)),
+        recovered_from: session
+            .recovered
+            .as_ref()
+            .map(|r| r.kept.from.checkpoint.clone())
+            .unwrap_or_default(),
+        recovered_to: session.recovered.as_ref().map(|recovery| time_out(recovery.kept.at)),
+        parked_at: session.parked_at.map(time_out),
+        tenant: session.spec.tenant.to_string(),
+        waits_since: waits.map(|waits| time_out(waits.since)),
+        waits_until: waits.map(|waits| time_out(waits.until)),
+        // Of all that wait, and so not of one alone: see `rpc::session`.
+        queue_position: 0,
     }
 }
 
 /// A worker as operators see it.
 pub fn worker(worker: &Worker, load: &Load, data_connections: usize) -> v1::Worker {
-    let (scheduling, drain_deadline) = match worker.scheduling {
+    let (scheduling, drain_deadline) = match worker.in_force() {
         Scheduling::Active => (v1::Scheduling::Active, None),
         Scheduling::Cordoned => (v1::Scheduling::Cordoned, None),
         Scheduling::Draining { until } => (v1::Scheduling::Draining, Some(time_out(until))),
@@ -137,12 +149,15 @@ pub fn command(
             epoch: epoch.0,
             paused: *paused,
         }),
-        Command::Update { session, epoch, expires_at, idle_timeout } => Message::Update(v1::UpdateCommand {
-            session_id: session.to_string(),
-            epoch: epoch.0,
-            expires_at: expires_at.map(time_out),
-            idle_timeout: idle_timeout.map(duration_out),
-        }),
+        Command::Update { session, epoch, expires_at, expires_in, idle_timeout } => {
+            Message::Update(v1::UpdateCommand {
+                session_id: session.to_string(),
+                epoch: epoch.0,
+                expires_at: expires_at.map(time_out),
+                expires_in: expires_in.map(duration_out),
+                idle_timeout: idle_timeout.map(duration_out),
+            })
+        }
         Command::SetBackend(backend) => {
             Message::SetBackend(v1::SetBackendCommand { backend: backend.to_string() })
         }
@@ -177,7 +192,7 @@ fn short(text: String) -> String {
 
 /// A task as it is kept and shown: without its env, its command line shortened if it is
 /// very long.
-fn short_task(mut task: v1::Task) -> v1::Task {
+pub fn short_task(mut task: v1::Task) -> v1::Task {
     task.spec = task.spec.map(convert::shown_spec);
     if task.encoded_len() <= TASK_MAX {
         return task;
@@ -242,6 +257,10 @@ pub fn hello(wire: v1::Hello, link: LinkId) -> Result<Hello, Error> {
         templates: templates(wire.templates)?,
         template_problems: template_problems(wire.template_problems)?,
         health: wire.health.unwrap_or_default(),
+        stopping_within: wire
+            .stopping_within
+            .map(|within| convert::duration("stopping_within", within))
+            .transpose()?,
     })
 }
 

@@ -67,6 +67,42 @@ async fn before_the_review_is_reported_a_session_waits_and_is_placed() {
     assert_eq!(session.worker_id, "w1");
 }
 
+/// Red when the order is that of the ids, and when the wait is told without its end.
+#[tokio::test]
+async fn who_waits_tells_whose_it_is_until_when_it_waits_and_where_it_stands() {
+    let host = Host::start().await;
+    let _worker = Puppet::attach(&host, "w1", Script { max_sessions: 1, ..Script::default() }).await.unwrap();
+    let mut sessions = host.sessions().await;
+    let placed = sessions.create_session(wanted()).await.unwrap().into_inner();
+    assert_eq!((placed.tenant.as_str(), placed.waits_until, placed.queue_position), ("default", None, 0));
+    let minute = Duration::from_secs(60);
+    let mut creating = tokio::task::JoinSet::new();
+    let mut seen = Vec::new();
+    for (count, priority) in [(1, 0), (2, 5), (3, 0)] {
+        let mut client = host.sessions().await;
+        let wait_for_place = Some(duration_out(minute));
+        let request = v1::CreateSessionRequest { priority, wait_for_place, ..wanted() };
+        creating.spawn(async move { client.create_session(request).await });
+        let states = vec![v1::SessionState::Pending.into()];
+        let request = v1::ListSessionsRequest { states, ..Default::default() };
+        seen = until(|| async {
+            let found =
+                host.sessions().await.list_sessions(request.clone()).await.unwrap().into_inner().sessions;
+            (found.len() == count).then_some(found)
+        })
+        .await;
+    }
+    // Newest first, as all listings are.
+    let stand: Vec<_> = seen.iter().map(|s| (s.priority, s.queue_position)).collect();
+    assert_eq!(stand, [(0, 3), (5, 1), (0, 2)]);
+    for waits in &seen {
+        let [since, end] = [waits.waits_since, waits.waits_until].map(|at| at.expect("it waits"));
+        assert_eq!((end.seconds - since.seconds, waits.tenant.as_str()), (60, "default"));
+        let get = v1::GetSessionRequest { session_id: waits.id.clone() };
+        assert_eq!(sessions.get_session(get).await.unwrap().into_inner(), *waits);
+    }
+}
+
 #[tokio::test]
 async fn of_live_sessions_each_has_another_name() {
     let host = Host::start().await;

@@ -52,7 +52,7 @@ async fn a_session_is_placed_ready_used_and_deleted() {
             program: Some(v1::task_spec::Program::Shell("hello".into())),
             ..Default::default()
         }),
-        request_id: String::new(),
+        ..Default::default()
     };
     let events: Vec<_> = host.tasks().await.run(run).await.unwrap().into_inner().collect().await;
     assert_eq!(events.len(), 3);

@@ -156,13 +156,15 @@ impl std::fmt::Display for BackendChoice {
     }
 }
 
-/// `Pending → Placed → Ready ⇄ Paused → Ending → Ended`.
+/// `Pending → Placed → Ready ⇄ Paused → Ending → Ended`, and `Paused → Parked → Pending`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum SessionState {
     Pending,
     Placed,
     Ready,
     Paused,
+    /// Its files are in a checkpoint, and nothing of it runs anywhere.
+    Parked,
     Ending,
     Ended,
 }
@@ -178,6 +180,8 @@ pub enum EndReason {
     SandboxFailed,
     Drained,
     Abandoned,
+    /// Of a sandbox only: its session is parked.
+    Parked,
 }
 
 /// How a task ended.
@@ -320,7 +324,10 @@ pub struct Placement {
     pub limits: Limits,
     pub env: Labels,
     pub created_at: SystemTime,
+    /// For people: what counts is `expires_in`.
     pub expires_at: Option<SystemTime>,
+    /// What was left of its time to live as it was sent.
+    pub expires_in: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     /// What it leaves out is the worker's.
     pub task_defaults: TaskDefaultsPatch,
@@ -329,6 +336,8 @@ pub struct Placement {
     pub restore: Option<RestoreFrom>,
     /// Its agent holds a fence.
     pub fenced: bool,
+    /// Before its worker leaves in order the coordinator takes a checkpoint of it, and says what becomes of it.
+    pub checkpoint_on_drain: bool,
 }
 
 /// What a worker has to give.

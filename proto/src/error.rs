@@ -47,8 +47,16 @@ reasons! {
         "wait until it is READY: `berth ps` shows how it stands";
     SessionPaused = "SESSION_PAUSED": "The session must be resumed first.",
         "resume it first: `berth resume`";
+    SessionParked = "SESSION_PARKED": "The session gave its place up. Its files are kept; what ran in it is gone.",
+        "resume it first: `berth resume`";
     SessionEnded = "SESSION_ENDED": "The session is over.",
         "create a new session";
+    SessionMoves = "SESSION_MOVES": "The session is about to go on elsewhere, or to be parked, with all that was acknowledged.",
+        "try again in a few seconds: `berth ps` shows how it stands";
+    SessionBusy = "SESSION_BUSY": "Something is under way in the session.",
+        "try again when it has ended";
+    SessionRecovered = "SESSION_RECOVERED": "The session was placed anew since the call was first made, and does not know what that had started.",
+        "look at what it did, and start it again as a new request if that does no harm";
     TaskNotFound = "TASK_NOT_FOUND": "No such task in this session.",
         "`berth tasks SESSION` lists the tasks of a session";
     TaskDone = "TASK_DONE": "The task is done: it takes no input and no signal.",
@@ -79,6 +87,8 @@ reasons! {
         "choose another name, or use or end the session that has it";
     CheckpointNotFound = "CHECKPOINT_NOT_FOUND": "No such checkpoint, or not one of the caller's.",
         "`berth checkpoint list` shows them";
+    CheckpointInUse = "CHECKPOINT_IN_USE": "A parked session has its files in this checkpoint alone.",
+        "resume the session first (`berth resume`), or end it (`berth rm`)";
     CheckpointFailed = "CHECKPOINT_FAILED": "A checkpoint could not be taken or restored. The session is as it was.",
         "try again; the message says what was in the way";
     SessionFenced = "SESSION_FENCED": "The session's worker has lost the coordinator: it stands still until it is known who runs it.",
@@ -265,8 +275,15 @@ pub fn reason_of(status: &Status) -> Option<Reason> {
     Reason::ALL.iter().copied().find(|r| r.as_str() == info.reason)
 }
 
-/// The error that a status of the wire says, with its reason and its hint; `otherwise` for one that is not ours.
+/// The error that a status of the wire says, with its reason and its hint; `otherwise` for one that is not ours. A broken
+/// connection, of which tonic says "transport error" and no more, gets words and a code that say so.
 pub fn from_status(status: &Status, otherwise: Reason) -> Error {
+    let broken = reason_of(status).is_none() && matches!(status.code(), Code::Unknown | Code::Cancelled);
+    if broken || (reason_of(status).is_none() && std::error::Error::source(status).is_some()) {
+        return Error::unavailable(otherwise, "the connection broke on the way")
+            .hint("try again in a few seconds")
+            .cause(status.message().to_owned());
+    }
     let error = Error::new(status.code(), reason_of(status).unwrap_or(otherwise), status.message());
     match detail_of(status, "hint") {
         Some(hint) => error.hint(hint),

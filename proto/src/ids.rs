@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
-use crate::error::{Error, Reason};
+use crate::{
+    error::{Error, Reason},
+    world,
+};
 
 macro_rules! uuid_id {
     ($name:ident, $what:literal, $reason:expr) => {
@@ -16,7 +19,7 @@ macro_rules! uuid_id {
             /// A new id, unique, and later than those made before.
             #[allow(clippy::new_without_default)]
             pub fn new() -> Self {
-                Self(Uuid::now_v7())
+                Self(world::uuid_v7())
             }
 
             /// For simulations and tests that inject their ids.
@@ -68,7 +71,7 @@ impl WorkerId {
 
     /// An id for a worker that was given none: unique, stored by it on first start.
     pub fn generate() -> Self {
-        Self(format!("w-{}", &Uuid::new_v4().simple().to_string()[..12]))
+        Self(format!("w-{:012x}", world::random_u64() >> 16))
     }
 }
 

@@ -15,6 +15,7 @@ pub mod redact;
 pub mod relay;
 pub mod spawn;
 pub mod transport;
+pub mod world;
 
 /// Generated from `proto/berth/v1`.
 #[allow(missing_docs, clippy::all)]

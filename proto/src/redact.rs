@@ -54,14 +54,14 @@ macro_rules! debug {
 debug!(TaskSpec: program cwd timeout output_limit spool_bytes pty stdin detached reattach_grace; Names: env);
 debug!(CreateSession: request_id template limits labels ttl idle_timeout worker_selector priority
     wait_for_place patient task_defaults; Names: env);
-debug!(Placement: session epoch template limits created_at expires_at idle_timeout task_defaults
-    start_timeout; Names: env);
+debug!(Placement: session epoch template limits created_at expires_at expires_in idle_timeout
+    task_defaults start_timeout; Names: env);
 debug!(v1::TaskSpec: program cwd timeout output_limit spool_bytes pty pty_size stdin detached
     reattach_grace; Names: env);
 debug!(v1::CreateSessionRequest: request_id template limits labels ttl idle_timeout worker_selector
     priority wait_for_place task_defaults; Names: env);
-debug!(v1::PlaceSession: session_id epoch template limits expires_at idle_timeout task_defaults
-    start_timeout created_at; Names: env);
+debug!(v1::PlaceSession: session_id epoch template limits expires_at expires_in idle_timeout
+    task_defaults start_timeout created_at; Names: env);
 debug!(v1::ConfigureRequest: session_id epoch task_defaults ttl_left idle_timeout; Names: env);
 debug!(v1::Welcome: incarnation lease heartbeat_interval data_connections end templates; Token: data_token);
 debug!(v1::DataPreface: worker_id incarnation; Token: data_token);
@@ -117,6 +117,7 @@ mod tests {
         let placement = Placement {
             restore: None,
             fenced: false,
+            checkpoint_on_drain: false,
             session: crate::SessionId::new(),
             epoch: crate::Epoch(1),
             template: convert_template(),
@@ -124,6 +125,7 @@ mod tests {
             env: env().into_iter().collect(),
             created_at: std::time::SystemTime::UNIX_EPOCH,
             expires_at: None,
+            expires_in: None,
             idle_timeout: None,
             task_defaults: Default::default(),
             start_timeout: convert::bounds::GRACE_DEFAULT,

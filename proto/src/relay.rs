@@ -31,7 +31,12 @@ pub struct Hop {
     pub channel: Channel,
     /// Kept until the call, stream included, is over: a permit, a count, an activity mark.
     pub guard: Guard,
+    /// Ends the call, stream included: what it says then is stale.
+    pub over: Over,
 }
+
+/// Comes when a hop no longer leads where it should, with what is to be said of that. `None`: never.
+pub type Over = Option<Pin<Box<dyn Future<Output = Error> + Send>>>;
 
 /// Whatever a hop wants to hold for the length of a call.
 pub type Guard = Option<Box<dyn std::any::Any + Send + Sync>>;
@@ -72,6 +77,17 @@ impl<R: Route> Relay<R> {
     }
 }
 
+/// The call, unless it is over before.
+async fn unless_over<T>(over: Over, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let Some(over) = over else { return call.await };
+    tokio::select! {
+        // First: an answer that comes with it is stale.
+        biased;
+        error = over => Err(error.into()),
+        answer = call => answer,
+    }
+}
+
 /// Metadata that travels on: the deadline, tracing, and our own keys. Credentials stay here.
 fn passed_on<T>(metadata: &MetadataMap, message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -87,6 +103,7 @@ fn passed_on<T>(metadata: &MetadataMap, message: T) -> Request<T> {
 pub struct RelayStream<T> {
     inner: Streaming<T>,
     lost: Option<Error>,
+    over: Over,
     _guard: Guard,
 }
 
@@ -94,6 +111,12 @@ impl<T> Stream for RelayStream<T> {
     type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(over) = &mut self.over
+            && let Poll::Ready(error) = over.as_mut().poll(cx)
+        {
+            self.over = None;
+            return Poll::Ready(Some(Err(error.into())));
+        }
         match self.inner.poll_next_unpin(cx) {
             Poll::Ready(Some(Err(status))) if reason_of(&status).is_none() => {
                 let status = match self.lost.take() {
@@ -121,7 +144,11 @@ macro_rules! unary {
                 let (metadata, _, message) = request.into_parts();
                 let hop = self.hop(&message.session_id, $call, &metadata).await?;
                 let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
-                client.$method(passed_on(&metadata, message)).await.map_err(|status| self.downstream(status))
+                let call = async {
+                    let answer = client.$method(passed_on(&metadata, message)).await;
+                    answer.map_err(|status| self.downstream(status))
+                };
+                unless_over(hop.over, call).await
             })
         }
     };
@@ -145,6 +172,7 @@ macro_rules! streaming {
                 Ok(Response::new(RelayStream {
                     inner: response.into_inner(),
                     lost: Some(self.route.lost()),
+                    over: hop.over,
                     _guard: hop.guard,
                 }))
             })
@@ -195,12 +223,15 @@ impl<R: Route> FileService for Relay<R> {
         let (failed, broken) = oneshot::channel();
         let body = Upload { first: Some(first), incoming, failed: Some(failed) };
         let mut client = FileServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
-        tokio::select! {
-            biased;
-            // The sender is also dropped, unused, when the upload went through.
-            Ok(status) = broken => Err(status),
-            result = client.write(passed_on(&metadata, body)) => result.map_err(|status| self.downstream(status)),
-        }
+        let call = async {
+            tokio::select! {
+                biased;
+                // The sender is also dropped, unused, when the upload went through.
+                Ok(status) = broken => Err(status),
+                result = client.write(passed_on(&metadata, body)) => result.map_err(|status| self.downstream(status)),
+            }
+        };
+        unless_over(hop.over, call).await
     }
 }
 

@@ -12,13 +12,16 @@ use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixStream},
+    net::UnixStream,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint, Server};
 use tower::service_fn;
 
-use crate::v1::DataPreface;
+use crate::{
+    v1::DataPreface,
+    world::{TcpListener, TcpStream},
+};
 
 /// Largest message that is decoded. Larger data is sent in chunks.
 pub const MESSAGE_LIMIT: usize = 4 << 20;
@@ -26,8 +29,8 @@ pub const MESSAGE_LIMIT: usize = 4 << 20;
 pub const CHUNK: usize = 256 << 10;
 /// HTTP/2 flow-control window of a stream.
 pub const STREAM_WINDOW: u32 = 2 << 20;
-/// HTTP/2 flow-control window of a connection.
-pub const CONNECTION_WINDOW: u32 = 8 << 20;
+/// The largest window that HTTP/2 knows.
+const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// A silent connection is probed after this long ...
 pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// ... and given up when the probe has no answer for this long.
@@ -43,11 +46,18 @@ pub const DATA_MAGIC: &[u8; 8] = b"BERTHDC1";
 /// Time for a new connection to say what it is.
 pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// HTTP/2 flow-control window of a connection with so many streams: what all of them may hold together. With less, some
+/// that nobody reads would hold up all others, answers to other calls included: what is not read is held against the
+/// connection too.
+fn connection_window(streams: u32) -> u32 {
+    streams.saturating_mul(STREAM_WINDOW).min(WINDOW_MAX)
+}
+
 /// A tonic server with our settings. `streams` bounds the open streams of a connection.
 pub fn server(streams: u32) -> Server {
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window(streams))
         .max_concurrent_streams(streams)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -60,7 +70,7 @@ pub fn endpoint(uri: String) -> Result<Endpoint, tonic::transport::Error> {
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(WINDOW_MAX)
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true))

@@ -57,6 +57,7 @@ fn construct(
         agent: agent.clone(),
         launcher: config.launcher.clone(),
         scratch: scratch.to_owned(),
+        in_container: config.native_in_container,
     })));
     let mut settings = docker::Settings::new(instance, agent);
     settings.default_image.clone_from(&config.docker_image);
@@ -99,8 +100,9 @@ async fn look(backend: &dyn SandboxBackend) -> Preflight {
 }
 
 impl Backends {
-    /// Makes the backends, looks at them and chooses.
+    /// Makes the backends, looks at them and chooses. The state directory is this process' alone.
     pub async fn open(config: &Config, instance: &str) -> Result<Self, StartError> {
+        native::sweep_scratch(&config.state_dir);
         let (made, failed) = construct(config, instance, &config.state_dir);
         Self::with(made, failed, config.sandbox).await
     }
@@ -403,7 +405,7 @@ mod tests {
         assert_eq!(chosen(backends(Some("x"), None, BackendChoice::Auto).await).unwrap(), Backend::Docker);
         let error = backends(Some("no root"), Some("no engine"), BackendChoice::Auto).await.err().unwrap();
         assert!(error.to_string().contains("no root") && error.to_string().contains("no engine"), "{error}");
-        assert_eq!(error.hint().as_deref(), Some("repair it"));
+        assert_eq!(error.hint(), "repair it");
     }
 
     #[tokio::test]

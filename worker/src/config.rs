@@ -34,6 +34,8 @@ pub struct Config {
     pub base_workspace: Option<PathBuf>,
     pub max_sessions: u32,
     pub sandbox: BackendChoice,
+    /// Native sandboxes although the worker is its container's main process, so that a restart of it ends them.
+    pub native_in_container: bool,
     /// The static `berth-agent`.
     pub agent: PathBuf,
     /// The command line that starts the native backend's launcher.
@@ -90,6 +92,7 @@ impl Config {
             base_workspace: None,
             max_sessions: 5,
             sandbox: BackendChoice::Auto,
+            native_in_container: false,
             agent: program.parent().unwrap_or(Path::new(".")).join("berth-agent"),
             launcher: vec![program.into(), "__launcher".into()],
             labels: Labels::new(),
@@ -110,21 +113,30 @@ impl Config {
 
     /// What of it can't be, before anything is touched.
     pub(crate) fn check(&self) -> Result<(), StartError> {
-        let wrong = |what: &str| Err(StartError::Config(what.to_owned()));
+        let wrong = |what, hint| Err(StartError::Config { what, hint });
         if self.join_token.is_empty() {
-            return wrong("no join token was given");
+            return wrong(
+                "no join token was given",
+                "`berth token show --value join` on the coordinator's machine prints it: BERTH_JOIN_TOKEN_FILE",
+            );
         }
         if self.max_sessions == 0 {
-            return wrong("MAX_SESSIONS is 0: this worker could take nothing");
+            return wrong(
+                "MAX_SESSIONS is 0: this worker could take nothing",
+                "set it to 1 or more, or leave it out",
+            );
         }
         if self.task_defaults.timeout.is_some_and(|timeout| timeout > bounds::DURATION_MAX) {
-            return wrong("BERTH_TASK_TIMEOUT is longer than ten years: 0 means no timeout");
+            return wrong("BERTH_TASK_TIMEOUT is longer than ten years", "0 means no timeout");
         }
         if self.task_defaults.max_concurrent == 0 {
-            return wrong("BERTH_MAX_TASKS is 0: no session could run anything");
+            return wrong(
+                "BERTH_MAX_TASKS is 0: no session could run anything",
+                "set it to 1 or more, or leave it out for 32",
+            );
         }
         if self.task_defaults.max_concurrent > bounds::CONCURRENT_MAX {
-            return wrong("BERTH_MAX_TASKS is above 65536, which is the most that a session may have");
+            return wrong("BERTH_MAX_TASKS is more than a session may have", "set it to at most 65536");
         }
         match self.data_listen {
             Some(address) if !address.ip().is_loopback() && !self.insecure_listen => {
@@ -154,8 +166,8 @@ pub enum StartError {
     State { path: PathBuf, source: io::Error },
     #[error("another worker{} uses the state directory {}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default(), path.display())]
     Locked { path: PathBuf, pid: Option<u32> },
-    #[error("{0}")]
-    Config(String),
+    #[error("{what}")]
+    Config { what: &'static str, hint: &'static str },
     #[error("the sandbox backend `{backend}` can't be used here: {problems}")]
     Backend { backend: Backend, problems: String, hint: String },
     #[error("no sandbox backend can be used here: {problems}")]
@@ -167,29 +179,28 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// What to do about it, if there is something to say.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::State { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("use a directory that this user can write, or run as root".to_owned())
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        let hint = match self {
+            Self::State { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => "use a directory that this user can write, or run as root",
+                io::ErrorKind::InvalidInput => "set BASE_WORKSPACE to a shorter path",
+                io::ErrorKind::StorageFull => "make room on that disk, or set BERTH_STATE_DIR to another one",
+                _ => "look at the disk under that path, or set BERTH_STATE_DIR to another one",
+            },
+            Self::Locked { .. } => "stop it first, or give this worker a state directory of its own",
+            Self::Config { hint, .. } => hint,
+            Self::Backend { hint, .. } | Self::NoBackend { hint, .. } if hint.is_empty() => {
+                "`berth doctor` says what each backend lacks here"
             }
-            Self::State { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
-                Some("set BASE_WORKSPACE to a shorter path".to_owned())
-            }
-            Self::Locked { .. } => {
-                Some("stop it first, or give this worker a state directory of its own".to_owned())
-            }
-            Self::Backend { hint, .. } | Self::NoBackend { hint, .. } => {
-                (!hint.is_empty()).then(|| hint.clone())
-            }
-            Self::Exposed { .. } => Some(
+            Self::Backend { hint, .. } | Self::NoBackend { hint, .. } => hint,
+            Self::Exposed { .. } => {
                 "listen on 127.0.0.1 (BERTH_LISTEN), or allow it on a network that you trust: \
                  BERTH_INSECURE_LISTEN=true"
-                    .to_owned(),
-            ),
-            Self::Listen { .. } => Some("set GRPC_PORT to a free port, or leave it out".to_owned()),
-            Self::State { .. } | Self::Config(_) => None,
-        }
+            }
+            Self::Listen { .. } => "set GRPC_PORT to a free port, or leave it out",
+        };
+        hint.to_owned()
     }
 }
 
@@ -214,7 +225,7 @@ mod tests {
         };
         for address in ["0.0.0.0:0", "10.0.0.1:5", "[::]:0", "[2001:db8::1]:5"] {
             let error = listen(address, false).expect("it can be reached from elsewhere");
-            assert!(error.hint().is_some_and(|hint| hint.contains("BERTH_INSECURE_LISTEN")), "{address}");
+            assert!(error.hint().contains("BERTH_INSECURE_LISTEN"), "{address}");
             assert!(listen(address, true).is_none(), "{address}");
         }
         for address in ["127.0.0.1:0", "127.8.8.8:1", "[::1]:0"] {
@@ -225,9 +236,16 @@ mod tests {
 
     #[test]
     fn what_could_serve_nothing_is_refused() {
-        assert!(problem(|config| config.join_token.clear()).is_some());
-        assert!(problem(|config| config.max_sessions = 0).is_some());
-        assert!(problem(|config| config.task_defaults.max_concurrent = 0).is_some());
-        assert!(problem(|config| config.task_defaults.timeout = Some(Duration::MAX)).is_some());
+        let changes: [fn(&mut Config); 5] = [
+            |config| config.join_token.clear(),
+            |config| config.max_sessions = 0,
+            |config| config.task_defaults.max_concurrent = 0,
+            |config| config.task_defaults.max_concurrent = u32::MAX,
+            |config| config.task_defaults.timeout = Some(Duration::MAX),
+        ];
+        for change in changes {
+            let error = problem(change).expect("it could serve nothing");
+            assert!(!error.hint().is_empty(), "{error} says nothing of what to do");
+        }
     }
 }

@@ -83,7 +83,7 @@ impl State {
 
     /// Marks what this worker makes. Short, and fit for a cgroup's or a container's name.
     pub fn instance(&self) -> Result<String, StartError> {
-        let text = self.stored("instance", || format!("{:012x}", rand::random::<u64>() >> 16))?;
+        let text = self.stored("instance", || format!("{:012x}", berth_proto::world::random_u64() >> 16))?;
         if text.len() == 12 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Ok(text);
         }
@@ -95,7 +95,9 @@ impl State {
 
     /// The token of the data-plane listener, and the file that it is in.
     pub fn data_token(&self) -> Result<(String, PathBuf), StartError> {
-        let token = self.stored("data_token", || format!("{:032x}", rand::random::<u128>()))?;
+        let token = self.stored("data_token", || {
+            format!("{:032x}", u128::from_le_bytes(berth_proto::world::random_bytes()))
+        })?;
         Ok((token, self.dir.join("data_token")))
     }
 
@@ -123,7 +125,7 @@ pub fn quarantine(dir: &Path, path: &Path) -> io::Result<PathBuf> {
     let dir = dir.join("quarantine");
     make_dir(&dir, 0o700)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let target = dir.join(format!("{name}-{:08x}", rand::random::<u32>()));
+    let target = dir.join(format!("{name}-{:08x}", berth_proto::world::random_u64() as u32));
     std::fs::rename(path, &target)?;
     Ok(target)
 }

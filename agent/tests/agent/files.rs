@@ -216,7 +216,7 @@ impl berth_proto::relay::Route for OneHop {
         _: &'static str,
         _: &tonic::metadata::MetadataMap,
     ) -> Result<berth_proto::relay::Hop, berth_proto::Error> {
-        Ok(berth_proto::relay::Hop { channel: self.0.clone(), guard: None })
+        Ok(berth_proto::relay::Hop { channel: self.0.clone(), guard: None, over: None })
     }
 
     fn lost(&self) -> berth_proto::Error {

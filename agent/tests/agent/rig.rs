@@ -237,7 +237,7 @@ impl Rig {
 
     pub async fn try_run(&self, spec: v1::TaskSpec) -> Result<Finished, Status> {
         let request =
-            v1::RunRequest { session_id: self.session.clone(), task: Some(spec), request_id: String::new() };
+            v1::RunRequest { session_id: self.session.clone(), task: Some(spec), ..Default::default() };
         let stream = self.tasks.clone().run(request).await?.into_inner();
         Ok(collect(stream).await.unwrap())
     }
@@ -251,6 +251,7 @@ impl Rig {
             session_id: self.session.clone(),
             task: Some(spec),
             request_id: key.to_owned(),
+            ..Default::default()
         };
         Ok(self.tasks.clone().start_task(request).await?.into_inner())
     }

@@ -238,8 +238,12 @@ async fn a_key_starts_one_task() {
     let (a, b) = (a.unwrap(), b.unwrap());
     assert_eq!(a.id, b.id);
     rig.wait(&a).await;
-    let request =
-        v1::RunRequest { session_id: rig.session.clone(), task: Some(spec()), request_id: "k".to_owned() };
+    let request = v1::RunRequest {
+        session_id: rig.session.clone(),
+        task: Some(spec()),
+        request_id: "k".to_owned(),
+        ..Default::default()
+    };
     let again = collect(rig.tasks.clone().run(request).await.unwrap().into_inner()).await.unwrap();
     assert_eq!((again.started.id.as_str(), again.out().as_str()), (a.id.as_str(), "x\n"));
     refused(rig.begin_with(sh("other"), "k").await, Code::AlreadyExists, Reason::RequestIdReused);

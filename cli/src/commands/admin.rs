@@ -1,24 +1,13 @@
 //! For operators: workers and the coordinator.
 
-use std::time::Duration;
-
-use berth_client::{
-    Client,
-    model::{Scheduling, WorkerHealth, WorkerInfo},
-};
+use berth_client::model::{WorkerHealth, WorkerInfo};
 use clap::Args;
-use indicatif::ProgressBar;
 
 use super::Global;
 use crate::{
-    failure::{CommandResult, Failure, code},
+    failure::CommandResult,
     output::{self, ago, bytes, clipped, cores, count, left, say, span},
-    signals::Interrupts,
-    value,
 };
-
-/// How often a drain is looked at.
-const DRAIN_LOOK: Duration = Duration::from_secs(1);
 
 const WORKERS_HELP: &str = "\
 Examples:
@@ -189,94 +178,13 @@ pub async fn uncordon(global: &Global, args: WorkerArgs) -> CommandResult {
     changed(global, &worker)
 }
 
-fn changed(global: &Global, worker: &WorkerInfo) -> CommandResult {
+pub fn changed(global: &Global, worker: &WorkerInfo) -> CommandResult {
     if global.json() {
         output::json(worker)?;
     } else {
         output::data(format!("{} {}", worker.id, worker.scheduling.name()))?;
     }
     Ok(0)
-}
-
-const DRAIN_HELP: &str = "\
-Waits until the worker is empty. Ctrl-C stops the waiting, not the drain; `berth uncordon`
-does that.
-
-Examples:
-  berth drain worker-1
-  berth drain worker-1 --deadline 0      end its sessions now
-  berth drain worker-1 --no-wait";
-
-/// Empties a worker.
-#[derive(Args, Debug)]
-#[command(after_help = DRAIN_HELP)]
-pub struct DrainArgs {
-    /// Worker
-    #[arg(value_name = "WORKER")]
-    pub worker: String,
-
-    /// Time that its sessions have to end by themselves
-    #[arg(long, value_parser = value::duration, default_value = "10m", value_name = "TIME")]
-    pub deadline: Duration,
-
-    /// Return at once
-    #[arg(long)]
-    pub no_wait: bool,
-}
-
-/// What sessions take to be removed once their time is up.
-const DRAIN_MARGIN: Duration = Duration::from_secs(90);
-
-pub async fn drain(global: &Global, args: DrainArgs) -> CommandResult {
-    let client = global.client().await?;
-    let worker = client.drain(&args.worker, Some(args.deadline)).await?;
-    if args.no_wait {
-        return changed(global, &worker);
-    }
-    let mut interrupts = Interrupts::new()?;
-    let deadline = args.deadline.saturating_add(DRAIN_MARGIN);
-    let waited = tokio::select! {
-        waited = tokio::time::timeout(deadline, until_empty(&client, worker)) => waited,
-        _ = interrupts.recv() => {
-            say("the drain goes on; `berth uncordon` ends it");
-            return Ok(code::CANCELLED);
-        }
-    };
-    match waited {
-        Ok(worker) => changed(global, &worker?),
-        Err(_) => Err(Failure::new(format!("{} is not empty although its time is over", args.worker))
-            .hint("`berth ps` shows the sessions that are left; the worker's log says why")),
-    }
-}
-
-async fn until_empty(client: &Client, mut worker: WorkerInfo) -> Result<WorkerInfo, Failure> {
-    let bar = ProgressBar::new_spinner();
-    if !super::stderr_is_terminal() {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
-    }
-    bar.enable_steady_tick(Duration::from_millis(120));
-    let mut told = None;
-    while worker.sessions > 0 {
-        let line = format!(
-            "{}: {} left, for at most {}",
-            worker.id,
-            count(worker.sessions, "session"),
-            left(worker.drain_deadline)
-        );
-        // Without a terminal a line each time that the figure changes.
-        if bar.is_hidden() && told != Some(worker.sessions) {
-            say(&line);
-        }
-        told = Some(worker.sessions);
-        bar.set_message(line);
-        tokio::time::sleep(DRAIN_LOOK).await;
-        worker = client.worker(&worker.id).await?;
-        if worker.scheduling == Scheduling::Active {
-            return Err(Failure::new(format!("somebody ended the drain of {}", worker.id)));
-        }
-    }
-    bar.finish_and_clear();
-    Ok(worker)
 }
 
 pub async fn info(global: &Global) -> CommandResult {
@@ -294,6 +202,7 @@ pub async fn info(global: &Global) -> CommandResult {
         ("workers alive", info.workers_alive.to_string()),
         ("sessions ready", info.sessions_ready.to_string()),
         ("sessions waiting", info.sessions_pending.to_string()),
+        ("sessions parked", info.sessions_parked.to_string()),
         ("tasks running", info.running_tasks.to_string()),
     ])?;
     if info.version != berth_proto::VERSION {

@@ -115,7 +115,9 @@ pub struct RmArgs {
 pub async fn run(global: &Global, args: CheckpointArgs) -> CommandResult {
     let CheckpointArgs { command, session, how } = args;
     let Some(command) = command else {
-        let session = session.ok_or_else(|| Failure::usage("of which session?"))?;
+        let session = session.ok_or_else(|| {
+            Failure::usage("of which session?").hint("berth checkpoint SESSION; `berth ps` lists them")
+        })?;
         return create(global, CreateArgs { session, how }).await;
     };
     if session.is_some() || how.note.is_some() || how.keep_for.is_some() {
@@ -179,9 +181,7 @@ async fn list(global: &Global, args: ListArgs) -> CommandResult {
         Some(session) => of_session(&client, session).await?,
     };
     if args.quiet {
-        for checkpoint in checkpoints {
-            output::data(checkpoint.id)?;
-        }
+        output::ids(checkpoints.iter().map(|checkpoint| &checkpoint.id))?;
     } else if global.json() {
         output::json(&checkpoints)?;
     } else {

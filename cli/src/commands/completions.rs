@@ -2,8 +2,9 @@
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
+use serde::Serialize;
 
-use super::Cli;
+use super::{Cli, Global};
 use crate::{failure::CommandResult, output};
 
 const HELP: &str = "\
@@ -21,9 +22,20 @@ pub struct CompletionsArgs {
     pub shell: Shell,
 }
 
-pub fn run(args: CompletionsArgs) -> CommandResult {
+#[derive(Serialize)]
+struct Script<'a> {
+    shell: String,
+    script: &'a str,
+}
+
+pub fn run(global: &Global, args: CompletionsArgs) -> CommandResult {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "berth", &mut script);
-    output::data(String::from_utf8_lossy(&script).trim_end())?;
+    let script = String::from_utf8_lossy(&script);
+    if global.json() {
+        output::json(&Script { shell: args.shell.to_string(), script: script.trim_end() })?;
+    } else {
+        output::data(script.trim_end())?;
+    }
     Ok(0)
 }

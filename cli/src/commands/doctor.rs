@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use berth_client::{Client, local};
+use berth_client::{Client, Error, local};
 use berth_worker::{Config, preflight, sandbox::Preflight};
 use clap::Args;
 use serde::Serialize;
@@ -155,7 +155,8 @@ fn state_directory(dir: &Path) -> Finding {
 fn disk(dir: &Path) -> Finding {
     let there = existing(dir);
     match nix::sys::statvfs::statvfs(there) {
-        Err(error) => Finding::new("disk", Verdict::Unknown, format!("{}: {error}", there.display())),
+        Err(error) => Finding::new("disk", Verdict::Unknown, format!("{}: {error}", there.display()))
+            .hint("look at the disk under that path"),
         Ok(stats) => {
             let free = stats.blocks_available() * stats.fragment_size();
             let text = format!("{} free under {}", bytes(free), there.display());
@@ -180,7 +181,7 @@ fn credentials(dir: &Path) -> Vec<Finding> {
             ),
             Ok(_) => match local::read_token(&path) {
                 Ok(_) => findings.push(Finding::new(what, Verdict::Ok, path.display().to_string())),
-                Err(error) => findings.push(Finding::new(what, Verdict::Problem, error.to_string())),
+                Err(error) => findings.push(from_error(what, Verdict::Problem, &error)),
             },
             Err(_) => findings.push(Finding::new(what, Verdict::Note, "made on first start")),
         }
@@ -271,7 +272,8 @@ fn backend_findings(name: &str, preflight: &Preflight, can_do_without: bool) -> 
     let verdict = if can_do_without { Verdict::Note } else { Verdict::Problem };
     for problem in &preflight.problems {
         let finding = Finding::new(&what, verdict, &problem.what);
-        findings.push(if problem.hint.is_empty() { finding } else { finding.hint(&problem.hint) });
+        let hint = if problem.hint.is_empty() { "see docs/security.md" } else { &problem.hint };
+        findings.push(finding.hint(hint));
     }
     findings
 }
@@ -281,7 +283,9 @@ async fn coordinator(global: &Global) -> Finding {
     let what = "coordinator";
     let options = match global.connect_options() {
         Ok(options) => options,
-        Err(failure) => return Finding::new(what, Verdict::Unknown, failure.message),
+        Err(failure) => {
+            return Finding::new(what, Verdict::Unknown, &failure.message).hint(failure.hints.join("; "));
+        }
     };
     let address = options.address.clone();
     let chosen = global.address.is_some() || std::env::var_os(crate::env::COORDINATOR_ADDR).is_some();
@@ -296,13 +300,37 @@ async fn coordinator(global: &Global) -> Finding {
         Ok(Err(error)) if error.is_not_connected() && !chosen => {
             Finding::new(what, Verdict::Note, format!("none runs at {address} yet"))
         }
-        Ok(Err(error)) => {
-            let finding = Finding::new(what, bad, error.message());
-            match error.hint() {
-                Some(hint) => finding.hint(hint),
-                None => finding,
-            }
+        Ok(Err(error)) => from_error(what, bad, &error),
+        Err(_) => Finding::new(what, bad, format!("{address} does not answer"))
+            .hint("see its log; `berth status` shows whether the `berth up` of this machine runs"),
+    }
+}
+
+fn from_error(what: impl Into<String>, verdict: Verdict, error: &Error) -> Finding {
+    let finding = Finding::new(what, verdict, error.message());
+    match error.hint() {
+        Some(hint) => finding.hint(hint),
+        None => finding,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_worker::sandbox::Problem;
+
+    #[test]
+    fn what_is_weaker_is_a_note_and_what_is_missing_has_a_hint() {
+        let problems =
+            ["fix it", ""].map(|hint| Problem { what: "no root".into(), hint: hint.into() }).into();
+        let preflight =
+            Preflight { weaker: vec!["live-restore is off".into()], problems, ..Preflight::default() };
+        for (can_do_without, verdict) in [(true, Verdict::Note), (false, Verdict::Problem)] {
+            let found = backend_findings("docker", &preflight, can_do_without);
+            let [weaker, hinted, bare] = &found[..] else { panic!("{found:?}") };
+            assert!(weaker.verdict == Verdict::Note && weaker.text.contains("live-restore"), "{weaker:?}");
+            assert_eq!((hinted.verdict, hinted.hint.as_deref()), (verdict, Some("fix it")));
+            assert!(bare.hint.is_some(), "{bare:?}");
         }
-        Err(_) => Finding::new(what, bad, format!("{address} does not answer")),
     }
 }

@@ -51,8 +51,15 @@ pub async fn pause(global: &Global, args: SessionsArgs) -> CommandResult {
     each(global, &args.sessions, async |session| session.pause().await).await
 }
 
+/// What was parked in between is told: its files are back, its processes are not.
 pub async fn resume(global: &Global, args: SessionsArgs) -> CommandResult {
-    each(global, &args.sessions, async |session| session.resume().await).await
+    let told = |info: SessionInfo| {
+        if !info.message.is_empty() {
+            output::say(format!("{}: {}", select::short(info.id), info.message));
+        }
+        info
+    };
+    each(global, &args.sessions, async |session| session.resume().await.map(told)).await
 }
 
 /// Does the same to each session, whatever becomes of the others, and fails if one failed.

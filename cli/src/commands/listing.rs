@@ -67,9 +67,7 @@ pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
     }
     let sessions = client.sessions(options).await?;
     if args.quiet {
-        for session in sessions {
-            output::data(session.id)?;
-        }
+        output::ids(sessions.iter().map(|session| session.id))?;
         return Ok(0);
     }
     let (client, workers) = (&client, &liveness_of_workers(&client).await);
@@ -104,7 +102,7 @@ pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
 /// What of a session does not fit into its row.
 fn remarks(session: &SessionInfo) -> Vec<String> {
     let mut lines = Vec::new();
-    if session.state == SessionState::Pending && !session.message.is_empty() {
+    if session.state != SessionState::Ended && !session.message.is_empty() {
         lines.push(session.message.clone());
     }
     if let (Some(checkpoint), true) = (&session.recovered_from, session.state != SessionState::Ended) {
@@ -194,9 +192,7 @@ pub async fn tasks(global: &Global, args: TasksArgs) -> CommandResult {
     let mut tasks = if args.running { session.running_tasks().await? } else { session.tasks().await? };
     tasks.retain(|task| args.all || !is_helper(&task.program));
     if args.quiet {
-        for task in tasks {
-            output::data(task.id)?;
-        }
+        output::ids(tasks.iter().map(|task| task.id))?;
     } else if global.json() {
         output::json(&tasks)?;
     } else {

@@ -14,7 +14,8 @@ use crate::{
 };
 
 const HELP: &str = "\
-stdout of the task goes to stdout, its stderr to stderr. The worker keeps the newest 64 MiB of
+stdout of the task goes to stdout, its stderr to stderr; with --format json both go to stdout, as
+objects with `stream` and `text`, one a line, and last comes `ended` with the task. The worker keeps the newest 64 MiB of
 each, or what `berth run --keep-output` said; how much is no longer kept is told on stderr.
 What `berth cp` runs in a session does not count as its newest task.
 
@@ -43,10 +44,6 @@ pub struct LogsArgs {
 }
 
 pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
-    if global.json() {
-        return Err(Failure::usage("`berth logs` prints what the task wrote, as it is: it has no JSON form")
-            .hint("`berth run --format json` has the output in its result"));
-    }
     let client = global.client().await?;
     let session = select::session(&client, &args.session).await?;
     let task = select::task(&session, args.task.as_deref()).await?;
@@ -56,7 +53,7 @@ pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
     // What was there when we began is the past, of which only the tail is wanted.
     let past = [stream.info().stdout.length, stream.info().stderr.length];
     let mut tail = args.tail.map(Tail::new);
-    let mut sink = Sink::through();
+    let mut sink = if global.json() { Sink::lines() } else { Sink::through() };
     loop {
         let caught_up = stream.offset(Std::Out) >= past[0] && stream.offset(Std::Err) >= past[1];
         if caught_up && let Some(tail) = tail.take() {
@@ -74,12 +71,14 @@ pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
         match (event, &mut tail) {
             (Some(event @ (TaskEvent::Stdout(_) | TaskEvent::Stderr(_))), Some(tail)) => tail.push(event),
             // Only the tail is wanted: what went before it is no loss.
-            (Some(TaskEvent::Lost { .. } | TaskEvent::Ended(_)), Some(_)) => {}
+            (Some(TaskEvent::Lost { .. }), Some(_)) => {}
+            (Some(event @ TaskEvent::Ended(_)), tail) => {
+                flush(tail.take(), &mut sink).await?;
+                sink.put(&event).await?;
+            }
             (Some(event), None) => sink.put(&event).await?,
             (None, tail) => {
-                for event in tail.take().into_iter().flat_map(Tail::into_events) {
-                    sink.put(&event).await?;
-                }
+                flush(tail.take(), &mut sink).await?;
                 break;
             }
         }
@@ -93,6 +92,13 @@ pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
         output::say(format!("[{}]", super::stream::outcome_text(end.outcome)));
     }
     Ok(0)
+}
+
+async fn flush(tail: Option<Tail>, sink: &mut Sink) -> Result<(), Failure> {
+    for event in tail.into_iter().flat_map(Tail::into_events) {
+        sink.put(&event).await?;
+    }
+    Ok(())
 }
 
 /// The last lines of what went through, over both streams in the order in which they came.

@@ -23,6 +23,7 @@ mod completions;
 mod cp;
 mod create;
 mod doctor;
+mod drain;
 mod events;
 mod lifecycle;
 mod listing;
@@ -167,12 +168,12 @@ pub enum Command {
     /// New sessions on a worker again
     Uncordon(admin::WorkerArgs),
     /// Empty a worker: no new sessions, and those there end by a deadline
-    Drain(admin::DrainArgs),
+    Drain(drain::DrainArgs),
     /// Choose the sandbox backend of a worker's new sessions
     Backend(backend::BackendArgs),
     /// List sessions that wait for a place
     Queue(queue::QueueArgs),
-    /// Copy the coordinator's databases, to be restored from
+    /// Copy the coordinator's databases, or put a copy back
     Backup(backup::BackupArgs),
     /// List templates
     Templates,
@@ -194,7 +195,7 @@ pub fn parse() -> Cli {
     let cli = parsed.unwrap_or_else(|error| refuse(with_plain_usage(error)));
     // In the background there is nobody but the log.
     let in_background = matches!(&cli.command, Command::Up(args) if args.daemon);
-    output::set_json_errors(cli.global.json() && !in_background);
+    output::set_json(cli.global.json() && !in_background);
     cli
 }
 
@@ -222,16 +223,17 @@ fn with_plain_usage(error: clap::Error) -> clap::Error {
 }
 
 fn refuse(error: clap::Error) -> ! {
-    if !error.use_stderr() || !output::json_errors() {
+    if !error.use_stderr() || !output::is_json() {
         error.exit();
     }
     let text = error.render().to_string();
     let mut parts = text.trim().split("\n\n").map(str::trim);
     let message = parts.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    let failure = parts
+    let hints = parts
         .filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"))
         .flat_map(|part| part.lines().map(str::trim))
-        .fold(Failure::usage(message), |failure, line| failure.hint(line.trim_start_matches("tip: ")));
+        .map(|line| line.trim_start_matches("tip: ").to_owned());
+    let failure = Failure::usage(message).hints(hints, "`berth COMMAND --help` says what it takes");
     failure.report();
     std::process::exit(i32::from(failure.code));
 }
@@ -263,7 +265,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Workers(args) => admin::workers(&global, args).await,
         Command::Cordon(args) => admin::cordon(&global, args).await,
         Command::Uncordon(args) => admin::uncordon(&global, args).await,
-        Command::Drain(args) => admin::drain(&global, args).await,
+        Command::Drain(args) => drain::drain(&global, args).await,
         Command::Backend(args) => backend::run(&global, args).await,
         Command::Queue(args) => queue::run(&global, args).await,
         Command::Backup(args) => backup::run(&global, args).await,
@@ -272,7 +274,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Events(args) => events::run(&global, args).await,
         Command::Token(args) => token::run(&global, args),
         Command::Env => listing::env(&global),
-        Command::Completions(args) => completions::run(args),
+        Command::Completions(args) => completions::run(&global, args),
     }
 }
 

@@ -251,7 +251,7 @@ pub struct RecoveryArgs {
     #[arg(long, value_parser = value::duration, value_name = "TIME")]
     pub checkpoint_every: Option<Duration>,
 
-    /// Take one when its worker is drained; with --on-worker-loss restore it then moves
+    /// Take one when its worker is drained or stopped; with --on-worker-loss restore one is taken anyway
     #[arg(long)]
     pub checkpoint_on_drain: bool,
 

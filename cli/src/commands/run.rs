@@ -12,7 +12,7 @@ use super::{
     Global,
     options::SessionArgs,
     place::Place,
-    stream::{Sink, stdin_is_piped, told_end},
+    stream::{Sink, end_code, outcome_text, stdin_is_piped, told_end},
 };
 use crate::{
     failure::{CommandResult, Failure, code},
@@ -150,6 +150,8 @@ pub fn on_terminal(command: Command) -> Command {
 struct RunResult<'a> {
     #[serde(flatten)]
     task: &'a TaskInfo,
+    /// How it ended, in words.
+    outcome_text: Option<String>,
     exit_code: u8,
     /// What is not UTF-8 is U+FFFD here.
     stdout_text: String,
@@ -274,7 +276,7 @@ async fn follow(
                 let put = tokio::select! {
                     put = sink.put(&event) => put,
                     // Our reader stands still: nothing more can be shown.
-                    _ = interrupts.recv() => Err(Failure::new("").with_code(code::NO_READER)),
+                    _ = interrupts.recv() => Err(Failure::unread()),
                 };
                 if let Err(failure) = put {
                     // Nobody reads: as with any pipe, the writer ends.
@@ -282,13 +284,20 @@ async fn follow(
                     return Err(failure);
                 }
             }
-            None => return Err(Failure::new("the task's stream ended before the task")),
+            None => {
+                return Err(Failure::new("the task's stream ended before the task")
+                    .hint("`berth tasks SESSION` shows what became of it"));
+            }
         }
     }
 }
 
 fn ended(info: &TaskInfo, sink: Sink) -> CommandResult {
-    let code = match (told_end(info), sink.tell_lost()) {
+    let json = sink.collects();
+    // As JSON both are in the result.
+    let (end, lost) =
+        if json { (end_code(info), sink.has_lost()) } else { (told_end(info), sink.tell_lost()) };
+    let code = match (end, lost) {
         // Whoever uses the output must not take it for all of it.
         (0, true) => code::BERTH_FAILED,
         (code, _) => code,
@@ -296,6 +305,7 @@ fn ended(info: &TaskInfo, sink: Sink) -> CommandResult {
     if let Some((stdout, stderr, truncated)) = sink.collected() {
         output::json(&RunResult {
             task: info,
+            outcome_text: info.end.as_ref().map(|end| outcome_text(end.outcome)),
             exit_code: code,
             stdout_text: String::from_utf8_lossy(&stdout).into_owned(),
             stderr_text: String::from_utf8_lossy(&stderr).into_owned(),

@@ -65,6 +65,10 @@ pub async fn run(global: &Global, args: ShellArgs) -> CommandResult {
 }
 
 async fn run_inner(global: &Global, args: ShellArgs) -> CommandResult {
+    if global.json() {
+        return Err(Failure::usage("`berth shell` is for a person at a terminal: it has no JSON form")
+            .hint("`berth run --format json` has a task's output in its result"));
+    }
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("`berth shell` needs a terminal as its standard input")
             .hint("for programs without one there is `berth run`"));

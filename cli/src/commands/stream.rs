@@ -4,12 +4,13 @@
 //! A task never waits for its reader: what is written goes to the worker, which keeps the
 //! newest part. A reader that is too slow so loses the oldest, and must hear of it.
 
-use std::io::IsTerminal;
+use std::{borrow::Cow, io::IsTerminal};
 
 use berth_client::{
     Outcome, Std, TaskEvent,
     model::{TaskEnd, TaskInfo},
 };
+use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::{
@@ -30,6 +31,8 @@ pub struct Sink {
 enum To {
     /// To our own stdout and stderr, as it comes.
     Through(tokio::io::Stdout, tokio::io::Stderr),
+    /// As JSON, one object a line.
+    Lines,
     /// Kept, to be printed in one piece.
     Collect { kept: [Vec<u8>; 2], truncated: bool },
 }
@@ -39,6 +42,10 @@ impl Sink {
         Self { to: To::Through(tokio::io::stdout(), tokio::io::stderr()), lost: [0; 2] }
     }
 
+    pub fn lines() -> Self {
+        Self { to: To::Lines, lost: [0; 2] }
+    }
+
     pub fn collecting() -> Self {
         Self { to: To::Collect { kept: [Vec::new(), Vec::new()], truncated: false }, lost: [0; 2] }
     }
@@ -46,6 +53,7 @@ impl Sink {
     /// Passes one event on. The end of the task is the caller's.
     pub async fn put(&mut self, event: &TaskEvent) -> Result<(), Failure> {
         match (&mut self.to, event) {
+            (To::Lines, event) => output::json_line(&Line::from(event))?,
             (_, TaskEvent::Ended(_)) => {}
             (_, TaskEvent::Lost { stream, from, to }) => self.lost[*stream as usize] += to - from,
             (To::Through(stdout, _), TaskEvent::Stdout(data)) => write(stdout, data).await?,
@@ -58,6 +66,15 @@ impl Sink {
             }
         }
         Ok(())
+    }
+
+    /// Whether it is kept rather than passed on.
+    pub fn collects(&self) -> bool {
+        matches!(self.to, To::Collect { .. })
+    }
+
+    pub fn has_lost(&self) -> bool {
+        self.lost != [0; 2]
     }
 
     /// Says, at the end, what was lost. Whether something was.
@@ -73,10 +90,47 @@ impl Sink {
     /// stdout, stderr, and whether some of it is missing.
     pub fn collected(self) -> Option<(Vec<u8>, Vec<u8>, bool)> {
         match self.to {
-            To::Through(..) => None,
+            To::Through(..) | To::Lines => None,
             To::Collect { kept: [stdout, stderr], truncated } => {
                 Some((stdout, stderr, truncated || self.lost != [0; 2]))
             }
+        }
+    }
+}
+
+/// An event as a line of JSON.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line<'a> {
+    /// What is not UTF-8 is U+FFFD here.
+    Text {
+        stream: &'static str,
+        text: Cow<'a, str>,
+    },
+    /// Bytes `from` to `to` are no longer kept.
+    Lost {
+        stream: &'static str,
+        lost_from: u64,
+        lost_to: u64,
+    },
+    Ended {
+        ended: &'a TaskInfo,
+    },
+}
+
+impl<'a> From<&'a TaskEvent> for Line<'a> {
+    fn from(event: &'a TaskEvent) -> Self {
+        let text = |stream: Std, data: &'a [u8]| Self::Text {
+            stream: stream.name(),
+            text: String::from_utf8_lossy(data),
+        };
+        match event {
+            TaskEvent::Stdout(data) => text(Std::Out, data),
+            TaskEvent::Stderr(data) => text(Std::Err, data),
+            TaskEvent::Lost { stream, from, to } => {
+                Self::Lost { stream: stream.name(), lost_from: *from, lost_to: *to }
+            }
+            TaskEvent::Ended(info) => Self::Ended { ended: info },
         }
     }
 }
@@ -105,7 +159,7 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> Result<(), Fa
         to.write_all(data).await?;
         to.flush().await
     };
-    written.await.map_err(|error| output::stdout_failure(&error))
+    written.await.map_err(output::stdout_failure)
 }
 
 /// The exit code for an outcome.
@@ -137,6 +191,11 @@ pub fn outcome_text(outcome: Outcome) -> String {
     }
 }
 
+/// The exit code for how a task ended.
+pub fn end_code(info: &TaskInfo) -> u8 {
+    info.end.as_ref().map_or(code::BERTH_FAILED, |end| exit_code(end.outcome))
+}
+
 /// Says how a task ended, where its exit code alone does not, and is that code.
 pub fn told_end(info: &TaskInfo) -> u8 {
     let Some(end) = &info.end else { return code::BERTH_FAILED };
@@ -145,7 +204,10 @@ pub fn told_end(info: &TaskInfo) -> u8 {
         // As a rule the task has said it itself.
         Outcome::Exited(status) => {
             if !message.is_empty() && *status != 0 && info.stderr.length == 0 && info.stdout.length == 0 {
-                output::error(message);
+                output::error(
+                    message,
+                    ["look at the program's name and at its arguments, or at what it needs"],
+                );
             }
         }
         Outcome::OutOfMemory => {
@@ -153,21 +215,41 @@ pub fn told_end(info: &TaskInfo) -> u8 {
                 0 => String::new(),
                 peak => format!(" at {}", output::bytes(peak)),
             };
-            output::error(format!("the task ran out of memory{peak}"));
-            output::hint("give the session more: --memory SIZE");
+            output::error(
+                format!("the task ran out of memory{peak}"),
+                ["give the session more: --memory SIZE"],
+            );
         }
         Outcome::TimedOut => {
-            output::error(format!("the task was ended after {}: its time was up", output::span(*duration)));
-            output::hint("give it more: --timeout TIME, or 0 for no limit");
+            let what = format!("the task was ended after {}: its time was up", output::span(*duration));
+            output::error(what, ["give it more: --timeout TIME, or 0 for no limit"]);
         }
-        Outcome::OutputLimit => output::error("the task was ended: it wrote more than its output limit"),
+        Outcome::OutputLimit => {
+            let what = "the task was ended: it wrote more than its output limit";
+            output::error(what, ["allow more: --output-limit SIZE, or leave the limit out"]);
+        }
         other => {
             let text = outcome_text(*other);
             let said = if message.is_empty() { text } else { format!("{text} ({message})") };
-            output::error(format!("the task did not finish: {said}"));
+            output::error(format!("the task did not finish: {said}"), [outcome_hint(*other)]);
         }
     }
     exit_code(*outcome)
+}
+
+/// What to do about an end that is neither the program's own word nor a limit's.
+fn outcome_hint(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::SessionEnded => "`berth ps -a` shows why its session ended; start it again in another one",
+        Outcome::WorkerLost => "look at what it did, and start it again if that does no harm",
+        Outcome::SandboxFailed => {
+            "see the worker's log, and `berth workers`; start it again in another session"
+        }
+        Outcome::Cancelled => {
+            "somebody cancelled it, or nobody watched it: --detach lets a task live on by itself"
+        }
+        _ => "somebody sent that signal, or the program did; start it again if that was not meant",
+    }
 }
 
 /// Whether our own standard input has something for a task: a pipe or a file, not a terminal.

@@ -43,6 +43,12 @@ struct Row {
     present: bool,
 }
 
+#[derive(Serialize)]
+struct Value<'a> {
+    token: &'a str,
+    value: &'a str,
+}
+
 pub fn run(global: &Global, args: TokenArgs) -> CommandResult {
     let TokenCommand::Show { value } = args.command;
     let dir = match &global.state_dir {
@@ -59,7 +65,11 @@ pub fn run(global: &Global, args: TokenArgs) -> CommandResult {
                 Failure::new(format!("there is no {wanted} token in {}", path.display()))
                     .hint("the coordinator makes it on its first start: `berth up`, or `coordinator`")
             })?;
-            output::data(token)?;
+            if global.json() {
+                output::json(&Value { token: &wanted, value: &token })?;
+            } else {
+                output::data(token)?;
+            }
         }
         return Ok(0);
     }

@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 use super::{DemoArgs, Report};
 use crate::{env, failure::Failure, output, process};
 
+const LOGS: &str = "what it said last is shown below; `berth doctor` looks at what this machine has";
 /// Time for a process to say that it is ready: for a worker it includes a canary.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 /// Time for a process to end after SIGTERM.
@@ -97,7 +98,7 @@ impl Fleet {
                 .ok(format_args!("worker: {id} has registered, and its canary lives (pid {})", worker.pid))?;
         }
         let token = local::read_token(&local::admin_token_path(&state))?
-            .ok_or_else(|| Failure::new("the coordinator made no admin token"))?;
+            .ok_or_else(|| Failure::new("the coordinator made no admin token").hint(LOGS))?;
         Ok(Client::connect(ConnectOptions::new(address).token(token)).await?)
     }
 
@@ -205,7 +206,8 @@ impl Component {
                     Err(error) => return Err(Failure::io(self.ready_file.display(), error)),
                 }
                 if let Ok(Some(status)) = self.child.try_wait() {
-                    return Err(Failure::new(format!("{} ended before it was ready: {status}", self.name)));
+                    let what = format!("{} ended before it was ready: {status}", self.name);
+                    return Err(Failure::new(what).hint(LOGS));
                 }
                 tokio::time::sleep(LOOK).await;
             }
@@ -213,7 +215,8 @@ impl Component {
         match tokio::time::timeout(READY_WITHIN, wait).await {
             Ok(ready) => ready,
             Err(_) => {
-                Err(Failure::new(format!("{} is not ready after {} s", self.name, READY_WITHIN.as_secs())))
+                let what = format!("{} is not ready after {} s", self.name, READY_WITHIN.as_secs());
+                Err(Failure::new(what).hint(LOGS))
             }
         }
     }

@@ -77,13 +77,20 @@ impl Report {
     /// A step that went as it should.
     pub fn ok(&mut self, what: impl Display) -> Result<(), Failure> {
         self.seen += 1;
-        output::data(format!("✓ {what}"))
+        Self::step(true, what)
     }
 
     /// A step that did not. The demo goes on where it can.
     pub fn failed(&mut self, what: impl Display) -> Result<(), Failure> {
         self.failed += 1;
-        output::data(format!("✗ {what}"))
+        Self::step(false, what)
+    }
+
+    fn step(ok: bool, what: impl Display) -> Result<(), Failure> {
+        if output::is_json() {
+            return output::json_line(&serde_json::json!({ "ok": ok, "step": what.to_string() }));
+        }
+        output::data(format!("{} {what}", if ok { '✓' } else { '✗' }))
     }
 
     /// One or the other.
@@ -99,8 +106,24 @@ impl Report {
         }
     }
 
+    /// The last word, and the exit code.
+    fn sum(&self) -> CommandResult {
+        let steps = self.seen + self.failed;
+        if output::is_json() {
+            output::json_line(&serde_json::json!({ "steps": steps, "failed": self.failed }))?;
+        } else if self.failed == 0 {
+            output::data(format!("\nAll {steps} steps were seen to happen."))?;
+        } else {
+            output::data(format!("\n{} of {steps} steps failed.", self.failed))?;
+        }
+        Ok(if self.failed == 0 { 0 } else { code::FAILED })
+    }
+
     /// Something to see below a step.
     pub fn show(&self, what: impl Display) -> Result<(), Failure> {
+        if output::is_json() {
+            return output::json_line(&serde_json::json!({ "shown": what.to_string() }));
+        }
         output::data(format!("    {what}"))
     }
 }
@@ -113,9 +136,10 @@ pub async fn run(args: DemoArgs) -> CommandResult {
     let shown = tokio::select! {
         shown = tokio::time::timeout(DEADLINE, show(&mut fleet, &mut report, &mut traces)) => match shown {
             Ok(shown) => shown,
-            Err(_) => Err(Failure::new(format!("it took longer than {} s", DEADLINE.as_secs()))),
+            Err(_) => Err(Failure::new(format!("it took longer than {} s", DEADLINE.as_secs()))
+                .hint("is this machine busy? `berth doctor` looks at what it has")),
         },
-        signal = interrupts.recv() => Err(Failure::new(signal).with_code(code::CANCELLED)),
+        signal = interrupts.recv() => Err(Failure::interrupted().context(signal)),
     };
     let failed = report.failed > 0 || shown.is_err();
     match &shown {
@@ -148,14 +172,7 @@ pub async fn run(args: DemoArgs) -> CommandResult {
     {
         return Ok(code::CANCELLED);
     }
-    output::data("")?;
-    if report.failed == 0 {
-        output::data(format!("All {} steps were seen to happen.", report.seen))?;
-        Ok(0)
-    } else {
-        output::data(format!("{} of {} steps failed.", report.failed, report.seen + report.failed))?;
-        Ok(code::FAILED)
-    }
+    report.sum()
 }
 
 async fn show(fleet: &mut Fleet, report: &mut Report, traces: &mut Traces) -> Result<(), Failure> {

@@ -86,6 +86,10 @@ pub struct RecoveryArgs {
     /// How long after a lost worker's lease a session that may be restored is placed elsewhere [default: 10s]
     #[arg(long, env = "BERTH_RESTORE_GRACE", value_parser = value::duration, value_name = "TIME")]
     pub restore_grace: Option<Duration>,
+
+    /// How long a session stays paused before it gives its place up; 0: for ever [default: 10m]
+    #[arg(long, env = "BERTH_PAUSED_TTL", value_parser = value::duration, value_name = "TIME")]
+    pub paused_ttl: Option<Duration>,
 }
 
 impl RecoveryArgs {
@@ -95,6 +99,10 @@ impl RecoveryArgs {
             blobs: self.blobs.clone().or(config.blobs),
             worker_loss_grace: self.worker_loss_grace.unwrap_or(config.worker_loss_grace),
             restore_grace: self.restore_grace.unwrap_or(config.restore_grace),
+            paused_ttl: match self.paused_ttl {
+                None => config.paused_ttl,
+                Some(time) => Some(time).filter(|time| !time.is_zero()),
+            },
             ..config
         }
     }
@@ -132,6 +140,7 @@ impl Serve for CoordinatorArgs {
             ("blobs", config.state_dir.join("blobs").display().to_string()),
             ("worker_loss_grace", output::span(config.worker_loss_grace)),
             ("restore_grace", output::span(config.restore_grace)),
+            ("paused_ttl", config.paused_ttl.map_or_else(|| "0".to_owned(), output::span)),
             ("shutdown_grace", output::span(config.shutdown_grace)),
         ]
     }
@@ -172,16 +181,9 @@ impl Serve for CoordinatorArgs {
 
 /// All that keeps it from starting, as one failure.
 pub fn start_failure(error: StartError) -> Failure {
-    let [first, rest @ ..] = &error.problems[..] else {
-        return Failure::new("the coordinator did not start");
-    };
-    // Each with its hint beside it; the last one is told by whoever ends the process.
-    let [earlier @ .., last] = rest else { return Failure::new(&first.what).hint(&first.hint) };
-    for problem in [first].into_iter().chain(earlier) {
-        output::error(&problem.what);
-        output::hint(&problem.hint);
-    }
-    Failure::new(&last.what).hint(&last.hint)
+    let each = error.problems.iter().map(|problem| Failure::new(&problem.what).hint(&problem.hint));
+    Failure::all(each)
+        .unwrap_or_else(|| Failure::new("the coordinator did not start").hint("its log says why"))
 }
 
 #[cfg(test)]

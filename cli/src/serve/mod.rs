@@ -147,11 +147,11 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes a file in one step.
+/// Writes a file in one step. What a process that was killed meanwhile left beside it, the next one takes away.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut name: OsString = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
+    name.push(".new");
     let temporary = path.with_file_name(name);
     remove(&temporary)?;
     let write = || {
@@ -179,6 +179,44 @@ pub async fn stop(shutdown: impl Future<Output = ()>, interrupts: &mut Interrupt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A setting of a service in `deploy/systemd`; each is there once.
+    fn unit(name: &str) -> impl Fn(&str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd").join(name);
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        move |key| {
+            let mut found = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            let value = found.next().unwrap_or_else(|| panic!("no {key}")).to_owned();
+            assert_eq!(found.next(), None, "{key} is there twice");
+            value
+        }
+    }
+
+    /// Red when the line that keeps the sandboxes through a restart of the worker is not there, or an option is not known.
+    #[test]
+    fn the_services_start_what_there_is_and_a_restart_leaves_the_sandboxes() {
+        let worker = unit("berth-worker.service");
+        for (key, value) in [
+            ("KillMode", "process"),
+            ("Delegate", "yes"),
+            ("OOMPolicy", "continue"),
+            ("TasksMax", "infinity"),
+        ] {
+            assert_eq!(worker(key), value, "{key}");
+        }
+        let leaf = berth_worker::sandbox::cgroup::SUPERVISOR;
+        assert_eq!(format!("/{}", worker("DelegateSubgroup")), leaf);
+        let coordinator = unit("berth-coordinator.service");
+        assert_eq!(coordinator("StateDirectoryMode"), "0700");
+        let started = |unit: &dyn Fn(&str) -> String, command: clap::Command| {
+            let line = unit("ExecStart");
+            let state = format!("--state-dir /var/lib/{}", unit("StateDirectory"));
+            assert!(line.ends_with(&state), "{line}");
+            command.try_get_matches_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        };
+        started(&worker, worker::WorkerArgs::command());
+        started(&coordinator, coordinator::CoordinatorArgs::command());
+    }
 
     #[test]
     fn a_file_is_written_in_one_step() {

@@ -29,8 +29,10 @@ use crate::{
 
 const HELP: &str = "\
 Started with no arguments it dials the coordinator at localhost:50051 and registers. `ready ID`
-on stdout says that it takes sessions. SIGINT and SIGTERM give running tasks the grace to end, then
-end all sessions; a second signal ends it at once, and the next start puts in order what is left.
+on stdout says that it takes sessions. SIGINT and SIGTERM drain it: it takes nothing new, running
+tasks have the grace to end, sessions that may be restored go on elsewhere, and the others end. With
+--on-stop keep it goes at once and its sandboxes live on, for its next start. A second signal ends it
+at once, and the next start puts in order what is left.
 
 CPU is offered four times over, since sessions are idle most of their time; memory and disk are
 offered once. Nothing listens on a worker unless GRPC_PORT says so.
@@ -56,6 +58,11 @@ pub struct MachineArgs {
     /// Sandbox backend: auto, native, docker or fake
     #[arg(long, env = "BERTH_SANDBOX", default_value = "auto", value_parser = backend, value_name = "BACKEND")]
     pub sandbox: BackendChoice,
+
+    /// Native sandboxes although a restart of this container ends them
+    #[arg(long, env = "BERTH_NATIVE_IN_CONTAINER", value_parser = BoolishValueParser::new(), value_name = "BOOL",
+          num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    pub native_in_container: bool,
 
     /// Image of docker sandboxes whose template names none
     #[arg(long, env = "BERTH_SANDBOX_IMAGE", default_value = "berth/sandbox:base", value_name = "IMAGE",
@@ -121,6 +128,7 @@ impl MachineArgs {
         let mut config = Config::new(coordinator, join_token, state_dir);
         config.max_sessions = self.max_sessions;
         config.sandbox = self.sandbox;
+        config.native_in_container = self.native_in_container;
         config.docker_image.clone_from(&self.sandbox_image);
         if let Some(agent) = &self.agent {
             config.agent.clone_from(agent);
@@ -191,11 +199,23 @@ pub struct WorkerArgs {
           num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
     pub insecure_listen: bool,
 
+    /// What a stop does with its sessions: drain ends or moves them, keep leaves them to its next start
+    #[arg(long, env = "BERTH_ON_STOP", value_enum, default_value_t = OnStop::Drain, value_name = "WHAT")]
+    pub on_stop: OnStop,
+
     #[command(flatten)]
     pub machine: MachineArgs,
 
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// What a stop does with the sessions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum OnStop {
+    // No doc comments: see `output::Format`.
+    Drain,
+    Keep,
 }
 
 fn worker_id(text: &str) -> Result<WorkerId, String> {
@@ -220,8 +240,11 @@ impl WorkerArgs {
             return Ok(token.clone());
         }
         if let Some(path) = &self.join_token_file {
-            return local::read_token(path)?
-                .ok_or_else(|| Failure::new(format!("there is no join token in {}", path.display())));
+            return local::read_token(path)?.ok_or_else(|| {
+                Failure::new(format!("there is no join token in {}", path.display()))
+                    .hint("`berth token show --value join` on the coordinator's machine prints it")
+                    .hint("it names the file: BERTH_JOIN_TOKEN_FILE, or --join-token-file")
+            });
         }
         // On the coordinator's own machine it lies where the coordinator left it.
         if local::is_loopback(&self.coordinator) {
@@ -291,7 +314,7 @@ impl Serve for WorkerArgs {
                     announce(&self.serve, &format!("{}{}", running.id(), data_plane.unwrap_or_default()))?;
                 }
                 error = running.wait() => {
-                    output::error(&error);
+                    output::error(&error, error.hint_text());
                     break true;
                 }
                 signal = interrupts.recv() => {
@@ -301,15 +324,17 @@ impl Serve for WorkerArgs {
             }
         };
         withdraw(&self.serve);
+        if self.on_stop == OnStop::Keep && !failed && running.status().sessions > 0 {
+            // As a killed process would leave them: its next start takes them up.
+            drop(running);
+            tracing::info!("stopped; its sessions live on");
+            return Ok(0);
+        }
         let stopped = stop(running.shutdown(), &mut interrupts).await?;
         Ok(if failed { code::FAILED } else { stopped })
     }
 }
 
 pub fn start_failure(error: StartError) -> Failure {
-    let failure = Failure::new(error.to_string());
-    match error.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    Failure::new(error.to_string()).hint(error.hint())
 }

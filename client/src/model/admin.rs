@@ -37,6 +37,7 @@ pub enum Scheduling {
     #[default]
     Active,
     Cordoned,
+    /// Or its process stops: the next one is scheduled as the operator last said.
     Draining,
 }
 
@@ -172,6 +173,8 @@ pub struct CoordinatorInfo {
     pub workers_alive: u32,
     pub sessions_ready: u32,
     pub sessions_pending: u32,
+    /// They gave their places up, and wait to be resumed.
+    pub sessions_parked: u32,
     pub running_tasks: u32,
 }
 
@@ -293,6 +296,7 @@ impl TryFrom<v1::Info> for CoordinatorInfo {
             workers_alive: wire.workers_alive,
             sessions_ready: wire.sessions_ready,
             sessions_pending: wire.sessions_pending,
+            sessions_parked: wire.sessions_parked,
             running_tasks: wire.running_tasks,
         })
     }

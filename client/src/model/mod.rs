@@ -29,6 +29,7 @@ pub fn session_state_name(state: SessionState) -> &'static str {
         SessionState::Placed => "placed",
         SessionState::Ready => "ready",
         SessionState::Paused => "paused",
+        SessionState::Parked => "parked",
         SessionState::Ending => "ending",
         SessionState::Ended => "ended",
     }
@@ -45,6 +46,7 @@ pub fn end_reason_name(reason: EndReason) -> &'static str {
         EndReason::SandboxFailed => "sandbox_failed",
         EndReason::Drained => "drained",
         EndReason::Abandoned => "abandoned",
+        EndReason::Parked => "parked",
     }
 }
 

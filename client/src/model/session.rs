@@ -18,7 +18,7 @@ pub struct SessionInfo {
     /// Set when the state is `Ending` or `Ended`.
     #[serde(serialize_with = "json::opt_reason")]
     pub end_reason: Option<EndReason>,
-    /// Why it waits, or why it ended, for people.
+    /// Why it waits, is parked, or ended, for people.
     pub message: String,
     pub template: String,
     /// `None` until it is placed.
@@ -59,6 +59,19 @@ pub struct SessionInfo {
     /// What happened after this time is lost.
     #[serde(serialize_with = "json::opt_time")]
     pub recovered_to: Option<SystemTime>,
+    /// Set when it was parked and was not recovered since: its files are as of then, and what ran in it then is gone.
+    #[serde(serialize_with = "json::opt_time")]
+    pub parked_at: Option<SystemTime>,
+    /// Whose it is. Places are shared out between tenants.
+    pub tenant: String,
+    /// While it waits for a place: since when ...
+    #[serde(serialize_with = "json::opt_time")]
+    pub waits_since: Option<SystemTime>,
+    /// ... and until when it may.
+    #[serde(serialize_with = "json::opt_time")]
+    pub waits_until: Option<SystemTime>,
+    /// 1 is the next to be tried, as it looks now. `None`: it does not wait, or that was not told.
+    pub queue_position: Option<u32>,
 }
 
 impl TryFrom<v1::Session> for SessionInfo {
@@ -95,6 +108,11 @@ impl TryFrom<v1::Session> for SessionInfo {
             checkpointed_at: super::time(wire.checkpointed_at)?,
             recovered_from: super::non_empty(wire.recovered_from),
             recovered_to: super::time(wire.recovered_to)?,
+            parked_at: super::time(wire.parked_at)?,
+            tenant: wire.tenant,
+            waits_since: super::time(wire.waits_since)?,
+            waits_until: super::time(wire.waits_until)?,
+            queue_position: (wire.queue_position > 0).then_some(wire.queue_position),
         })
     }
 }

@@ -152,9 +152,7 @@ impl Blobs {
         let Some(root) = self.local.clone() else { return Ok(()) };
         let names: Vec<String> = path.parts().map(|part| part.as_ref().to_owned()).collect();
         let close = move || close_to_others(root, &names);
-        let closed = tokio::task::spawn_blocking(close)
-            .await
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let closed = berth_proto::world::blocking(close).await.and_then(|closed| closed);
         closed.map_err(|error| {
             Error::unavailable(Reason::StoreFailed, "the blob store could not be closed to others")
                 .cause(error)
@@ -176,9 +174,21 @@ impl Blobs {
         }
     }
 
+    /// Removes files older than `age` that a process left which was killed while it stored a piece. The store puts them
+    /// beside the pieces, with a `#` and a number at the end of the name, and shows them in no list. How many.
+    pub async fn remove_half_written(&self, age: Duration) -> Result<usize, Error> {
+        let Some(root) = self.local.clone() else { return Ok(0) };
+        let before = berth_proto::world::now() - age;
+        let removed =
+            berth_proto::world::blocking(move || remove_half_written(&root.join(PIECES), before)).await;
+        removed.and_then(|removed| removed).map_err(|error| {
+            Error::unavailable(Reason::StoreFailed, "the blob store could not be looked through").cause(error)
+        })
+    }
+
     /// All pieces that are older than `age`.
     pub fn older_than(&self, age: Duration) -> BoxStream<'static, Result<Digest, Error>> {
-        let before = std::time::SystemTime::now() - age;
+        let before = berth_proto::world::now() - age;
         let all = self.store.list(Some(&self.base()));
         all.map_err(failed)
             .try_filter_map(move |found| {
@@ -204,6 +214,23 @@ fn close_to_others(mut at: PathBuf, names: &[String]) -> std::io::Result<()> {
         std::fs::set_permissions(&at, std::fs::Permissions::from_mode(mode))?;
     }
     Ok(())
+}
+
+fn remove_half_written(pieces: &std::path::Path, before: std::time::SystemTime) -> std::io::Result<usize> {
+    if !pieces.exists() {
+        return Ok(0);
+    }
+    let mut removed = 0;
+    for dir in std::fs::read_dir(pieces)?.flatten().filter(|dir| dir.path().is_dir()) {
+        for file in std::fs::read_dir(dir.path())?.flatten() {
+            let half = file.file_name().to_str().is_some_and(|name| name.contains('#'));
+            if half && file.metadata()?.modified()? < before {
+                std::fs::remove_file(file.path())?;
+                removed += 1;
+            }
+        }
+    }
+    Ok(removed)
 }
 
 fn private_dir(path: &std::path::Path) -> std::io::Result<()> {
@@ -280,5 +307,25 @@ mod tests {
             (0o700, 0o700, 0o600)
         );
         keeps_pieces(Blobs::in_memory()).await;
+    }
+
+    /// Red when names with a `#` are left alone, or all files are removed.
+    #[tokio::test]
+    async fn what_a_killed_process_had_half_written_goes_once_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(&Location::Directory(dir.path().to_owned())).unwrap();
+        assert_eq!(blobs.remove_half_written(Duration::ZERO).await.unwrap(), 0, "nothing was ever stored");
+        let digest = Digest::of(b"some bytes");
+        blobs.put(digest, berth_checkpoint::seal(b"some bytes").unwrap()).await.unwrap();
+        let hex = digest.hex();
+        let half = dir.path().join(PIECES).join(&hex[..2]).join(format!("{hex}#1"));
+        std::fs::write(&half, b"some").unwrap();
+        assert_eq!(
+            blobs.remove_half_written(Duration::from_secs(60)).await.unwrap(),
+            0,
+            "it may be under way"
+        );
+        assert_eq!(blobs.remove_half_written(Duration::ZERO).await.unwrap(), 1);
+        assert!(!half.exists() && blobs.get(digest).await.is_ok());
     }
 }

@@ -6,19 +6,22 @@
 //! The order of things keeps it right through any crash: a piece's row comes after its blob, and goes before it. So a
 //! row is a promise, and what a crash leaves is a blob without a row, which [`super::sweep`] finds.
 
+mod pieces;
+
 use std::{
     collections::BTreeSet,
     fs::File,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use berth_checkpoint::Digest;
-use berth_proto::{SessionId, domain::RestoreFrom, v1};
+use berth_proto::{SessionId, convert::time_out, domain::RestoreFrom, v1};
 use prost::Message;
 use sqlx::{Connection, SqliteConnection, migrate::Migrator};
 use tokio::sync::Mutex;
 
+use super::steady::Steady;
 use crate::{
     fleet::{Kept, Spec},
     store::{StoreError, file, micros, spec_in, spec_out, time},
@@ -33,8 +36,12 @@ pub struct Record {
     pub session: SessionId,
     pub spec: Spec,
     pub root: Digest,
+    /// For people.
     pub created_at: SystemTime,
+    /// By the catalog's own time ([`Catalog::now`]).
     pub expires_at: Option<SystemTime>,
+    /// A parked session has its files in this one alone, or had lately.
+    pub held: bool,
 }
 
 impl Record {
@@ -50,12 +57,13 @@ pub struct Catalog {
     /// `None`: in memory.
     path: Option<PathBuf>,
     connection: Mutex<SqliteConnection>,
+    steady: Steady,
 }
 
-type Row = (Vec<u8>, String, String, Vec<u8>, i64, Option<i64>);
+type Row = (Vec<u8>, String, String, Vec<u8>, i64, Option<i64>, bool);
 /// Its time is not over; the sweep may not have seen it yet.
 const VALID: &str = "(expires_at IS NULL OR expires_at > ?2)";
-const COLUMNS: &str = "shown, session_id, spec, root, created_at, expires_at";
+const COLUMNS: &str = "shown, session_id, spec, root, created_at, expires_at, held";
 
 impl Catalog {
     /// Opens or makes it. `None`: in memory.
@@ -71,7 +79,32 @@ impl Catalog {
                 connection
             }
         };
-        Ok(Self { path: path.map(Path::to_owned), connection: Mutex::new(connection) })
+        let mut connection = connection;
+        let noted: Option<(i64,)> =
+            sqlx::query_as("SELECT at FROM clock").fetch_optional(&mut connection).await?;
+        let steady = Steady::start(berth_proto::world::now(), noted.map(|(at,)| time(at)));
+        Ok(Self { path: path.map(Path::to_owned), connection: Mutex::new(connection), steady })
+    }
+
+    /// With a clock of the caller's.
+    #[cfg(test)]
+    pub fn with_clock(self, steady: Steady) -> Self {
+        Self { steady, ..self }
+    }
+
+    /// The time by which checkpoints are kept.
+    pub fn now(&self) -> SystemTime {
+        self.steady.now()
+    }
+
+    /// Notes it for the next process.
+    pub async fn note_time(&self) -> Result<(), StoreError> {
+        let mut connection = self.connection.lock().await;
+        sqlx::query("INSERT OR REPLACE INTO clock (one, at) VALUES (1, ?)")
+            .bind(micros(self.now()))
+            .execute(&mut *connection)
+            .await?;
+        Ok(())
     }
 
     /// A copy of all that is committed, to be restored from: an open file that has no name.
@@ -81,51 +114,16 @@ impl Catalog {
         file::copy(&mut *self.connection.lock().await, path).await
     }
 
+    /// Lets go of it. When this returns, all is in the one file.
+    pub(crate) async fn close(self) -> Result<(), StoreError> {
+        Ok(self.connection.into_inner().close().await?)
+    }
+
     /// Who this catalog is.
     pub async fn owner(&self) -> Result<String, StoreError> {
         let mut connection = self.connection.lock().await;
         let (id,): (String,) = sqlx::query_as("SELECT id FROM owner").fetch_one(&mut *connection).await?;
         Ok(id)
-    }
-
-    /// Of these pieces, those that are not there. Those that are stay for a while.
-    pub async fn missing(&self, digests: &[Digest], now: SystemTime) -> Result<Vec<Digest>, StoreError> {
-        let mut connection = self.connection.lock().await;
-        file::begin(&mut connection).await?;
-        let missing = touch(&mut connection, digests, now).await;
-        file::end(&mut connection, missing).await
-    }
-
-    /// Of these pieces, those that have no row. Touches nothing.
-    pub async fn unknown(&self, digests: &[Digest]) -> Result<Vec<Digest>, StoreError> {
-        let mut connection = self.connection.lock().await;
-        let mut unknown = Vec::new();
-        for digest in digests {
-            let row: Option<(i64,)> = sqlx::query_as("SELECT id FROM pieces WHERE digest = ?")
-                .bind(&digest.0[..])
-                .fetch_optional(&mut *connection)
-                .await?;
-            if row.is_none() {
-                unknown.push(*digest);
-            }
-        }
-        Ok(unknown)
-    }
-
-    /// These are in the blob store now.
-    pub async fn stored(&self, pieces: &[(Digest, u64)], now: SystemTime) -> Result<(), StoreError> {
-        let mut connection = self.connection.lock().await;
-        file::begin(&mut connection).await?;
-        let kept = keep(&mut connection, pieces, now).await;
-        file::end(&mut connection, kept).await
-    }
-
-    /// A piece is gone from the blob store, or is damaged there.
-    pub async fn lost(&self, digest: Digest) -> Result<(), StoreError> {
-        let mut connection = self.connection.lock().await;
-        let sql = "UPDATE pieces SET lost = 1 WHERE digest = ?";
-        sqlx::query(sql).bind(&digest.0[..]).execute(&mut *connection).await?;
-        Ok(())
     }
 
     /// Adds a checkpoint, if all of its pieces are there; else the first that is not.
@@ -149,7 +147,7 @@ impl Catalog {
         let sql = format!("SELECT {COLUMNS} FROM checkpoints WHERE id = ?1 AND {VALID}");
         let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(id)
-            .bind(micros(SystemTime::now()))
+            .bind(micros(self.now()))
             .fetch_optional(&mut *connection)
             .await?;
         row.map(record).transpose()
@@ -170,12 +168,47 @@ impl Catalog {
         let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             // Behind every id, `g` comes after the last hex digit.
             .bind(before.unwrap_or("g"))
-            .bind(micros(SystemTime::now()))
+            .bind(micros(self.now()))
             .bind(session.map(|id| id.to_string()))
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .fetch_all(&mut *connection)
             .await?;
         rows.into_iter().map(record).collect()
+    }
+
+    /// All of a session, the newest first, in the order in which they were taken.
+    pub async fn of_session(&self, session: SessionId) -> Result<Vec<Record>, StoreError> {
+        let mut connection = self.connection.lock().await;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM checkpoints WHERE session_id = ?1 AND {VALID} ORDER BY number DESC"
+        );
+        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(session.to_string())
+            .bind(micros(self.now()))
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.into_iter().map(record).collect()
+    }
+
+    /// The next older checkpoint of the same session of which no piece is known to be lost. `of`: the session, should
+    /// the catalog not know this one any more.
+    pub async fn older(&self, than: &str, of: Option<SessionId>) -> Result<Option<Record>, StoreError> {
+        let mut connection = self.connection.lock().await;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM checkpoints WHERE {VALID} AND id <> ?1
+             AND session_id = coalesce((SELECT session_id FROM checkpoints WHERE id = ?1), ?3)
+             AND number < coalesce((SELECT number FROM checkpoints WHERE id = ?1), 9223372036854775807)
+             AND NOT EXISTS (SELECT 1 FROM uses JOIN pieces ON pieces.id = piece_id
+                             WHERE checkpoint_id = checkpoints.id AND lost = 1)
+             ORDER BY number DESC LIMIT 1"
+        );
+        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(than)
+            .bind(micros(self.now()))
+            .bind(of.map(|id| id.to_string()))
+            .fetch_optional(&mut *connection)
+            .await?;
+        row.map(record).transpose()
     }
 
     /// Forgets a checkpoint. False: there was none.
@@ -186,31 +219,38 @@ impl Catalog {
         Ok(gone.rows_affected() > 0)
     }
 
-    /// Forgets those whose time is over. Their ids.
-    pub async fn expire(&self, now: SystemTime) -> Result<Vec<String>, StoreError> {
+    /// Those that are held.
+    pub async fn held(&self) -> Result<Vec<Record>, StoreError> {
+        let mut connection = self.connection.lock().await;
+        let sql = format!("SELECT {COLUMNS} FROM checkpoints WHERE held = 1");
+        let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
+        rows.into_iter().map(record).collect()
+    }
+
+    /// Holds one, whatever was said of its time, or lets it go for so much longer. One that is gone is no error.
+    pub async fn hold(&self, record: &Record, keep: Option<Duration>) -> Result<(), StoreError> {
+        let mut connection = self.connection.lock().await;
+        let shown_until = keep.map(|keep| time_out(berth_proto::world::now() + keep));
+        let shown = v1::Checkpoint { expires_at: shown_until, ..record.shown.clone() };
+        sqlx::query("UPDATE checkpoints SET held = ?, expires_at = ?, shown = ? WHERE id = ?")
+            .bind(keep.is_none())
+            .bind(keep.map(|keep| micros(self.now() + keep)))
+            .bind(shown.encode_to_vec())
+            .bind(&record.shown.id)
+            .execute(&mut *connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Those whose time is over.
+    pub async fn expired(&self) -> Result<Vec<String>, StoreError> {
         let mut connection = self.connection.lock().await;
         let gone: Vec<(String,)> =
-            sqlx::query_as("DELETE FROM checkpoints WHERE expires_at <= ? RETURNING id")
-                .bind(micros(now))
+            sqlx::query_as("SELECT id FROM checkpoints WHERE expires_at <= ? AND held = 0")
+                .bind(micros(self.now()))
                 .fetch_all(&mut *connection)
                 .await?;
         Ok(gone.into_iter().map(|(id,)| id).collect())
-    }
-
-    /// Forgets pieces that no checkpoint uses and nobody has asked for since. They may be removed from the blob store.
-    pub async fn release(&self, untouched_since: SystemTime, limit: u32) -> Result<Vec<Digest>, StoreError> {
-        let mut connection = self.connection.lock().await;
-        let gone: Vec<(Vec<u8>,)> = sqlx::query_as(
-            "DELETE FROM pieces WHERE id IN (
-                 SELECT id FROM pieces WHERE touched_at < ?
-                 AND NOT EXISTS (SELECT 1 FROM uses WHERE piece_id = pieces.id) LIMIT ?)
-             RETURNING digest",
-        )
-        .bind(micros(untouched_since))
-        .bind(limit)
-        .fetch_all(&mut *connection)
-        .await?;
-        gone.into_iter().map(|(digest,)| digest_in(&digest)).collect()
     }
 
     /// Checkpoints, pieces, and the pieces' compressed bytes.
@@ -225,45 +265,6 @@ impl Catalog {
     }
 }
 
-async fn touch(
-    tx: &mut SqliteConnection,
-    digests: &[Digest],
-    now: SystemTime,
-) -> Result<Vec<Digest>, StoreError> {
-    let mut missing = Vec::new();
-    for digest in digests {
-        let touched =
-            sqlx::query("UPDATE pieces SET touched_at = max(touched_at, ?) WHERE digest = ? AND lost = 0")
-                .bind(micros(now))
-                .bind(&digest.0[..])
-                .execute(&mut *tx)
-                .await?;
-        if touched.rows_affected() == 0 {
-            missing.push(*digest);
-        }
-    }
-    Ok(missing)
-}
-
-async fn keep(
-    tx: &mut SqliteConnection,
-    pieces: &[(Digest, u64)],
-    now: SystemTime,
-) -> Result<(), StoreError> {
-    for (digest, size) in pieces {
-        sqlx::query(
-            "INSERT INTO pieces (digest, size, touched_at) VALUES (?1, ?2, ?3)
-             ON CONFLICT (digest) DO UPDATE SET touched_at = max(touched_at, ?3), size = ?2, lost = 0",
-        )
-        .bind(&digest.0[..])
-        .bind(i64::try_from(*size).unwrap_or(i64::MAX))
-        .bind(micros(now))
-        .execute(&mut *tx)
-        .await?;
-    }
-    Ok(())
-}
-
 /// The first piece that is not there, if one is not.
 async fn insert(
     tx: &mut SqliteConnection,
@@ -271,8 +272,9 @@ async fn insert(
     pieces: &BTreeSet<Digest>,
 ) -> Result<Option<Digest>, StoreError> {
     sqlx::query(
-        "INSERT INTO checkpoints (id, shown, session_id, spec, root, created_at, expires_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO checkpoints (id, shown, session_id, spec, root, created_at, expires_at, held, number)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
+                 (SELECT coalesce(max(number), 0) + 1 FROM checkpoints WHERE session_id = ?3))",
     )
     .bind(&record.shown.id)
     .bind(record.shown.encode_to_vec())
@@ -281,6 +283,7 @@ async fn insert(
     .bind(&record.root.0[..])
     .bind(micros(record.created_at))
     .bind(record.expires_at.map(micros))
+    .bind(record.held)
     .execute(&mut *tx)
     .await?;
     for digest in pieces {
@@ -300,7 +303,7 @@ fn digest_in(bytes: &[u8]) -> Result<Digest, StoreError> {
     Digest::from_wire(bytes).map_err(|e| StoreError::Damaged(format!("the catalog: {e}")))
 }
 
-fn record((shown, session, spec, root, created_at, expires_at): Row) -> Result<Record, StoreError> {
+fn record((shown, session, spec, root, created_at, expires_at, held): Row) -> Result<Record, StoreError> {
     let damaged = |what: &str, error: &dyn std::fmt::Display| {
         StoreError::Damaged(format!("the catalog: {what}: {error}"))
     };
@@ -311,5 +314,6 @@ fn record((shown, session, spec, root, created_at, expires_at): Row) -> Result<R
         root: digest_in(&root)?,
         created_at: time(created_at),
         expires_at: expires_at.map(time),
+        held,
     })
 }

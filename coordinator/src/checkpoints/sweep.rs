@@ -2,14 +2,13 @@
 //! a row. Nothing that may be in use by a checkpoint under way is touched: whoever is told that a piece is there has
 //! [`GRACE`] to finish.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
+use berth_proto::world;
 use futures::TryStreamExt;
 
 use super::{Checkpoints, Claim};
+use crate::fleet::Session;
 
 const EVERY: Duration = Duration::from_secs(60);
 /// Longer than any checkpoint may take.
@@ -40,22 +39,55 @@ pub async fn sweep_for_ever(checkpoints: Arc<Checkpoints>) {
 
 impl Checkpoints {
     async fn claimed(&self) -> bool {
-        let Ok(owner) = self.catalog.owner().await else { return false };
+        let Ok(owner) = world::on_thread(self.catalog.owner()).await else { return false };
         matches!(self.blobs.claim(&owner).await, Ok(Claim::Ours))
+    }
+
+    /// What parked sessions need is held, and what they needed is let go, for as long as their policy says from now on.
+    /// A session that is about to be parked may need one that it does not name yet.
+    pub async fn hold_what_is_needed(&self) -> Result<(), berth_proto::Error> {
+        // Held first, and then asked who needs it: what is held meanwhile is not in this list.
+        let held = world::on_thread(self.catalog.held()).await.map_err(super::unkept)?;
+        let parked = self.shared.view.list(None, usize::MAX, |s| s.comes_from_park());
+        for kept in parked.iter().filter_map(|session| session.checkpoint.as_ref()) {
+            let id = &kept.from.checkpoint;
+            if held.iter().any(|record| record.shown.id == *id) {
+                continue;
+            }
+            match world::on_thread(self.catalog.get(id)).await.map_err(super::unkept)? {
+                Some(record) => {
+                    world::on_thread(self.catalog.hold(&record, None)).await.map_err(super::unkept)?;
+                }
+                None => tracing::error!(checkpoint.id = id, "the checkpoint of a parked session is gone"),
+            }
+        }
+        for record in held {
+            let needs = |s: &Session| s.parking.is_some() || s.needs(&record.shown.id);
+            if !self.shared.view.session(&record.session).is_some_and(|session| needs(&session)) {
+                let keep = record.spec.checkpoints.keep_for;
+                world::on_thread(self.catalog.hold(&record, Some(keep))).await.map_err(super::unkept)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes what is over and what nobody uses. How many pieces went.
     pub async fn sweep(&self, grace: Duration) -> Result<usize, berth_proto::Error> {
-        let now = SystemTime::now();
-        for id in self.catalog.expire(now).await.map_err(super::unkept)? {
+        self.hold_what_is_needed().await?;
+        world::on_thread(self.catalog.note_time()).await.map_err(super::unkept)?;
+        for id in world::on_thread(self.catalog.expired()).await.map_err(super::unkept)? {
             tracing::info!(checkpoint.id = id, "a checkpoint's time is over");
-            self.forgotten(&id).await;
+            if let Err(error) = self.delete(&id).await {
+                tracing::warn!(?error, checkpoint.id = id, "a checkpoint whose time is over stays for now");
+            }
         }
+        self.ours().await?;
         let mut removed = 0;
         loop {
             let _alone = self.removing.write().await;
-            let since = now - grace;
-            let released = self.catalog.release(since, AT_ONCE).await.map_err(super::unkept)?;
+            let since = self.catalog.now() - grace;
+            let released =
+                world::on_thread(self.catalog.release(since, AT_ONCE)).await.map_err(super::unkept)?;
             for digest in &released {
                 self.blobs.delete(*digest).await?;
             }
@@ -66,13 +98,13 @@ impl Checkpoints {
         }
     }
 
-    /// Removes blobs without a row: a crash came between the two.
+    /// Removes blobs without a row: a crash came between the two, or while one was written.
     pub async fn sweep_strays(&self, grace: Duration) -> Result<usize, berth_proto::Error> {
-        let mut removed = 0;
+        let mut removed = self.blobs.remove_half_written(grace).await?;
         let mut old = self.blobs.older_than(grace).try_chunks(AT_ONCE as usize);
         while let Some(digests) = old.try_next().await.map_err(|stopped| stopped.1)? {
             let _alone = self.removing.write().await;
-            for digest in self.catalog.unknown(&digests).await.map_err(super::unkept)? {
+            for digest in world::on_thread(self.catalog.unknown(&digests)).await.map_err(super::unkept)? {
                 self.blobs.delete(digest).await?;
                 removed += 1;
             }

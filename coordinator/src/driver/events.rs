@@ -130,7 +130,7 @@ impl Watcher {
     pub fn marker(&self) -> v1::Event {
         v1::Event {
             token: self.events.token(self.cursor),
-            at: Some(time_out(SystemTime::now())),
+            at: Some(time_out(berth_proto::world::now())),
             subject: Some(v1::event::Subject::Marker(v1::event::Marker {})),
         }
     }

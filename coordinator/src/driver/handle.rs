@@ -75,6 +75,12 @@ impl Handle {
         self.ask(Message::Attach { hello: Box::new(hello), link, answer }, answered).await
     }
 
+    /// The same, if there is room for it now: for what is better known and can be done without.
+    pub fn note(&self, event: Event) {
+        let (answer, _) = oneshot::channel();
+        let _ = self.inbox.try_send(Message::Call { event, answer });
+    }
+
     /// Passes on what a worker said.
     pub async fn tell(&self, event: Event, link: LinkId) {
         // Without a driver the coordinator is coming down: there is nobody to tell.

@@ -7,7 +7,7 @@
 //! came back leaves the streams of running tasks alone. A newer incarnation drops them.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -49,8 +49,8 @@ pub struct Link {
 #[derive(Default)]
 pub struct Links {
     next: AtomicU64,
-    control: Mutex<HashMap<LinkId, (WorkerId, Link)>>,
-    workers: RwLock<HashMap<WorkerId, Arc<DataPlane>>>,
+    control: Mutex<BTreeMap<LinkId, (WorkerId, Link)>>,
+    workers: RwLock<BTreeMap<WorkerId, Arc<DataPlane>>>,
 }
 
 /// A worker's data channels.
@@ -59,7 +59,8 @@ struct DataPlane {
     token: Mutex<Digest>,
     channels: Mutex<Vec<(u64, Channel, CancellationToken)>>,
     turn: AtomicUsize,
-    changed: Notify,
+    /// Told of a new channel. One for all incarnations: who waits while a worker is away is told of the next one's.
+    changed: Arc<Notify>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -80,7 +81,9 @@ impl Links {
             match workers.get(&worker).filter(|data| data.incarnation == incarnation) {
                 Some(data) => *lock(&data.token) = token,
                 None => {
-                    workers.insert(worker.clone(), Arc::new(DataPlane::new(incarnation, token)));
+                    let changed = workers.get(&worker).map(|before| before.changed.clone());
+                    let data = DataPlane::new(incarnation, token, changed.unwrap_or_default());
+                    workers.insert(worker.clone(), Arc::new(data));
                 }
             }
         }
@@ -182,13 +185,13 @@ impl Links {
 }
 
 impl DataPlane {
-    fn new(incarnation: Incarnation, token: Digest) -> Self {
+    fn new(incarnation: Incarnation, token: Digest, changed: Arc<Notify>) -> Self {
         Self {
             incarnation,
             token: Mutex::new(token),
             channels: Mutex::new(Vec::new()),
             turn: AtomicUsize::new(0),
-            changed: Notify::new(),
+            changed,
         }
     }
 
@@ -240,5 +243,21 @@ mod tests {
         links.admit(worker.clone(), Incarnation(2), link(&links, 1).0);
         assert!(links.verify(&worker, &preface(2, "t")));
         assert!(!links.verify(&worker, &preface(1, "t")) && !links.verify(&worker, &preface(2, "")));
+    }
+
+    /// Red when each incarnation has a `changed` of its own: then the call waits in vain for as long as it may.
+    #[tokio::test]
+    async fn a_call_that_waits_for_a_worker_is_served_by_its_next_process() {
+        let links = Arc::new(Links::default());
+        let worker: WorkerId = "w".parse().unwrap();
+        links.admit(worker.clone(), Incarnation(1), link(&links, 1).0);
+        let patience = std::time::Duration::from_secs(2);
+        let (waiter, id) = (links.clone(), worker.clone());
+        let mut waits = Box::pin(async move { waiter.channel(&id, Instant::now() + patience).await });
+        assert!(futures::poll!(&mut waits).is_pending());
+        links.admit(worker.clone(), Incarnation(2), link(&links, 1).0);
+        let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        links.add_channel(&worker, channel, CancellationToken::new());
+        assert!(matches!(futures::poll!(&mut waits), std::task::Poll::Ready(Ok(_))));
     }
 }

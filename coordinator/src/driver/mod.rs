@@ -84,7 +84,7 @@ impl Clock {
     /// The wall clock in whole microseconds, which is what the store keeps: a record looks
     /// the same before and after a restart.
     pub fn now(&self) -> Now {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = berth_proto::world::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let micros = Duration::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
         Now { mono: self.origin.elapsed(), wall: UNIX_EPOCH + micros }
     }
@@ -115,6 +115,8 @@ struct Waiting {
 #[derive(Default)]
 struct Pending {
     writes: Batch,
+    /// Ends of tasks that follow from this batch.
+    concluded: Vec<TaskRecord>,
     after: Vec<Effect>,
     waiting: Vec<Waiting>,
     attaching: Vec<(Link, WorkerId)>,
@@ -251,9 +253,13 @@ impl Driver {
                     writes.workers.push(worker);
                 }
                 Effect::SaveKey(key) => writes.keys.push(key),
+                Effect::SaveLease(lease) => writes.promised_lease = Some(lease),
                 Effect::SaveTask { session, task, summary } => {
                     self.tasks.push(TaskRecord { session, task, summary });
                     self.tasks_since.get_or_insert_with(Instant::now);
+                }
+                Effect::ConcludeTask { session, task, summary } => {
+                    pending.concluded.push(TaskRecord { session, task, summary });
                 }
                 Effect::ForgetSession(id) => {
                     writes.forget_sessions.push(id);
@@ -274,11 +280,14 @@ impl Driver {
         let tasks_due = self.tasks.len() >= TASKS_WAITING
             || self.tasks_since.is_some_and(|since| since.elapsed() >= TASK_FLUSH);
         if !pending.writes.is_empty() || tasks_due {
-            pending.writes.tasks = std::mem::take(&mut self.tasks);
+            // What was told stands before what follows from something else.
+            pending.writes.tasks.clone_from(&self.tasks);
+            pending.writes.tasks.append(&mut pending.concluded);
             if let Err(error) = self.shared.store.commit(&pending.writes).await {
                 self.take_back(pending, &error).await;
                 return;
             }
+            self.tasks.clear();
             self.tasks_since = None;
             self.rest_until = None;
         }
@@ -304,7 +313,7 @@ impl Driver {
     }
 
     fn perform(&mut self, effects: Vec<Effect>) {
-        let at = SystemTime::now();
+        let at = berth_proto::world::now();
         // Workers first: what follows is quick, but a sandbox that starts is what somebody waits for.
         for effect in &effects {
             match effect {
@@ -323,7 +332,7 @@ impl Driver {
                 Effect::WorkerChanged { worker, visible } => {
                     self.shared.view.publish_worker(worker.clone());
                     if visible {
-                        let load = self.shared.view.loads().get(&worker.id).copied().unwrap_or_default();
+                        let load = self.shared.view.load(&worker.id);
                         let channels = self.shared.links.channels(&worker.id);
                         let subject = v1::event::Subject::Worker(wire::worker(&worker, &load, channels));
                         self.shared.events.push(subject, at);
@@ -362,9 +371,8 @@ impl Driver {
     }
 
     /// The store refused the batch. See the module's prose.
-    async fn take_back(&mut self, mut pending: Pending, error: &crate::store::StoreError) {
+    async fn take_back(&mut self, pending: Pending, error: &crate::store::StoreError) {
         tracing::error!(%error, "the store refused a commit; it is taken back");
-        self.tasks = std::mem::take(&mut pending.writes.tasks);
         self.tasks.truncate(10 * TASKS_WAITING);
         self.tasks_since = Some(Instant::now());
         self.rest_until = Some(Instant::now() + AFTER_FAILURE);
@@ -395,7 +403,9 @@ impl Driver {
 /// The worker that says this.
 fn worker_of(event: &Event) -> Option<WorkerId> {
     match event {
-        Event::LinkLost { worker, .. } | Event::Leaving { worker, .. } => Some(worker.clone()),
+        Event::LinkLost { worker, .. } | Event::Stopping { worker, .. } | Event::Leaving { worker, .. } => {
+            Some(worker.clone())
+        }
         Event::Heartbeat(beat) => Some(beat.worker.clone()),
         Event::Report(report) => Some(report.worker.clone()),
         Event::Task(report) => Some(report.worker.clone()),

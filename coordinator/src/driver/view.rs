@@ -18,14 +18,14 @@ use berth_proto::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    fleet::{Session, Worker},
+    fleet::{self, Session, Worker},
     placement::share,
 };
 
 /// See the module.
 #[derive(Default)]
 pub struct View {
-    sessions: RwLock<BTreeMap<SessionId, Arc<Session>>>,
+    sessions: RwLock<Sessions>,
     workers: RwLock<BTreeMap<WorkerId, Arc<Worker>>>,
     waiters: Mutex<HashMap<SessionId, Arc<Notify>>>,
     /// Tasks that run, as far as reported.
@@ -34,11 +34,63 @@ pub struct View {
     running: RwLock<HashMap<SessionId, HashSet<String>>>,
 }
 
+/// The sessions, and what they take of their workers: counted as they change, since there may be ten thousand of
+/// them, and each look at a worker asks.
+#[derive(Default)]
+struct Sessions {
+    all: BTreeMap<SessionId, Arc<Session>>,
+    loads: HashMap<WorkerId, Load>,
+}
+
 /// What a worker's sessions take of it.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Load {
     pub reserved: Capacity,
     pub sessions: u32,
+}
+
+impl Sessions {
+    fn put(&mut self, session: Arc<Session>) {
+        let old = self.all.insert(session.id, session.clone());
+        // First in, then out: a worker's entry does not come and go with each word on its only session.
+        self.count(&session, Load::add);
+        if let Some(old) = old {
+            self.count(&old, Load::subtract);
+        }
+    }
+
+    fn forget(&mut self, id: &SessionId) {
+        if let Some(old) = self.all.remove(id) {
+            self.count(&old, Load::subtract);
+        }
+    }
+
+    fn count(&mut self, session: &Session, change: impl Fn(&mut Load, &Capacity)) {
+        let Some(worker) = session.worker.as_ref().filter(|_| session.holds_place()) else { return };
+        let load = self.loads.entry(worker.clone()).or_default();
+        change(load, &share(&session.spec.limits));
+        if load.sessions == 0 {
+            self.loads.remove(worker);
+        }
+    }
+}
+
+impl Load {
+    fn add(&mut self, taken: &Capacity) {
+        self.sessions += 1;
+        self.reserved.cpu_millis += taken.cpu_millis;
+        self.reserved.memory_bytes += taken.memory_bytes;
+        self.reserved.disk_bytes += taken.disk_bytes;
+        self.reserved.max_sessions += taken.max_sessions;
+    }
+
+    fn subtract(&mut self, taken: &Capacity) {
+        self.sessions -= 1;
+        self.reserved.cpu_millis -= taken.cpu_millis;
+        self.reserved.memory_bytes -= taken.memory_bytes;
+        self.reserved.disk_bytes -= taken.disk_bytes;
+        self.reserved.max_sessions -= taken.max_sessions;
+    }
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
@@ -47,7 +99,7 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 impl View {
     pub fn session(&self, id: &SessionId) -> Option<Arc<Session>> {
-        read(&self.sessions).get(id).cloned()
+        read(&self.sessions).all.get(id).cloned()
     }
 
     /// Tasks that run in a session, as far as reported.
@@ -86,31 +138,33 @@ impl View {
     ) -> Vec<Arc<Session>> {
         let sessions = read(&self.sessions);
         let older: Box<dyn Iterator<Item = (&SessionId, &Arc<Session>)>> = match before {
-            Some(before) => Box::new(sessions.range(..before).rev()),
-            None => Box::new(sessions.iter().rev()),
+            Some(before) => Box::new(sessions.all.range(..before).rev()),
+            None => Box::new(sessions.all.iter().rev()),
         };
         older.map(|(_, s)| s).filter(|s| wanted(s)).take(limit).cloned().collect()
     }
 
+    /// Those that wait, with their places in the queue, from 1 on.
+    pub fn queue(&self) -> HashMap<SessionId, u32> {
+        let workers = self.workers();
+        let sessions = read(&self.sessions);
+        let order = fleet::order(sessions.all.values().map(|s| &**s), workers.iter().map(|w| &**w));
+        order.into_iter().zip(1..).collect()
+    }
+
     /// What each worker has promised.
     pub fn loads(&self) -> HashMap<WorkerId, Load> {
-        let mut loads: HashMap<WorkerId, Load> = HashMap::new();
-        for session in read(&self.sessions).values().filter(|s| s.holds_place()) {
-            let Some(worker) = &session.worker else { continue };
-            let load = loads.entry(worker.clone()).or_default();
-            let taken = share(&session.spec.limits);
-            load.sessions += 1;
-            load.reserved.cpu_millis += taken.cpu_millis;
-            load.reserved.memory_bytes += taken.memory_bytes;
-            load.reserved.disk_bytes += taken.disk_bytes;
-            load.reserved.max_sessions += 1;
-        }
-        loads
+        read(&self.sessions).loads.clone()
+    }
+
+    /// What a worker has promised.
+    pub fn load(&self, worker: &WorkerId) -> Load {
+        read(&self.sessions).loads.get(worker).copied().unwrap_or_default()
     }
 
     /// How many sessions are in each of these states.
     pub fn count(&self, states: &[SessionState]) -> usize {
-        read(&self.sessions).values().filter(|s| states.contains(&s.state)).count()
+        read(&self.sessions).all.values().filter(|s| states.contains(&s.state)).count()
     }
 
     pub fn running_tasks(&self) -> usize {
@@ -140,12 +194,12 @@ impl View {
 
     pub(super) fn publish_session(&self, session: Arc<Session>) {
         let id = session.id;
-        self.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(id, session);
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner).put(session);
         self.wake(&id);
     }
 
     pub(super) fn forget_session(&self, id: &SessionId) {
-        self.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner).forget(id);
         self.wake(id);
     }
 

@@ -13,6 +13,7 @@ use berth_proto::{
 };
 
 use super::model::{Kept, LinkId, RequestKey, Session, Spec, Worker};
+use crate::tenant::Tenant;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -39,9 +40,28 @@ pub enum Event {
         epoch: Epoch,
         why: String,
     },
-    /// It was deleted, or its time was over.
-    CheckpointGone {
+    /// A checkpoint was deleted, its time was over, or it is damaged.
+    CheckpointGone(Box<Gone>),
+    /// A paused session is about to be parked: its checkpoint is taken now. `attempt` is the caller's, to know it by.
+    Parking {
+        session: SessionId,
+        epoch: Epoch,
+        attempt: u64,
+    },
+    /// The checkpoint is kept: its place is given up.
+    Park {
+        session: SessionId,
+        epoch: Epoch,
+        attempt: u64,
         checkpoint: String,
+        /// For people: why.
+        why: String,
+    },
+    /// It stays paused.
+    ParkingFailed {
+        session: SessionId,
+        attempt: u64,
+        why: String,
     },
     /// A session of a worker that is drained goes elsewhere from its newest checkpoint.
     Move {
@@ -53,6 +73,12 @@ pub enum Event {
         worker: WorkerId,
         link: LinkId,
     },
+    /// Its process stops, and goes in this time.
+    Stopping {
+        worker: WorkerId,
+        link: LinkId,
+        within: Duration,
+    },
     /// It stops, and says that it holds nothing any more.
     Leaving {
         worker: WorkerId,
@@ -61,6 +87,13 @@ pub enum Event {
     Heartbeat(Box<Heartbeat>),
     Report(Box<Report>),
     Task(Box<TaskReport>),
+    /// A client is told that a task has ended, and its worker may not have said so yet: what was told stands.
+    TaskEnded {
+        session: SessionId,
+        epoch: Epoch,
+        task: TaskId,
+        summary: Arc<v1::Task>,
+    },
     Cordon {
         worker: WorkerId,
     },
@@ -77,6 +110,16 @@ pub enum Event {
     },
     /// Only time has passed.
     Tick,
+}
+
+/// A checkpoint from which nobody can be restored any more.
+#[derive(Clone, Debug)]
+pub struct Gone {
+    pub checkpoint: String,
+    /// What is wrong with it. `None`: it was removed.
+    pub damage: Option<String>,
+    /// The session that it is of, and the next older one of that session which is whole.
+    pub older: Option<(SessionId, Kept)>,
 }
 
 /// A session to be made. All is validated and filled in from the template.
@@ -120,6 +163,8 @@ pub struct Hello {
     /// Templates that it can't serve, and why.
     pub template_problems: BTreeMap<String, String>,
     pub health: v1::WorkerHealth,
+    /// Its process stops, and goes in this time.
+    pub stopping_within: Option<Duration>,
 }
 
 /// A session that a worker says it holds.
@@ -176,8 +221,17 @@ pub enum Effect {
     SaveSession(Arc<Session>),
     SaveWorker(Arc<Worker>),
     SaveKey(RequestKey),
+    /// The longest lease under which a worker may hold sessions from now on.
+    SaveLease(Duration),
     /// A finished task, for answers after its session's end.
     SaveTask {
+        session: SessionId,
+        task: TaskId,
+        summary: Arc<v1::Task>,
+    },
+    /// The same for one of which nobody said how it ended: that follows from what became of its session, and holds only if
+    /// the batch does.
+    ConcludeTask {
         session: SessionId,
         task: TaskId,
         summary: Arc<v1::Task>,
@@ -225,6 +279,8 @@ pub enum Command {
         session: SessionId,
         epoch: Epoch,
         expires_at: Option<SystemTime>,
+        /// What is left of its time to live.
+        expires_in: Option<Duration>,
         idle_timeout: Option<Duration>,
     },
     SetBackend(BackendChoice),
@@ -286,8 +342,10 @@ pub enum Refused {
     TemplateUnavailable(String),
     /// With what the worker offers.
     BackendUnavailable(String),
+    /// With the tenant, if it is that one's part of the queue that is full.
     QueueFull {
         limit: usize,
+        tenant: Option<Tenant>,
     },
     /// With what was missing.
     NoPlace(String),
@@ -297,6 +355,10 @@ pub enum Refused {
     NoWorker(WorkerId),
     SessionNotReady(SessionState),
     SessionEnded(Option<EndReason>),
+    /// It is not paused, was resumed since the parking began, or its checkpoint is gone.
+    NotParked(SessionId),
+    /// The files of this parked session are nowhere else.
+    CheckpointInUse(SessionId),
     WorkerUnreachable(WorkerId),
     StaleIncarnation {
         told: Incarnation,
@@ -325,8 +387,10 @@ impl From<Refused> for Error {
                 .hint("put that right on a worker (`berth templates` shows where it stands), or wait for one that can (wait_for_place)"),
             Refused::BackendUnavailable(what) => Error::precondition(Reason::BackendUnavailable, what)
                 .hint("choose one that it offers, or `auto`; `berth doctor` on that machine says what another one needs"),
-            Refused::QueueFull { limit } => {
-                Error::exhausted(Reason::QueueFull, format!("{limit} sessions wait for a place already"))
+            Refused::QueueFull { limit, tenant } => {
+                let whose = tenant.map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default();
+                let text = format!("{limit} sessions{whose} wait for a place already");
+                Error::exhausted(Reason::QueueFull, text)
                     .hint("add a worker, or try again later")
                     .with("limit", limit)
             }
@@ -340,6 +404,16 @@ impl From<Refused> for Error {
                 .hint("`berth workers` lists them"),
             Refused::SessionNotReady(_) => not_ready(),
             Refused::SessionEnded(reason) => session_ended(reason, ""),
+            Refused::NotParked(_) => {
+                Error::precondition(Reason::SessionNotReady, "it was resumed or ended, or its checkpoint was removed, meanwhile")
+                    .hint("`berth ps` shows how it stands")
+            }
+            Refused::CheckpointInUse(id) => Error::precondition(
+                Reason::CheckpointInUse,
+                format!("session {id} is parked: its files are in this checkpoint alone"),
+            )
+            .hint(format!("resume it first (berth resume {id}), or end it (berth rm {id})"))
+            .with("session_id", id),
             Refused::WorkerUnreachable(id) => {
                 Error::unavailable(Reason::WorkerUnreachable, format!("worker {id} has no link now"))
                     .hint("try again in a few seconds, and see `berth workers`")
@@ -375,6 +449,15 @@ pub fn not_ready() -> Error {
     .hint("CreateSession returns when it is ready; GetSession tells how it stands")
 }
 
+/// The session gave its place up.
+pub fn session_parked(id: &SessionId) -> Error {
+    Error::precondition(
+        Reason::SessionParked,
+        "the session is parked: its files are kept, and what ran in it is gone",
+    )
+    .hint(format!("resume it first: berth resume {id}"))
+}
+
 /// The session is over, and why.
 pub fn session_ended(reason: Option<EndReason>, message: &str) -> Error {
     let why = match reason {
@@ -386,6 +469,7 @@ pub fn session_ended(reason: Option<EndReason>, message: &str) -> Error {
         Some(EndReason::SandboxFailed) => "its sandbox failed",
         Some(EndReason::Drained) => "its worker was drained",
         Some(EndReason::Abandoned) => "its client went away before it was ready",
+        Some(EndReason::Parked) => "it was parked",
         None => "it is being ended",
     };
     let text = if message.is_empty() {

@@ -2,7 +2,6 @@
 //! ended ones by age. One function updates it all from a session's old and new value.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::SystemTime,
 };
@@ -12,13 +11,18 @@ use berth_proto::{
     domain::{Capacity, SessionState},
 };
 
-use super::model::Session;
-use crate::placement::share;
+use super::{
+    fair::{Queue, Sum},
+    model::Session,
+};
+use crate::{placement::share, tenant::Tenant};
 
 #[derive(Default)]
 pub(super) struct Index {
-    /// Sessions that wait: priority first, then age (ids grow with time).
-    pub queue: BTreeSet<(Reverse<i32>, SessionId)>,
+    /// Sessions that wait.
+    pub queue: Queue,
+    /// What the placed sessions of each tenant take.
+    pub used: BTreeMap<Tenant, Sum>,
     pub load: BTreeMap<WorkerId, Load>,
     pub ended: BTreeSet<(SystemTime, SessionId)>,
     /// Live sessions that have a name. More than one of a name only from a store of before
@@ -32,6 +36,8 @@ pub(super) struct Index {
 #[derive(Default, Clone, Debug, PartialEq, Eq)]
 pub struct Load {
     pub sessions: BTreeSet<SessionId>,
+    /// How many of them there are of each template.
+    pub templates: BTreeMap<String, u32>,
     /// `max_sessions` is their number.
     pub reserved: Capacity,
 }
@@ -52,10 +58,10 @@ impl Index {
             }
         }
         if let Some(old) = old.filter(|s| s.state == SessionState::Pending) {
-            self.queue.remove(&(Reverse(old.spec.priority), old.id));
+            self.queue.remove(old.spec.priority, &old.spec.tenant, old.id);
         }
         if let Some(new) = new.filter(|s| s.state == SessionState::Pending) {
-            self.queue.insert((Reverse(new.spec.priority), new.id));
+            self.queue.insert(new.spec.priority, &new.spec.tenant, new.id);
         }
         if let Some(entry) = old.and_then(ended_entry) {
             self.ended.remove(&entry);
@@ -93,6 +99,8 @@ impl Index {
             load.reserved.memory_bytes += taken.memory_bytes;
             load.reserved.disk_bytes += taken.disk_bytes;
             load.reserved.max_sessions += 1;
+            *load.templates.entry(session.spec.template.name.clone()).or_default() += 1;
+            self.used.entry(session.spec.tenant.clone()).or_default().add(&taken);
         }
     }
 
@@ -104,6 +112,17 @@ impl Index {
             load.reserved.memory_bytes -= taken.memory_bytes;
             load.reserved.disk_bytes -= taken.disk_bytes;
             load.reserved.max_sessions -= 1;
+            let name = &session.spec.template.name;
+            match load.templates.get_mut(name) {
+                Some(1) | None => drop(load.templates.remove(name)),
+                Some(count) => *count -= 1,
+            }
+            if let Some(used) = self.used.get_mut(&session.spec.tenant) {
+                used.subtract(&taken);
+                if *used == Sum::default() {
+                    self.used.remove(&session.spec.tenant);
+                }
+            }
         }
         if load.sessions.is_empty() {
             self.load.remove(worker);

@@ -28,10 +28,14 @@
 //! full grace from the moment the first one is back, and from our own start.
 
 mod event;
+mod fair;
 mod index;
 mod model;
+mod parking;
 mod queue;
+mod recovery;
 mod sessions;
+mod stopping;
 mod timers;
 mod workers;
 
@@ -50,19 +54,24 @@ use berth_proto::{SessionId, TaskId, WorkerId, domain::SessionState, v1};
 use rand::{SeedableRng, rngs::StdRng};
 
 pub use event::*;
+pub use fair::order;
 use index::Index;
 use model::Clock;
 pub use model::{
-    FleetConfig, Kept, LinkId, Liveness, NAME_LABEL, Now, RequestKey, Scheduling, Session, Spec, Times,
-    Worker,
+    FleetConfig, Kept, LinkId, Liveness, NAME_LABEL, Now, Recovery, RequestKey, Scheduling, Session, Spec,
+    Stop, Waits, Worker, tenant_queue_limit,
 };
 use timers::Timer;
+
+use crate::tenant::Tenant;
 
 /// All sessions and workers. See the module's prose.
 pub struct Fleet {
     config: FleetConfig,
     rng: StdRng,
     started: Duration,
+    /// Fences of leases that an earlier coordinator promised have passed by then, whatever this one's lease is.
+    old_fences: Duration,
     /// Of the event that is being applied.
     clock: Duration,
     /// When, after a time without any live worker, the first came back.
@@ -73,6 +82,9 @@ pub struct Fleet {
     /// Tasks that run, as last reported: observed, never in the store.
     tasks: BTreeMap<SessionId, BTreeMap<TaskId, Arc<v1::Task>>>,
     index: Index,
+    /// Number of the placement that each tenant got last, since the start. A rollback leaves it: it only orders equals.
+    served: BTreeMap<Tenant, u64>,
+    placements: u64,
     timers: BTreeSet<(Duration, Timer)>,
     /// A place may have become free, or somebody new waits.
     place_due: bool,
@@ -98,6 +110,8 @@ pub struct Loaded {
     pub sessions: Vec<Session>,
     pub workers: Vec<Worker>,
     pub keys: Vec<RequestKey>,
+    /// The longest lease under which some worker may still hold sessions. `None`: none was ever promised.
+    pub promised_lease: Option<Duration>,
 }
 
 impl Fleet {
@@ -109,6 +123,7 @@ impl Fleet {
             config,
             rng: StdRng::seed_from_u64(seed),
             started: now.mono,
+            old_fences: now.mono,
             clock: now.mono,
             blackout_over: now.mono,
             sessions: BTreeMap::new(),
@@ -116,6 +131,8 @@ impl Fleet {
             keys: loaded.keys.into_iter().map(|key| (key.key.clone(), key)).collect(),
             tasks: BTreeMap::new(),
             index: Index::default(),
+            served: BTreeMap::new(),
+            placements: 0,
             timers: BTreeSet::from([(now.mono + timers::PURGE_EVERY, Timer::Purge)]),
             place_due: false,
             before: Before::default(),
@@ -125,14 +142,20 @@ impl Fleet {
         let mut orphans = Vec::new();
         for mut session in loaded.sessions {
             session.clock = Clock {
-                wait_until: now.mono + left(session.created_at + session.spec.wait_for_place, now),
+                wait_until: now.mono + left(session.waits.until, now),
                 placed_at: now.mono,
                 expires: session.expires_at.map(|at| now.mono + left(at, now)),
                 ending_check: now.mono + fleet.config.lease,
-                refused: BTreeMap::new(),
+                ..Clock::default()
             };
+            // An attempt to park it ended with the process that made it.
+            session.parking = None;
+            if session.state == SessionState::Paused {
+                session.paused_at.get_or_insert(now.wall);
+            }
             let waited = matches!(session.state, SessionState::Pending | SessionState::Placed);
-            if waited && !session.spec.keyed {
+            // Of one that was up its client knows the id.
+            if waited && !session.spec.keyed && session.ready_at.is_none() {
                 orphans.push(session.id);
             }
             fleet.put_session(session);
@@ -148,6 +171,7 @@ impl Fleet {
         }
         // What was loaded is no change.
         fleet.before = Before::default();
+        fleet.promise(loaded.promised_lease.unwrap_or_default());
         for id in orphans {
             fleet.end_session(
                 id,
@@ -160,6 +184,19 @@ impl Fleet {
         (fleet, effects)
     }
 
+    /// The store holds the longest lease under which a worker may hold sessions: a longer one is noted before any
+    /// worker hears of it, a shorter one when none of the longer ones can be in force any more. So a coordinator that
+    /// is started with a shorter lease knows how long the old fences last.
+    fn promise(&mut self, before: Duration) {
+        let lease = self.config.lease;
+        self.old_fences = self.started + before.max(lease);
+        if before < lease {
+            self.out.push(Effect::SaveLease(lease));
+        } else if before > lease {
+            self.timers.insert((self.old_fences, Timer::Lease));
+        }
+    }
+
     /// Applies one event. The effects are to be performed in their order, saves first.
     /// After an error nothing has changed.
     pub fn apply(&mut self, event: Event, now: Now) -> Result<Vec<Effect>, Refused> {
@@ -167,20 +204,29 @@ impl Fleet {
         match event {
             Event::Create(create) => self.create(*create, now)?,
             Event::Delete { session, reason } => self.delete(session, reason, now)?,
-            Event::Pause { session, paused } => self.pause(session, paused)?,
+            Event::Pause { session, paused } => self.pause(session, paused, now)?,
             Event::Update(update) => self.update(*update, now)?,
             Event::Checkpointed { session, epoch, kept } => self.checkpointed(session, epoch, *kept)?,
             Event::CheckpointFailed { session, epoch, why } => {
                 self.checkpoint_failed(session, epoch, &why)?
             }
-            Event::CheckpointGone { checkpoint } => self.checkpoint_gone(&checkpoint),
+            Event::CheckpointGone(gone) => self.checkpoint_gone(&gone, now)?,
+            Event::Parking { session, epoch, attempt } => self.parking(session, epoch, attempt)?,
+            Event::Park { session, epoch, attempt, checkpoint, why } => {
+                self.park(session, (epoch, attempt), &checkpoint, &why, now)?
+            }
+            Event::ParkingFailed { session, attempt, why } => self.parking_failed(session, attempt, &why)?,
             Event::Move { session, epoch } => self.move_away(session, epoch)?,
             Event::Hello(hello) => self.hello(*hello, now)?,
             Event::LinkLost { worker, link } => self.link_lost(&worker, link),
+            Event::Stopping { worker, link, within } => self.stopping(&worker, link, within, now),
             Event::Leaving { worker, link } => self.leaving(&worker, link, now),
             Event::Heartbeat(heartbeat) => self.heartbeat(*heartbeat, now),
             Event::Report(report) => self.report(*report, now),
             Event::Task(report) => self.task_report(*report),
+            Event::TaskEnded { session, epoch, task, summary } => {
+                self.task_told(session, epoch, task, summary)
+            }
             Event::Cordon { worker } => self.schedule(&worker, Scheduling::Cordoned, now)?,
             Event::Uncordon { worker } => self.schedule(&worker, Scheduling::Active, now)?,
             Event::Drain { worker, within } => {

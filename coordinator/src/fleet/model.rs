@@ -17,7 +17,7 @@ use berth_proto::{
     v1,
 };
 
-use crate::placement::Standing;
+use crate::{placement::Standing, tenant::Tenant};
 
 /// The time, as the driver tells it. Deadlines are monotonic, so that a wall clock that
 /// jumps ends nothing; the wall clock is for records and for people.
@@ -50,8 +50,10 @@ pub struct FleetConfig {
     pub restore_timeout: Duration,
     /// Time for a sandbox to become ready.
     pub start_timeout: Duration,
-    /// Sessions that may wait for a place.
+    /// Sessions that may wait for a place ...
     pub queue_limit: usize,
+    /// ... and of them those of one tenant: so none can fill the queue alone.
+    pub tenant_queue_limit: usize,
     /// A worker that refused a session isn't asked again for this long.
     pub refusal_cooldown: Duration,
     /// How often a worker is told again to end a session that it still holds.
@@ -80,6 +82,7 @@ impl Default for FleetConfig {
             restore_timeout: Duration::from_secs(900),
             start_timeout: Duration::from_secs(60),
             queue_limit: 1000,
+            tenant_queue_limit: tenant_queue_limit(1000),
             refusal_cooldown: Duration::from_secs(2),
             ending_check: Duration::from_secs(10),
             ttl_margin: Duration::from_secs(15),
@@ -92,9 +95,16 @@ impl Default for FleetConfig {
     }
 }
 
+/// How many of a queue's places one tenant may take: three quarters.
+pub fn tenant_queue_limit(queue_limit: usize) -> usize {
+    (queue_limit - queue_limit.div_ceil(4)).max(1)
+}
+
 /// What a session was made with; fixed for its life.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Spec {
+    /// Of whoever made it.
+    pub tenant: Tenant,
     pub template: TemplateSpec,
     pub limits: Limits,
     /// Emptied when the session ends: it may hold secrets.
@@ -111,12 +121,22 @@ pub struct Spec {
     pub checkpoints: CheckpointPolicy,
     /// The create carried a request id, so that its client can come back for the session.
     pub keyed: bool,
+    /// Its files come from a checkpoint: without one it is not to start.
+    pub from_checkpoint: bool,
+}
+
+impl Spec {
+    /// Whether a checkpoint is taken when its worker is drained: where its policy says so, or it then goes on elsewhere.
+    pub fn kept_on_drain(&self) -> bool {
+        self.checkpoints.on_drain || self.on_worker_loss == OnWorkerLoss::Restore
+    }
 }
 
 /// Without the values of its env. The rest is told apart by it well enough.
 impl std::fmt::Debug for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Spec")
+            .field("tenant", &self.tenant)
             .field("template", &self.template)
             .field("limits", &self.limits)
             .field("env", &Names(&self.env))
@@ -143,14 +163,23 @@ pub struct Session {
     pub end: Option<EndReason>,
     pub message: String,
     pub created_at: SystemTime,
+    pub waits: Waits,
     pub ready_at: Option<SystemTime>,
     pub ended_at: Option<SystemTime>,
     pub expires_at: Option<SystemTime>,
     pub idle_timeout: Option<Duration>,
     /// The newest from which it can be restored.
     pub checkpoint: Option<Kept>,
-    /// Of its last recovery: the checkpoint that it went back to.
-    pub recovered: Option<Kept>,
+    /// Its last recovery.
+    pub recovered: Option<Recovery>,
+    /// Since when it is paused.
+    pub paused_at: Option<SystemTime>,
+    /// Of when its files are, if it was parked and not recovered since. What ran then is gone.
+    pub parked_at: Option<SystemTime>,
+    /// It is about to be parked: the attempt. Not in the record, since an attempt ends with the process.
+    pub parking: Option<u64>,
+    /// It is still parked because of this. Not in the record.
+    pub resume_failed: Option<EndReason>,
     /// It failed because its time to start was up.
     pub start_timed_out: bool,
     /// No worker could serve its template when a place was last looked for.
@@ -163,6 +192,25 @@ pub struct Session {
 pub struct Kept {
     pub from: RestoreFrom,
     pub at: SystemTime,
+}
+
+/// A session goes back to a checkpoint, or went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The checkpoint.
+    pub kept: Kept,
+    /// Newer ones that could not be used, the newest first.
+    pub passed_over: Vec<String>,
+    /// It is not up again yet.
+    pub under_way: bool,
+}
+
+/// When a session waits for a place, or last waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    pub since: SystemTime,
+    /// Then it is over.
+    pub until: SystemTime,
 }
 
 /// A session's deadlines: monotonic, not in the record.
@@ -178,19 +226,69 @@ pub(super) struct Clock {
     pub ending_check: Duration,
     /// Workers that refused it, until when they are left alone.
     pub refused: BTreeMap<WorkerId, Duration>,
+    /// Paused: its worker was told to resume it, and has not answered.
+    pub resumes: bool,
+    /// Parked: it is to be resumed as soon as its sandbox is gone.
+    pub resume_next: bool,
 }
 
 /// The label that names a session. Of live sessions each has another.
 pub const NAME_LABEL: &str = "name";
 
 impl Session {
+    /// One that waits for its first place.
+    pub fn new(id: SessionId, spec: Spec, created_at: SystemTime) -> Self {
+        Self {
+            id,
+            labels: Labels::new(),
+            state: SessionState::Pending,
+            epoch: Epoch(0),
+            worker: None,
+            backend: String::new(),
+            end: None,
+            message: String::new(),
+            created_at,
+            waits: Waits { since: created_at, until: created_at + spec.wait_for_place },
+            ready_at: None,
+            ended_at: None,
+            expires_at: None,
+            idle_timeout: None,
+            checkpoint: None,
+            recovered: None,
+            paused_at: None,
+            parked_at: None,
+            parking: None,
+            resume_failed: None,
+            start_timed_out: false,
+            unservable: false,
+            clock: Clock::default(),
+            spec: Arc::new(spec),
+        }
+    }
+
     /// What people call it, while it can be called: until it begins to end.
     pub fn live_name(&self) -> Option<&str> {
         let over = matches!(self.state, SessionState::Ending | SessionState::Ended);
         name_in(&self.labels).filter(|_| !over)
     }
 
-    /// Whether it takes a place on a worker.
+    /// Whether it is parked, or is not up again since it was.
+    pub fn comes_from_park(&self) -> bool {
+        use SessionState::{Parked, Pending, Placed};
+        self.parked_at.is_some() && matches!(self.state, Parked | Pending | Placed)
+    }
+
+    /// Whether its files are nowhere but in this checkpoint.
+    pub fn needs(&self, checkpoint: &str) -> bool {
+        self.comes_from_park() && self.checkpoint.as_ref().is_some_and(|k| k.from.checkpoint == checkpoint)
+    }
+
+    /// Whether its files come from a checkpoint when it is placed: it was made of one, or has been up before.
+    pub fn needs_files(&self) -> bool {
+        self.spec.from_checkpoint || self.ready_at.is_some() || self.checkpoint.is_some()
+    }
+
+    /// Whether it takes a place on a worker. A parked one does until its sandbox is gone.
     pub fn holds_place(&self) -> bool {
         self.worker.is_some() && !matches!(self.state, SessionState::Pending | SessionState::Ended)
     }
@@ -199,64 +297,20 @@ impl Session {
     pub(super) fn same_record(&self, other: &Session) -> bool {
         (self.state, self.epoch, &self.worker, self.end, self.ready_at, self.ended_at)
             == (other.state, other.epoch, &other.worker, other.end, other.ready_at, other.ended_at)
-            && (&self.checkpoint, &self.recovered) == (&other.checkpoint, &other.recovered)
+            && (&self.checkpoint, &self.recovered, self.waits)
+                == (&other.checkpoint, &other.recovered, other.waits)
+            // An attempt is not stored, but shown.
+            && (self.paused_at, self.parked_at, self.parking)
+                == (other.paused_at, other.parked_at, other.parking)
             && (&self.labels, &self.backend, &self.message, self.expires_at, self.idle_timeout)
                 == (&other.labels, &other.backend, &other.message, other.expires_at, other.idle_timeout)
             && Arc::ptr_eq(&self.spec, &other.spec)
-    }
-
-    /// From the store. Deadlines are set by [`super::Fleet::restore`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn from_record(
-        id: SessionId,
-        spec: Spec,
-        labels: Labels,
-        state: SessionState,
-        epoch: Epoch,
-        worker: Option<WorkerId>,
-        backend: String,
-        end: Option<EndReason>,
-        message: String,
-        times: Times,
-        idle_timeout: Option<Duration>,
-        [checkpoint, recovered]: [Option<Kept>; 2],
-    ) -> Self {
-        Self {
-            id,
-            spec: Arc::new(spec),
-            labels,
-            state,
-            epoch,
-            worker,
-            backend,
-            end,
-            message,
-            created_at: times.created_at,
-            ready_at: times.ready_at,
-            ended_at: times.ended_at,
-            expires_at: times.expires_at,
-            idle_timeout,
-            checkpoint,
-            recovered,
-            start_timed_out: false,
-            unservable: false,
-            clock: Clock::default(),
-        }
     }
 }
 
 /// The name among these labels; an empty one is none.
 pub(super) fn name_in(labels: &Labels) -> Option<&str> {
     labels.get(NAME_LABEL).map(String::as_str).filter(|name| !name.is_empty())
-}
-
-/// The wall-clock times of a session.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    pub created_at: SystemTime,
-    pub ready_at: Option<SystemTime>,
-    pub ended_at: Option<SystemTime>,
-    pub expires_at: Option<SystemTime>,
 }
 
 /// What we see of a worker.
@@ -280,12 +334,23 @@ pub enum Scheduling {
     },
 }
 
+/// That a worker's process stops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stop {
+    pub until: SystemTime,
+    /// How long it had when it said so.
+    pub within: Duration,
+}
+
 /// A worker.
 #[derive(Clone, Debug)]
 pub struct Worker {
     pub id: WorkerId,
     pub incarnation: Incarnation,
+    /// As the operator said last: what is in force is [`Worker::in_force`].
     pub scheduling: Scheduling,
+    /// Its process stops: not in the record, since the next one does not.
+    pub stopping: Option<Stop>,
     pub liveness: Liveness,
     /// Drawn by its process.
     pub process: String,
@@ -305,6 +370,9 @@ pub struct Worker {
     pub(super) lease_until: Duration,
     pub(super) down_since: Duration,
     pub(super) drain_at: Option<Duration>,
+    /// What it should hold and did not name in its hello. Its reports, which come before its first heartbeat, may say
+    /// how that ended; what they don't is concluded then.
+    pub(super) missing: Vec<(SessionId, Epoch)>,
 }
 
 impl Worker {
@@ -314,6 +382,7 @@ impl Worker {
             id,
             incarnation,
             scheduling,
+            stopping: None,
             liveness: Liveness::Suspect,
             process: String::new(),
             version: String::new(),
@@ -330,6 +399,7 @@ impl Worker {
             lease_until: Duration::ZERO,
             down_since: Duration::ZERO,
             drain_at: None,
+            missing: Vec::new(),
         }
     }
 
@@ -343,8 +413,19 @@ impl Worker {
         self.link.is_some()
     }
 
+    /// What the operator said, and what the worker says itself: one that stops is drained.
+    pub fn in_force(&self) -> Scheduling {
+        match (self.scheduling, self.stopping) {
+            (Scheduling::Draining { until }, Some(stop)) => {
+                Scheduling::Draining { until: until.min(stop.until) }
+            }
+            (_, Some(stop)) => Scheduling::Draining { until: stop.until },
+            (scheduling, None) => scheduling,
+        }
+    }
+
     pub(super) fn standing(&self) -> Standing<'_> {
-        match (self.liveness, self.scheduling) {
+        match (self.liveness, self.in_force()) {
             (Liveness::Suspect | Liveness::Dead, _) => Standing::Unreachable,
             (_, Scheduling::Cordoned) => Standing::Cordoned,
             (_, Scheduling::Draining { .. }) => Standing::Draining,
@@ -364,6 +445,7 @@ impl Worker {
     /// change with every heartbeat.
     pub(super) fn looks_like(&self, other: &Worker) -> bool {
         self.same_record(other)
+            && self.stopping == other.stopping
             && (self.liveness, self.known, self.health.ready, &self.health.reason)
                 == (other.liveness, other.known, other.health.ready, &other.health.reason)
             && (&self.capacity, &self.labels, &self.templates, &self.backends, &self.version)

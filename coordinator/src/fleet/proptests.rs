@@ -3,7 +3,7 @@
 //! the end, with everybody attached and heard out, both sides agree.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -14,13 +14,20 @@ use berth_proto::{
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use restarts::Disk;
+
 use super::{
     tests::{GIB, beat, config, create, hello, report, start},
     *,
 };
 use crate::placement::{fits, share};
 
+mod restarts;
+
 const NAMES: [&str; 4] = ["w0", "w1", "w2", "w3"];
+/// Of each of them.
+const CAPACITY: Capacity =
+    Capacity { cpu_millis: 8000, memory_bytes: 16 * GIB, disk_bytes: 64 * GIB, max_sessions: 4 };
 
 /// What a worker process really holds.
 #[derive(Default)]
@@ -28,13 +35,22 @@ struct Machine {
     link: Option<LinkId>,
     incarnation: u64,
     process: u64,
+    /// It said that it stops.
+    stops: bool,
     held: BTreeMap<SessionId, Epoch>,
+    /// Of those, the ones that stand still, as it was told last.
+    paused: BTreeSet<SessionId>,
+    /// Pauses and resumes that it has not reported yet, in their order.
+    said: VecDeque<(SessionId, Epoch, SessionState)>,
     /// Placed there, and not answered yet.
     asked: Vec<(SessionId, Epoch)>,
     /// Ended as it was told to, and not reported yet.
     over: Vec<(SessionId, Epoch, EndReason)>,
-    /// When the hello or heartbeat went of which the answer came last: its agents' fences are a lease after it.
-    beat_at: Duration,
+    /// Its agents' fences: a lease after the hello or heartbeat that was answered last, or later, if an earlier
+    /// coordinator promised more.
+    fence: Duration,
+    /// It is cut off until then.
+    away_until: Duration,
 }
 
 struct World {
@@ -48,19 +64,25 @@ struct World {
     ended: BTreeMap<SessionId, u32>,
     /// Placements that clients could use.
     used: BTreeSet<(SessionId, Epoch)>,
+    /// Those with which a session was parked.
+    parked: BTreeSet<(SessionId, Epoch)>,
+    /// What the store acknowledged.
+    disk: Disk,
+    /// The coordinator is killed now and then.
+    restarts: bool,
+    /// When it began.
+    started: Duration,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let now = start();
+        let config = FleetConfig { queue_limit: 20, ended_limit: 20, ..config() };
+        let (fleet, effects) = Fleet::restore(config, seed, Loaded::default(), now);
+        let mut disk = Disk::default();
+        disk.write(&effects);
         Self {
-            fleet: Fleet::restore(
-                FleetConfig { queue_limit: 20, ended_limit: 20, ..config() },
-                seed,
-                Loaded::default(),
-                now,
-            )
-            .0,
+            fleet,
             now,
             rng: StdRng::seed_from_u64(seed),
             machines: NAMES.iter().map(|name| (*name, Machine::default())).collect(),
@@ -69,6 +91,10 @@ impl World {
             states: BTreeMap::new(),
             ended: BTreeMap::new(),
             used: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            disk,
+            restarts: false,
+            started: now.mono,
         }
     }
 
@@ -84,15 +110,32 @@ impl World {
         (!recent.is_empty()).then(|| recent[self.rng.random_range(0..recent.len())])
     }
 
+    /// Of those in one of these states.
+    fn some_in(&mut self, states: &[SessionState]) -> Option<Arc<Session>> {
+        let all: Vec<_> = self.fleet.sessions.values().filter(|s| states.contains(&s.state)).collect();
+        (!all.is_empty()).then(|| all[self.rng.random_range(0..all.len())].clone())
+    }
+
     /// Something happens.
     fn step(&mut self) {
+        if self.restarts && self.rng.random_range(0..150) == 0 {
+            if self.rng.random_bool(0.5) {
+                self.calm();
+            }
+            return self.restart();
+        }
         let name = NAMES[self.rng.random_range(0..NAMES.len())];
         let event = match self.rng.random_range(0..100) {
             0..20 => Some(self.creation()),
-            20..28 => {
+            20..26 => {
                 self.some_session().map(|session| Event::Delete { session, reason: EndReason::Deleted })
             }
-            28..30 => self.some_session().map(|session| Event::Pause { session, paused: true }),
+            26..29 => {
+                let ready = self.some_in(&[SessionState::Ready]).map(|s| s.id);
+                let paused = self.rng.random_bool(0.9);
+                ready.or(self.some_session()).map(|session| Event::Pause { session, paused })
+            }
+            29..30 => return self.checkpoint(),
             30..38 => return self.attach(name),
             38..40 => return self.leave(name),
             40..42 => {
@@ -103,14 +146,14 @@ impl World {
                 self.machines.insert(name, Machine::default());
                 None
             }
-            43..58 => self.machines[name].link.map(|link| self.beat(name, link)),
+            43..58 => self.reachable(name).map(|link| self.beat(name, link)),
             58..80 => self.answer(name),
             80..84 => self.ends_by_itself(name),
             84..86 => return self.noise(name),
             86..88 => Some(Event::Cordon { worker: name.parse().unwrap() }),
             88..92 => Some(Event::Uncordon { worker: name.parse().unwrap() }),
-            92..93 if self.rng.random_bool(0.7) => return self.checkpoint(),
-            92..93 => Some(Event::Drain {
+            92..96 if self.rng.random_bool(0.9) => return self.park(),
+            92..96 => Some(Event::Drain {
                 worker: name.parse().unwrap(),
                 within: Duration::from_secs(self.rng.random_range(0..20)),
             }),
@@ -172,9 +215,49 @@ impl World {
         let Some(epoch) = self.fleet.sessions.get(&session).map(|s| s.epoch) else { return };
         let known = self.fleet.sessions[&session].checkpoint.clone();
         let event = match (self.rng.random_range(0..6), known) {
-            (0, Some(kept)) => Event::CheckpointGone { checkpoint: kept.from.checkpoint },
+            (0, Some(kept)) => self.gone(session, kept),
             (1 | 2, Some(_)) => Event::Move { session, epoch },
             _ => Event::Checkpointed { session, epoch, kept: Box::new(self.kept()) },
+        };
+        self.apply(event);
+    }
+
+    /// A checkpoint is removed, or found to be damaged; and there is an older one of its session, or none.
+    fn gone(&mut self, session: SessionId, kept: Kept) -> Event {
+        let damage = self.rng.random_bool(0.5).then(|| "a piece is lost".to_owned());
+        let older = self.rng.random_bool(0.5).then(|| (session, self.kept()));
+        Event::CheckpointGone(Box::new(Gone { checkpoint: kept.from.checkpoint, damage, older }))
+    }
+
+    /// Some session that is paused or parked goes one step on: it is about to be parked, is, or is resumed; or that
+    /// fails, or comes too late.
+    fn park(&mut self) {
+        let Some(one) = self.some_in(&[SessionState::Paused, SessionState::Parked]) else { return };
+        let (session, epoch) = (one.id, one.epoch);
+        let resume = Event::Pause { session, paused: false };
+        let event = match (one.state, one.parking, self.rng.random_range(0..10)) {
+            (SessionState::Parked, _, 0..5) => resume,
+            (SessionState::Parked, ..) => {
+                let kept = one.checkpoint.clone().expect("a parked session has a checkpoint");
+                let Event::CheckpointGone(mut gone) = self.gone(session, kept) else { unreachable!() };
+                gone.damage = None;
+                let refused = self.fleet.apply(Event::CheckpointGone(gone), self.now);
+                return assert!(
+                    matches!(refused, Err(Refused::CheckpointInUse(_))),
+                    "it would be nothing without it"
+                );
+            }
+            (_, None, _) => Event::Parking { session, epoch, attempt: self.draw() },
+            (_, Some(attempt), 0) => Event::ParkingFailed { session, attempt, why: "no".into() },
+            (_, Some(_), 1..3) => resume,
+            (_, Some(attempt), chance) => {
+                let kept = self.kept();
+                let checkpoint = kept.from.checkpoint.clone();
+                self.apply(Event::Checkpointed { session, epoch, kept: Box::new(kept) });
+                // Late, or another attempt's: then it is refused.
+                let attempt = if chance == 3 { attempt + 1 } else { attempt };
+                Event::Park { session, epoch, attempt, checkpoint, why: "it was paused".into() }
+            }
         };
         self.apply(event);
     }
@@ -189,23 +272,36 @@ impl World {
         let mut greeting = hello(name, link, 4);
         greeting.process = machine.process.to_string();
         greeting.incarnation = Incarnation(machine.incarnation);
-        greeting.capacity =
-            Capacity { cpu_millis: 8000, memory_bytes: 16 * GIB, disk_bytes: 64 * GIB, max_sessions: 4 };
+        greeting.stopping_within = machine.stops.then_some(Duration::from_secs(10));
+        greeting.capacity = CAPACITY;
         machine.asked.clear();
+        machine.said.clear();
+        let state = |session| match machine.paused.contains(session) {
+            true => SessionState::Paused,
+            false => SessionState::Ready,
+        };
         greeting.running = machine
             .held
             .iter()
             .map(|(session, epoch)| Running {
                 session: *session,
                 epoch: *epoch,
-                state: SessionState::Ready,
+                state: state(session),
                 backend: String::new(),
             })
             .collect();
         greeting
     }
 
+    /// Its link, if what it says over it comes through.
+    fn reachable(&self, name: &str) -> Option<LinkId> {
+        self.machines[name].link.filter(|_| self.machines[name].away_until <= self.now.mono)
+    }
+
     fn attach(&mut self, name: &'static str) {
+        if self.machines[name].away_until > self.now.mono {
+            return;
+        }
         let greeting = self.greeting(name);
         self.apply(Event::Hello(Box::new(greeting)));
     }
@@ -214,6 +310,11 @@ impl World {
     fn leave(&mut self, name: &'static str) {
         let machine = &self.machines[name];
         let Some(link) = machine.link else { return };
+        if !machine.stops && self.rng.random_bool(0.5) {
+            self.machines.get_mut(name).unwrap().stops = true;
+            let within = Duration::from_secs(10);
+            return self.apply(Event::Stopping { worker: name.parse().unwrap(), link, within });
+        }
         if machine.held.is_empty() || self.rng.random_bool(0.2) {
             // What it held is gone with it, whatever it forgot to say.
             self.machines.get_mut(name).unwrap().held.clear();
@@ -226,8 +327,11 @@ impl World {
     fn answer(&mut self, name: &'static str) -> Option<Event> {
         let chance = self.rng.random_range(0..10);
         let machine = self.machines.get_mut(name)?;
-        let (session, epoch) = machine.asked.pop()?;
         let link = machine.link?;
+        if let Some((session, epoch, state)) = machine.said.pop_front() {
+            return Some(report(name, link, session, epoch.0, state));
+        }
+        let (session, epoch) = machine.asked.pop()?;
         let Event::Report(mut answer) = report(name, link, session, epoch.0, SessionState::Ready) else {
             unreachable!()
         };
@@ -248,6 +352,7 @@ impl World {
             return Some(ended(name, link, over));
         }
         let (session, epoch) = machine.held.pop_first()?;
+        machine.paused.remove(&session);
         Some(report(name, link, session, epoch.0, SessionState::Ended))
     }
 
@@ -262,7 +367,7 @@ impl World {
         let believed =
             |e: &Effect| matches!(e, Effect::SaveSession(s) if s.end == Some(EndReason::SandboxFailed));
         assert!(!effects.iter().any(believed), "a stale report was believed");
-        self.fleet.commit();
+        self.commit(&effects);
         self.deliver(effects);
     }
 
@@ -272,25 +377,38 @@ impl World {
         let fails = self.rng.random_range(0..20) == 0;
         let before = fails.then(|| self.fleet.image());
         let ticked = matches!(event, Event::Tick);
+        // A heartbeat too: with the first after a hello it is concluded what that left out.
+        let own_word =
+            matches!(event, Event::Hello(_) | Event::Heartbeat(_) | Event::Leaving { .. } | Event::Report(_));
         let Ok(effects) = self.fleet.apply(event, self.now) else {
             if let Some(before) = before {
                 assert_eq!(self.fleet.image(), before, "a refused event has changed nothing");
             }
             return;
         };
-        self.saved_before_told(&effects);
-        self.fenced_before_placed(&effects);
+        self.promises(own_word, &effects);
         if let Some(before) = before {
             self.fleet.rollback();
             assert_eq!(self.fleet.image(), before, "a rollback leaves nothing behind");
             return;
         }
-        self.fleet.commit();
+        self.commit(&effects);
         if ticked {
             assert!(self.fleet.next_timer().is_none_or(|at| at > self.now.mono), "a busy loop");
         }
+        if self.restarts && self.rng.random_range(0..600) == 0 {
+            // Killed between the commit and all that was to follow it.
+            return self.restart();
+        }
         self.deliver(effects);
         self.check();
+    }
+
+    fn promises(&self, own_word: bool, effects: &[Effect]) {
+        self.saved_before_told(effects);
+        self.fenced_before_placed(effects);
+        self.placed_where_it_may_be(effects);
+        self.nobody_is_given_up_early(own_word, effects);
     }
 
     fn saved_before_told(&self, effects: &[Effect]) {
@@ -304,6 +422,16 @@ impl World {
         }
     }
 
+    /// INVARIANTS 21: nothing new for a worker that is cordoned, drained or stops. (Let `standing` go by the operator's
+    /// word alone, and this fails.)
+    fn placed_where_it_may_be(&self, effects: &[Effect]) {
+        for effect in effects {
+            let Effect::Send { link, command: Command::Place(_) } = effect else { continue };
+            let worker = self.fleet.workers.values().find(|w| w.link == Some(*link)).expect("it has a link");
+            assert_eq!(worker.in_force(), Scheduling::Active, "{} was given a session", worker.id);
+        }
+    }
+
     /// INVARIANTS 2: whoever still holds an older placement of a session that is placed again has been silent for a
     /// lease, and so its agent has frozen it. (Take the lease out of `restore_at`, and this fails.)
     fn fenced_before_placed(&self, effects: &[Effect]) {
@@ -314,11 +442,14 @@ impl World {
                 held.is_some_and(|epoch| *epoch < place.epoch && self.used.contains(&(place.session, *epoch)))
             };
             for machine in self.machines.values().filter(older) {
+                // Of a parked one its worker may not know yet: but it stands still there, and nobody makes it go on.
+                if machine.paused.contains(&place.session)
+                    && self.parked.contains(&(place.session, machine.held[&place.session]))
+                {
+                    continue;
+                }
                 assert!(place.fenced, "a session without a fence was placed twice");
-                assert!(
-                    self.now.mono >= machine.beat_at + self.fleet.config.lease,
-                    "placed before the fence"
-                );
+                assert!(self.now.mono >= machine.fence, "placed before the fence");
             }
         }
     }
@@ -337,7 +468,7 @@ impl World {
                         machine.link = Some(link);
                     }
                     if greeted || matches!(command, Command::LeaseRenewed { .. }) {
-                        machine.beat_at = self.now.mono;
+                        machine.fence = machine.fence.max(self.now.mono + self.fleet.config.lease);
                     }
                     machine.hear(command);
                 }
@@ -350,6 +481,9 @@ impl World {
                     if matches!(session.state, SessionState::Ready | SessionState::Paused) =>
                 {
                     self.used.insert((session.id, session.epoch));
+                }
+                Effect::SessionChanged(session) if session.state == SessionState::Parked => {
+                    self.parked.insert((session.id, session.epoch));
                 }
                 Effect::SessionChanged(session) if session.state == SessionState::Ended => {
                     *self.ended.entry(session.id).or_default() += 1;
@@ -379,6 +513,18 @@ impl World {
             let old = self.states.insert(session.id, state).unwrap_or((SessionState::Pending, Epoch(0)));
             assert!(old == state || edge(old.0, state.0), "{:?} → {:?}", old, state);
             assert!(session.epoch >= old.1, "an epoch went back");
+            if session.comes_from_park() {
+                assert!(session.checkpoint.is_some(), "a parked session without files");
+            }
+            // What is parked, or on its way back, ends only when it is to, or its time is over.
+            let waits = matches!(old.0, SessionState::Parked | SessionState::Pending | SessionState::Placed);
+            if session.parked_at.is_some() && waits && session.state == SessionState::Ended && old != state {
+                let end = session.end.expect("it has ended");
+                assert!(
+                    matches!(end, EndReason::Deleted | EndReason::TtlExpired),
+                    "{end:?} of a parked session"
+                );
+            }
             let ended = self.ended.get(&session.id).copied().unwrap_or_default();
             assert_eq!(ended, u32::from(session.state == SessionState::Ended), "ended is told once");
         }
@@ -396,9 +542,9 @@ impl World {
             .collect();
         assert_eq!(kept, loads, "a reservation leaked or was lost");
         for (worker, (_, reserved)) in &loads {
-            assert!(fits(&self.fleet.workers[worker].capacity, reserved), "{worker} is oversubscribed");
+            assert!(fits(&CAPACITY, reserved), "{worker} is oversubscribed");
         }
-        assert_eq!(self.fleet.index.queue.iter().map(|(_, id)| *id).collect::<BTreeSet<_>>(), queue);
+        assert_eq!(self.fleet.index.queue.ids(), queue);
         let alive = self.fleet.workers.values().filter(|w| w.liveness == Liveness::Alive).count();
         assert_eq!(self.fleet.index.alive, alive);
     }
@@ -414,15 +560,24 @@ impl World {
                     self.machines.insert(name, Machine::default());
                     continue;
                 };
-                self.fleet.commit();
+                self.commit(&effects);
                 self.deliver(effects);
                 break;
             }
+        }
+        for name in NAMES {
+            let Some(link) = self.machines[name].link else { continue };
+            let effects = self.fleet.apply(beat(name, link), self.now).unwrap();
+            self.commit(&effects);
+            self.deliver(effects);
         }
         for _ in 0..10_000 {
             let next = NAMES.iter().find_map(|name| {
                 let machine = self.machines.get_mut(name).unwrap();
                 let link = machine.link?;
+                if let Some((session, epoch, state)) = machine.said.pop_front() {
+                    return Some(report(name, link, session, epoch.0, state));
+                }
                 if let Some(over) = machine.ended_now() {
                     return Some(ended(name, link, over));
                 }
@@ -432,7 +587,7 @@ impl World {
             });
             let Some(event) = next else { break };
             let effects = self.fleet.apply(event, self.now).unwrap();
-            self.fleet.commit();
+            self.commit(&effects);
             self.deliver(effects);
         }
         for name in NAMES {
@@ -459,6 +614,14 @@ impl Machine {
             }
             Command::Place(place) => self.asked.push((place.session, place.epoch)),
             Command::End(end) => self.end(end),
+            Command::Pause { session, epoch, paused } if self.held.get(&session) == Some(&epoch) => {
+                let state = if paused { SessionState::Paused } else { SessionState::Ready };
+                match paused {
+                    true => self.paused.insert(session),
+                    false => self.paused.remove(&session),
+                };
+                self.said.push_back((session, epoch, state));
+            }
             _ => {}
         }
     }
@@ -467,6 +630,7 @@ impl Machine {
         self.asked.retain(|asked| *asked != (end.session, end.epoch));
         if self.held.get(&end.session) == Some(&end.epoch) {
             self.held.remove(&end.session);
+            self.paused.remove(&end.session);
         }
         self.over.push((end.session, end.epoch, end.reason));
     }
@@ -489,11 +653,13 @@ fn ended(worker: &str, link: LinkId, (session, epoch, reason): (SessionId, Epoch
 fn edge(from: SessionState, to: SessionState) -> bool {
     use SessionState::*;
     match from {
-        Pending => matches!(to, Placed | Ended | Pending),
-        Placed => matches!(to, Pending | Placed | Ready | Paused | Ending | Ended),
+        Pending => matches!(to, Placed | Ended | Pending | Parked),
+        Placed => matches!(to, Pending | Placed | Ready | Paused | Ending | Ended | Parked),
         // Back to Pending: its worker was lost, or is drained, and it goes on from a checkpoint.
         Ready => matches!(to, Paused | Pending | Placed | Ending | Ended),
-        Paused => matches!(to, Ready | Pending | Placed | Ending | Ended),
+        Paused => matches!(to, Ready | Pending | Placed | Ending | Ended | Parked),
+        // Resumed from a checkpoint, and back when that failed.
+        Parked => matches!(to, Pending | Placed | Parked | Ending | Ended),
         Ending => matches!(to, Ended),
         Ended => false,
     }

@@ -1,11 +1,13 @@
 //! The queue of sessions that wait for a place.
 //!
-//! Order: priority, then age. A session that fits nowhere now doesn't hold up those behind
-//! it: a small one may slip past a big one. The big one can starve for as long as it waits,
-//! and no longer; rejected was to reserve the next free places for it, which leaves a small
-//! fleet idle for the sake of one.
+//! Order: priority, then the tenant that has the least in use, then age ([`super::fair`]). A session that fits nowhere
+//! now doesn't hold up those behind it: a small one may slip past a big one. The big one can starve for as long as it
+//! waits, and no longer; rejected was to reserve the next free places for it, which leaves a small fleet idle for the
+//! sake of one. A new session that fits takes its place at once: whoever waits then has just been tried, and did not.
+//!
+//! The queue is bounded, and so is what one tenant may have in it.
 
-use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use berth_proto::{
     Epoch, SessionId, WorkerId,
@@ -17,9 +19,17 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use super::{
     Fleet,
     event::{Command, Create, Effect, Refused},
-    model::{Clock, Now, RequestKey, Session, name_in},
+    fair::{Sum, Turn},
+    model::{Clock, Now, RequestKey, Session, Spec, Waits, name_in},
+    recovery::{recovery, stepped_back},
 };
-use crate::placement::{self, Candidate, Need, Standing};
+use crate::{
+    placement::{self, Candidate, Need, Standing},
+    tenant::Tenant,
+};
+
+/// Needs that one pass through the queue remembers to have found no place. More kinds than that are looked for again.
+const IN_VAIN: usize = 16;
 
 impl Fleet {
     pub(super) fn create(&mut self, create: Create, now: Now) -> Result<(), Refused> {
@@ -33,36 +43,31 @@ impl Fleet {
             });
         }
         self.name_is_free(name_in(&create.labels), create.id)?;
+        let spec = Spec { from_checkpoint: create.restore.is_some(), ..create.spec };
         let session = Session {
-            id: create.id,
             labels: create.labels,
-            state: SessionState::Pending,
-            epoch: Epoch(0),
-            worker: None,
-            backend: String::new(),
-            end: None,
-            message: String::new(),
-            created_at: now.wall,
-            ready_at: None,
-            ended_at: None,
             expires_at: create.ttl.map(|ttl| now.wall + ttl),
             idle_timeout: create.idle_timeout,
             checkpoint: create.restore,
-            recovered: None,
-            start_timed_out: false,
-            unservable: false,
-            clock: Clock {
-                wait_until: now.mono + create.spec.wait_for_place,
-                expires: create.ttl.map(|ttl| now.mono + ttl),
-                ..Clock::default()
-            },
-            spec: std::sync::Arc::new(create.spec),
+            clock: Clock { expires: create.ttl.map(|ttl| now.mono + ttl), ..Clock::default() },
+            ..Session::new(create.id, spec, now.wall)
         };
-        let worker = self.find_place(&session, now)?;
+        self.find_or_queue(session, now)?;
         if let Some((key, body)) = create.key {
-            self.put_key(RequestKey { key, body, session: session.id, created_at: now.wall });
+            self.put_key(RequestKey { key, body, session: create.id, created_at: now.wall });
         }
-        match worker {
+        Ok(())
+    }
+
+    /// Places a session that somebody waits for, or has it wait for as long as it may.
+    pub(super) fn find_or_queue(&mut self, session: Session, now: Now) -> Result<(), Refused> {
+        let wait = session.spec.wait_for_place;
+        let session = Session {
+            waits: Waits { since: now.wall, until: now.wall + wait },
+            clock: Clock { wait_until: now.mono + wait, ..session.clock },
+            ..session
+        };
+        match self.find_place(&session, now)? {
             Ok(worker) => self.place(session, worker, now),
             Err(missing) => {
                 tracing::info!(session.id = %session.id, missing, "a session waits for a place");
@@ -94,9 +99,7 @@ impl Fleet {
                 if session.spec.wait_for_place.is_zero() {
                     return Err(Refused::NoPlace(missing));
                 }
-                if self.index.queue.len() >= self.config.queue_limit {
-                    return Err(Refused::QueueFull { limit: self.config.queue_limit });
-                }
+                self.queue_has_room(&session.spec.tenant)?;
                 Err(missing)
             }
         })
@@ -107,14 +110,38 @@ impl Fleet {
         StdRng::seed_from_u64(self.rng.random())
     }
 
+    /// Those that come back to the queue count, but are never refused: they have been promised a place before.
+    fn queue_has_room(&self, tenant: &Tenant) -> Result<(), Refused> {
+        let (limit, of_tenant) = (self.config.queue_limit, self.config.tenant_queue_limit);
+        if self.index.queue.len() >= limit {
+            return Err(Refused::QueueFull { limit, tenant: None });
+        }
+        if self.index.queue.of(tenant) >= of_tenant {
+            return Err(Refused::QueueFull { limit: of_tenant, tenant: Some(tenant.clone()) });
+        }
+        Ok(())
+    }
+
+    /// Where a tenant stands among those that wait.
+    fn turn(&self, tenant: &Tenant, all: &Sum) -> Turn {
+        let share = self.index.used.get(tenant).map(|used| used.dominant(all)).unwrap_or_default();
+        Turn { share, last: self.served.get(tenant).copied().unwrap_or_default() }
+    }
+
     /// Goes through the queue: places what fits, gives up what has waited long enough.
     pub(super) fn place_waiting(&mut self, now: Now) {
-        let waiting: Vec<SessionId> = self.index.queue.iter().map(|(Reverse(_), id)| *id).collect();
+        let mut pass = self.index.queue.pass();
+        let mut all = Sum::default();
+        for worker in self.workers.values() {
+            all.add(&worker.capacity);
+        }
         // Nobody with an open door: spare the walk.
         let any_open = self.workers.values().any(|w| w.standing() == Standing::Open);
-        for id in waiting {
+        // What found no place in this pass finds none later in it: places are only taken.
+        let mut in_vain: Vec<Arc<Session>> = Vec::new();
+        while let Some(id) = pass.next(|tenant| self.turn(tenant, &all)) {
             let Some(session) = self.sessions.get(&id).cloned() else { continue };
-            let chosen = if any_open {
+            let chosen = if any_open && !in_vain.iter().any(|other| asks_the_same(other, &session)) {
                 let mut rng = self.chance();
                 let candidates: Vec<_> =
                     self.workers.values().map(|w| self.candidate(w, &session, now)).collect();
@@ -122,10 +149,18 @@ impl Fleet {
             } else {
                 None
             };
-            match chosen {
-                Some(worker) => self.place((*session).clone(), worker, now),
-                None if session.clock.wait_until <= now.mono => self.give_up(&session, now),
-                None => self.waits_on(&session, now),
+            if let Some(worker) = chosen {
+                self.place((*session).clone(), worker, now);
+                continue;
+            }
+            if session.clock.wait_until <= now.mono {
+                self.give_up(&session, now);
+            } else {
+                self.waits_on(&session, now);
+            }
+            let known = in_vain.iter().any(|other| asks_the_same(other, &session));
+            if !known && in_vain.len() < IN_VAIN && session.clock.refused.is_empty() {
+                in_vain.push(session);
             }
         }
     }
@@ -170,6 +205,9 @@ impl Fleet {
         let unservable = placement::unservable(&need(session), &candidates).is_some();
         tracing::info!(session.id = %session.id, missing, "no place was found in time");
         self.put_session(Session { unservable, ..session.clone() });
+        if session.comes_from_park() {
+            return self.park_again(session.id, EndReason::NoPlace, &missing);
+        }
         self.finish(session.id, EndReason::NoPlace, &missing, now);
     }
 
@@ -191,22 +229,26 @@ impl Fleet {
             env: session.spec.env.clone(),
             created_at: session.created_at,
             expires_at: session.expires_at,
+            expires_in: session.clock.expires.map(|at| at.saturating_sub(now.mono)),
             idle_timeout: session.idle_timeout,
             task_defaults: session.spec.task_defaults,
             start_timeout: self.start_timeout(&session),
             restore: session.checkpoint.as_ref().map(|kept| kept.from.clone()),
             fenced: session.spec.on_worker_loss == OnWorkerLoss::Restore,
+            checkpoint_on_drain: session.spec.kept_on_drain(),
         };
         tracing::debug!(session.id = %session.id, worker.id = %worker, %epoch, "placed");
+        self.placements += 1;
+        self.served.insert(session.spec.tenant.clone(), self.placements);
         self.put_session(session);
         self.send(&worker, Command::Place(Box::new(order)));
     }
 
     /// How long its sandbox may take to become ready: longer when files come along.
     pub(super) fn start_timeout(&self, session: &Session) -> Duration {
-        match session.checkpoint {
-            Some(_) => self.config.restore_timeout.max(self.config.start_timeout),
-            None => self.config.start_timeout,
+        match session.needs_files() {
+            true => self.config.restore_timeout.max(self.config.start_timeout),
+            false => self.config.start_timeout,
         }
     }
 
@@ -222,24 +264,33 @@ impl Fleet {
         self.finish_tasks(session.id, EndReason::WorkerLost, now.wall);
         self.tasks.remove(&session.id);
         let until = now.mono + self.config.restore_wait.max(session.spec.wait_for_place);
-        self.back_to_queue(&Session { recovered: Some(kept), ..session.clone() }, why, until);
+        let recovered = Some(recovery(session, kept));
+        self.back_to_queue(&Session { recovered, parked_at: None, ..session.clone() }, why, until, now);
     }
 
     /// Takes a session that was never ready off its worker: it waits for another place, for
     /// as long as a new one would.
     pub(super) fn unplace(&mut self, session: &Session, why: &str, now: Now) {
         let until = session.clock.wait_until.max(now.mono + session.spec.wait_for_place);
-        self.back_to_queue(session, why, until);
+        self.back_to_queue(session, why, until, now);
     }
 
-    pub(super) fn back_to_queue(&mut self, session: &Session, why: &str, wait_until: Duration) {
+    /// It waits for another place. A wait that was under way goes on, if it is as long as before.
+    pub(super) fn back_to_queue(&mut self, session: &Session, why: &str, wait_until: Duration, now: Now) {
+        let Some(session) = stepped_back(session) else {
+            return self.without_files(session, why, now);
+        };
+        let until = now.wall + wait_until.saturating_sub(now.mono);
+        let fresh = Waits { since: now.wall, until };
+        let waits = if wait_until == session.clock.wait_until { session.waits } else { fresh };
         self.put_session(Session {
             state: SessionState::Pending,
             worker: None,
             backend: String::new(),
             message: format!("waits for another place: {why}"),
-            clock: Clock { wait_until, ..session.clock.clone() },
-            ..session.clone()
+            waits,
+            clock: Clock { wait_until, ..session.clock },
+            ..session
         });
     }
 
@@ -252,12 +303,7 @@ impl Fleet {
     fn candidate<'a>(&'a self, worker: &'a super::Worker, session: &Session, now: Now) -> Candidate<'a> {
         let load = self.index.load.get(&worker.id);
         let refused = session.clock.refused.get(&worker.id).is_some_and(|until| *until > now.mono);
-        let warmth = |ids: &BTreeSet<SessionId>| {
-            let same = |id: &&SessionId| {
-                self.sessions.get(id).is_some_and(|s| s.spec.template.name == session.spec.template.name)
-            };
-            ids.iter().filter(same).count() as u32
-        };
+        let template = &session.spec.template.name;
         Candidate {
             id: &worker.id,
             standing: match worker.standing() {
@@ -269,7 +315,7 @@ impl Fleet {
             labels: &worker.labels,
             templates: &worker.templates,
             problems: &worker.template_problems,
-            warmth: load.map(|l| warmth(&l.sessions)).unwrap_or_default(),
+            warmth: load.and_then(|l| l.templates.get(template)).copied().unwrap_or_default(),
         }
     }
 }
@@ -285,6 +331,16 @@ pub(super) fn may_restore(session: &Session) -> bool {
 fn waits_for_template(session: &Session) -> bool {
     // One that lost its worker has nobody who could ask for it again.
     session.recovered.is_some() || (session.spec.patient && !session.spec.wait_for_place.is_zero())
+}
+
+/// Whether what is no place for the one is none for the other.
+fn asks_the_same(one: &Session, other: &Session) -> bool {
+    // Of a session that was refused some workers are left alone for a while.
+    one.clock.refused.is_empty()
+        && other.clock.refused.is_empty()
+        && one.spec.limits == other.spec.limits
+        && one.spec.template.name == other.spec.template.name
+        && one.spec.selector == other.spec.selector
 }
 
 fn need(session: &Session) -> Need<'_> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use berth_proto::{
-    Epoch, SessionId,
+    Epoch, SessionId, TaskId,
     convert::time_out,
     domain::{EndReason, Labels, Outcome, SessionState},
     v1,
@@ -12,8 +12,10 @@ use berth_proto::{
 use super::{
     Fleet,
     event::{Command, Effect, Ending, Refused, Report, TaskReport, Update},
-    model::{Clock, Kept, Liveness, Now, Session, Spec, Worker, name_in},
+    model::{Clock, Kept, Liveness, Now, Recovery, Session, Spec, Worker, name_in},
+    parking::resumed,
     queue::may_restore,
+    recovery::{CHECKPOINT_DAMAGED, goes_back, went_back},
 };
 
 /// How a session's message begins when its last checkpoint by policy failed.
@@ -30,15 +32,21 @@ impl Fleet {
         Ok(())
     }
 
-    pub(super) fn pause(&mut self, id: SessionId, paused: bool) -> Result<(), Refused> {
-        let session = self.sessions.get(&id).ok_or(Refused::NoSession(id))?;
+    pub(super) fn pause(&mut self, id: SessionId, paused: bool, now: Now) -> Result<(), Refused> {
+        let session = self.sessions.get(&id).cloned().ok_or(Refused::NoSession(id))?;
         match session.state {
+            // It is being resumed already, or stands as still as can be.
+            SessionState::Pending | SessionState::Placed if !paused && session.comes_from_park() => {
+                return Ok(());
+            }
+            SessionState::Parked if paused => return Ok(()),
+            SessionState::Parked => return self.unpark(id, now),
             SessionState::Pending | SessionState::Placed => {
                 return Err(Refused::SessionNotReady(session.state));
             }
             SessionState::Ending | SessionState::Ended => return Err(Refused::SessionEnded(session.end)),
-            SessionState::Ready if !paused => return Ok(()),
-            SessionState::Paused if paused => return Ok(()),
+            // Also if it seems to be so already: an earlier wish to the contrary may be on its way, or carried out and
+            // not yet told.
             SessionState::Ready | SessionState::Paused => {}
         }
         let Some(worker) = session.worker.clone() else { return Err(Refused::NoSession(id)) };
@@ -47,6 +55,11 @@ impl Fleet {
             return Err(Refused::WorkerUnreachable(worker));
         }
         self.send(&worker, command);
+        if !paused {
+            // An attempt to park it is over with this: what it does from now on is in no checkpoint.
+            let clock = Clock { resumes: true, ..session.clock.clone() };
+            self.put_session(Session { parking: None, clock, ..(*session).clone() });
+        }
         Ok(())
     }
 
@@ -72,7 +85,7 @@ impl Fleet {
         let clocks = update.ttl.is_some() || update.idle_timeout.is_some();
         self.put_session(changed);
         if clocks {
-            self.send_clocks(id);
+            self.send_clocks(id, now);
         }
         Ok(())
     }
@@ -80,12 +93,18 @@ impl Fleet {
     /// A checkpoint of it is kept. One of an earlier placement is older than what it went back to since.
     pub(super) fn checkpointed(&mut self, id: SessionId, epoch: Epoch, kept: Kept) -> Result<(), Refused> {
         let session = self.sessions.get(&id).ok_or(Refused::NoSession(id))?;
-        let over = matches!(session.state, SessionState::Ending | SessionState::Ended);
-        if over || session.epoch != epoch || session.checkpoint.as_ref().is_some_and(|old| old.at > kept.at) {
+        // What a session was parked with is what it is resumed from: nothing has happened in it since.
+        let over =
+            matches!(session.state, SessionState::Ending | SessionState::Ended) || session.comes_from_park();
+        // Those of a session are taken one after the other, and told of in that order: their times say less, since the
+        // wall clock may have been put back.
+        if over || session.epoch != epoch {
             return Ok(());
         }
         let mut changed = Session { checkpoint: Some(kept), ..(**session).clone() };
-        if changed.message.starts_with(CHECKPOINT_FAILED) {
+        let told =
+            [CHECKPOINT_FAILED, CHECKPOINT_DAMAGED].iter().any(|words| changed.message.starts_with(words));
+        if told || went_back(session).is_some_and(|words| words == changed.message) {
             changed.message.clear();
         }
         self.put_session(changed);
@@ -108,26 +127,15 @@ impl Fleet {
         Ok(())
     }
 
-    /// A checkpoint is no more: nobody shall be restored from it. What has ended stays as it ended.
-    pub(super) fn checkpoint_gone(&mut self, checkpoint: &str) {
-        let named = |s: &&Arc<Session>| {
-            let kept = s.checkpoint.as_ref().filter(|_| s.state != SessionState::Ended);
-            kept.is_some_and(|kept| kept.from.checkpoint == checkpoint)
-        };
-        let sessions: Vec<_> = self.sessions.values().filter(named).cloned().collect();
-        for session in sessions {
-            self.put_session(Session { checkpoint: None, ..(*session).clone() });
-        }
-    }
-
     /// Tells the worker a session's TTL and idle timeout as they are now.
-    pub(super) fn send_clocks(&mut self, id: SessionId) {
+    pub(super) fn send_clocks(&mut self, id: SessionId, now: Now) {
         let Some(session) = self.sessions.get(&id).filter(|s| s.holds_place()) else { return };
         let Some(worker) = session.worker.clone() else { return };
         let command = Command::Update {
             session: id,
             epoch: session.epoch,
             expires_at: session.expires_at,
+            expires_in: session.clock.expires.map(|at| at.saturating_sub(now.mono)),
             idle_timeout: session.idle_timeout,
         };
         self.send(&worker, command);
@@ -138,7 +146,11 @@ impl Fleet {
         let Some(session) = self.sessions.get(&id).cloned() else { return };
         match session.state {
             SessionState::Pending => self.finish(id, reason, message, now),
-            SessionState::Placed | SessionState::Ready | SessionState::Paused => {
+            SessionState::Parked if session.worker.is_none() => {
+                let message = if message.is_empty() { "it was parked" } else { message };
+                self.finish(id, reason, message, now);
+            }
+            SessionState::Placed | SessionState::Ready | SessionState::Paused | SessionState::Parked => {
                 self.put_session(Session {
                     state: SessionState::Ending,
                     end: Some(reason),
@@ -203,7 +215,7 @@ impl Fleet {
                 ..Default::default()
             });
             let summary = Arc::new(summary);
-            self.out.push(Effect::SaveTask { session: id, task, summary: summary.clone() });
+            self.out.push(Effect::ConcludeTask { session: id, task, summary: summary.clone() });
             self.out.push(Effect::TaskChanged(summary));
         }
     }
@@ -228,6 +240,10 @@ impl Fleet {
             SessionState::Paused => self.is_up(&session, SessionState::Paused, &report.backend, now),
             // On its way elsewhere: it goes when it has ended there.
             SessionState::Ending if moving(&session, &report) => {}
+            // As it was told to: it is parked already.
+            SessionState::Ending if session.state == SessionState::Parked => {}
+            // It goes on elsewhere, or is parked again, when it has ended there.
+            SessionState::Ending if goes_back(&session) || session.comes_from_park() => {}
             SessionState::Ending if session.state != SessionState::Ending => {
                 self.put_session(Session {
                     state: SessionState::Ending,
@@ -241,7 +257,7 @@ impl Fleet {
                 });
             }
             SessionState::Ended => self.reported_end(&session, &report, now),
-            SessionState::Pending | SessionState::Placed | SessionState::Ending => {}
+            SessionState::Pending | SessionState::Placed | SessionState::Parked | SessionState::Ending => {}
         }
     }
 
@@ -250,22 +266,45 @@ impl Fleet {
         if session.state == SessionState::Placed && late {
             self.put_session(Session { start_timed_out: true, ..session.clone() });
         }
+        if session.state == SessionState::Placed && report.reason == Some(EndReason::Drained) {
+            // Its worker stops. It was never ready: its client still waits.
+            return self.unplace(session, &format!("worker {} stops", report.worker), now);
+        }
         if moving(session, report) {
             return self.lose(session, &format!("worker {} is drained", report.worker), now);
         }
+        if session.state == SessionState::Parked {
+            return self.parked_end(session, report, now);
+        }
+        if self.tries_older(session, report, now) {
+            return;
+        }
         let reason = report.reason.unwrap_or(EndReason::SandboxFailed);
+        if session.comes_from_park() && reason == EndReason::SandboxFailed {
+            return self.park_again(session.id, reason, &report.message);
+        }
         self.finish(session.id, reason, &report.message, now);
     }
 
     /// Its worker says that the session runs, or is paused.
     pub(super) fn is_up(&mut self, session: &Session, state: SessionState, backend: &str, now: Now) {
-        if session.state == SessionState::Ending {
+        if matches!(session.state, SessionState::Ending | SessionState::Parked) {
             return;
         }
+        // Why it is paused still, or what a resume has cost it, is for whoever looks at it next.
+        let same = session.state == state && state == SessionState::Paused;
+        let words = || resumed(session).or_else(|| went_back(session)).unwrap_or_default();
+        let message = if same { session.message.clone() } else { words() };
+        let recovered = session.recovered.clone().map(|recovery| Recovery { under_way: false, ..recovery });
+        let paused = state == SessionState::Paused;
         self.put_session(Session {
             state,
             ready_at: session.ready_at.or(Some(now.wall)),
-            message: String::new(),
+            message,
+            recovered,
+            paused_at: session.paused_at.filter(|_| same).or(paused.then_some(now.wall)),
+            parking: session.parking.filter(|_| same),
+            clock: Clock { resumes: false, ..session.clock.clone() },
             backend: if backend.is_empty() { session.backend.clone() } else { backend.to_owned() },
             ..session.clone()
         });
@@ -301,6 +340,7 @@ impl Fleet {
             &session,
             &format!("{} refused it ({})", report.worker, report.message),
             wait_until,
+            now,
         );
     }
 
@@ -312,21 +352,42 @@ impl Fleet {
         if !current {
             return;
         }
-        let running: &mut BTreeMap<_, _> = self.tasks.entry(report.session).or_default();
         if report.done {
-            running.remove(&report.task);
-            if running.is_empty() {
-                self.tasks.remove(&report.session);
-            }
-            self.out.push(Effect::SaveTask {
-                session: report.session,
-                task: report.task,
-                summary: report.summary.clone(),
-            });
-        } else if running.len() < RUNNING_LIMIT {
+            return self.task_ended(report.session, report.task, report.summary);
+        }
+        let running: &mut BTreeMap<_, _> = self.tasks.entry(report.session).or_default();
+        if running.len() < RUNNING_LIMIT {
             running.insert(report.task, report.summary.clone());
         }
         self.out.push(Effect::TaskChanged(report.summary));
+    }
+
+    /// A client has been told.
+    pub(super) fn task_told(
+        &mut self,
+        session: SessionId,
+        epoch: Epoch,
+        task: TaskId,
+        summary: Arc<v1::Task>,
+    ) {
+        let current = self.sessions.get(&session).is_some_and(|s| s.holds_place() && s.epoch == epoch);
+        // Its worker was faster.
+        let running = self.tasks.get(&session).is_some_and(|running| running.contains_key(&task));
+        if !current || !running {
+            return;
+        }
+        self.task_ended(session, task, summary);
+    }
+
+    fn task_ended(&mut self, session: SessionId, task: TaskId, summary: Arc<v1::Task>) {
+        if let Some(running) = self.tasks.get_mut(&session) {
+            running.remove(&task);
+            if running.is_empty() {
+                self.tasks.remove(&session);
+            }
+        }
+        self.out.push(Effect::SaveTask { session, task, summary: summary.clone() });
+        self.out.push(Effect::TaskChanged(summary));
     }
 
     /// Tasks that run now, as far as we were told.

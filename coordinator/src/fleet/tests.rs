@@ -1,8 +1,13 @@
 //! The rules, one by one. Time is what the test says it is.
 
+mod fairness;
 mod leaving;
 mod names;
+mod parking;
+mod passing_over;
 mod restore;
+mod resuming;
+mod stopping;
 mod templates;
 
 use std::{
@@ -31,7 +36,7 @@ pub(super) struct Desk {
 }
 
 pub(super) fn config() -> FleetConfig {
-    FleetConfig { queue_limit: 3, ..FleetConfig::default() }
+    FleetConfig { queue_limit: 3, tenant_queue_limit: 3, ..FleetConfig::default() }
 }
 
 pub(super) fn start() -> Now {
@@ -42,6 +47,7 @@ pub(super) fn create(id: SessionId) -> Create {
     Create {
         id,
         spec: Spec {
+            tenant: Tenant::default(),
             template: TemplateSpec {
                 name: "base".into(),
                 root: None,
@@ -59,6 +65,7 @@ pub(super) fn create(id: SessionId) -> Create {
             on_worker_loss: OnWorkerLoss::End,
             checkpoints: CheckpointPolicy::default(),
             keyed: false,
+            from_checkpoint: false,
         },
         restore: None,
         labels: Labels::new(),
@@ -87,6 +94,7 @@ pub(super) fn hello(worker: &str, link: LinkId, sessions: u32) -> Hello {
         templates: BTreeSet::from(["base".to_owned()]),
         template_problems: BTreeMap::new(),
         health: v1::WorkerHealth { ready: true, ..Default::default() },
+        stopping_within: None,
     }
 }
 
@@ -285,7 +293,10 @@ fn the_queue_goes_by_priority_then_age_and_gives_up_in_time() {
     let urgent = desk.create_with(|c| c.spec.priority = 5);
     let short = desk.create_with(|c| c.spec.wait_for_place = Duration::from_secs(10));
     let overflow = create(SessionId::from_u128(77));
-    assert_eq!(desk.refused(Event::Create(Box::new(overflow))), Refused::QueueFull { limit: 3 });
+    assert_eq!(
+        desk.refused(Event::Create(Box::new(overflow))),
+        Refused::QueueFull { limit: 3, tenant: None }
+    );
     let none = Create {
         spec: Spec { wait_for_place: Duration::ZERO, ..create(SessionId::from_u128(78)).spec },
         ..create(SessionId::from_u128(78))
@@ -459,6 +470,9 @@ fn a_hello_reconciles_both_sides() {
     let Command::Welcome { end, .. } = commands[0] else { panic!("the welcome comes first") };
     assert_eq!(end[..], [Ending { session: unknown, epoch: Epoch(3), reason: EndReason::Deleted }]);
     assert_eq!(desk.state(kept), SessionState::Paused);
+    assert_eq!(desk.state(gone), SessionState::Ready, "how it ended may be in the reports that follow");
+    let effects = desk.apply(beat("w", again));
+    let commands = sent(&effects);
     assert_eq!(desk.session(gone).end, Some(EndReason::WorkerLost));
     assert_eq!((desk.state(placed), desk.session(placed).epoch), (SessionState::Placed, Epoch(2)));
     assert!(
@@ -560,10 +574,11 @@ fn running_tasks_end_with_their_session() {
     let running = TaskReport { worker: id("w"), link, session, epoch: Epoch(1), task, done: false, summary };
     desk.apply(Event::Task(Box::new(running.clone())));
     assert_eq!(desk.fleet.running_tasks(), 1);
-    let effects = desk.apply(Event::Hello(Box::new(hello("w", LinkId(50), 5))));
+    desk.apply(Event::Hello(Box::new(hello("w", LinkId(50), 5))));
+    let effects = desk.apply(beat("w", LinkId(50)));
     let stored = effects
         .iter()
-        .find_map(|e| if let Effect::SaveTask { summary, .. } = e { Some(summary) } else { None })
+        .find_map(|e| if let Effect::ConcludeTask { summary, .. } = e { Some(summary) } else { None })
         .unwrap();
     let kind = stored.end.as_ref().unwrap().outcome.as_ref().unwrap().kind.as_ref().unwrap();
     assert!(matches!(kind, v1::outcome::Kind::WorkerLost(_)));
@@ -605,6 +620,7 @@ fn a_restart_keeps_sessions_and_gives_up_those_that_nobody_can_claim() {
             .map(|w| Worker::from_record(w.id.clone(), w.incarnation, w.scheduling))
             .collect(),
         keys: desk.fleet.keys.values().cloned().collect(),
+        promised_lease: None,
     };
     let (fleet, effects) = Fleet::restore(config(), 2, loaded, start());
     assert!(effects.iter().any(|e| matches!(e, Effect::SaveSession(s) if s.id == unclaimed)));
@@ -650,7 +666,7 @@ impl Fleet {
             self.sessions,
             self.workers,
             self.keys,
-            self.index.queue,
+            (&self.index.queue, &self.index.used),
             self.index.names,
             self.index.load,
             self.index.alive

@@ -9,7 +9,7 @@ use berth_proto::{
 };
 
 use super::{
-    Fleet, Liveness, Scheduling,
+    Effect, Fleet, Liveness, Scheduling,
     model::{Clock, Now, Session, Worker},
 };
 
@@ -25,6 +25,8 @@ pub(super) enum Timer {
     Session(SessionId),
     Worker(WorkerId),
     Purge,
+    /// The leases of an earlier coordinator are over.
+    Lease,
 }
 
 impl Fleet {
@@ -39,6 +41,10 @@ impl Fleet {
             }
             SessionState::Placed => ttl.into_iter().chain([self.start_deadline(session)]).min(),
             SessionState::Ready | SessionState::Paused => ttl,
+            SessionState::Parked => {
+                let leaves = session.worker.as_ref().map(|_| clock.ending_check);
+                clock.expires.into_iter().chain(leaves).min()
+            }
             SessionState::Ending => Some(clock.ending_check),
             SessionState::Ended => None,
         }
@@ -74,11 +80,14 @@ impl Fleet {
                 Timer::Session(id) => self.check_session(*id, now),
                 Timer::Worker(id) => self.check_worker(id, now),
                 Timer::Purge => self.purge(now),
+                // Should the store refuse this, the longer one stands: that only takes longer after the next start.
+                Timer::Lease => self.out.push(Effect::SaveLease(self.config.lease)),
             }
             let next = match &timer {
                 Timer::Session(id) => self.sessions.get(id).and_then(|s| self.session_timer(s)),
                 Timer::Worker(id) => self.workers.get(id).and_then(|w| self.worker_timer(w)),
                 Timer::Purge => Some(now.mono + PURGE_EVERY),
+                Timer::Lease => None,
             };
             if let Some(at) = next {
                 self.arm(at, timer);
@@ -111,6 +120,12 @@ impl Fleet {
             {
                 self.end_session(id, EndReason::TtlExpired, "", now);
             }
+            SessionState::Parked if passed(session.clock.expires) => {
+                self.end_session(id, EndReason::TtlExpired, "its TTL was over while it was parked", now);
+            }
+            SessionState::Parked if session.worker.is_some() && session.clock.ending_check <= now.mono => {
+                self.still_leaving(&session, now);
+            }
             SessionState::Placed if self.start_deadline(&session) <= now.mono => {
                 self.start_is_late(&session, now)
             }
@@ -128,6 +143,10 @@ impl Fleet {
         }
         self.put_session(Session { start_timed_out: true, ..session.clone() });
         let words = format!("the sandbox was not ready within {} s", self.start_timeout(session).as_secs());
+        if session.comes_from_park() {
+            self.tell_end(session, EndReason::SandboxFailed);
+            return self.park_again(session.id, EndReason::SandboxFailed, &words);
+        }
         self.end_session(session.id, EndReason::SandboxFailed, &words, now);
     }
 
@@ -144,7 +163,7 @@ impl Fleet {
         }
     }
 
-    fn alive(&self, session: &Session) -> bool {
+    pub(super) fn alive(&self, session: &Session) -> bool {
         let worker = session.worker.as_ref().and_then(|id| self.workers.get(id));
         worker.is_some_and(|w| w.liveness == Liveness::Alive)
     }

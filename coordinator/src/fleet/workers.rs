@@ -5,7 +5,7 @@
 //! told to end; what it no longer has we place anew (never ready: nobody has seen it) or
 //! call lost.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use berth_proto::{
     Epoch, Incarnation, SessionId, WorkerId,
@@ -16,7 +16,7 @@ use super::{
     Fleet,
     event::{CloseReason, Command, Effect, Ending, Heartbeat, Hello, Refused, Running},
     left,
-    model::{LinkId, Liveness, Now, Scheduling, Worker},
+    model::{LinkId, Liveness, Now, Scheduling, Session, Worker},
     queue::may_restore,
 };
 
@@ -38,6 +38,7 @@ impl Fleet {
             id: hello.worker.clone(),
             incarnation,
             scheduling,
+            stopping: self.stop_of(old.as_deref(), incarnation, hello.stopping_within, now),
             liveness: Liveness::Alive,
             process: hello.process,
             version: hello.version,
@@ -54,6 +55,7 @@ impl Fleet {
             lease_until: now.mono + self.config.lease,
             down_since: now.mono,
             drain_at: old.as_ref().and_then(|w| w.drain_at),
+            missing: Vec::new(),
         });
         // The welcome must be the first that goes over the link, with what reconciling finds.
         let others = std::mem::take(&mut self.out);
@@ -64,6 +66,9 @@ impl Fleet {
             self.send(&hello.worker, Command::Cordoned(true));
         }
         self.out.extend(after);
+        if hello.stopping_within.is_some() {
+            self.unplace_starting(&hello.worker, "stops", now);
+        }
         Ok(())
     }
 
@@ -88,7 +93,9 @@ impl Fleet {
         let mut held: BTreeMap<SessionId, ()> = BTreeMap::new();
         for run in running {
             let ours = self.sessions.get(&run.session).cloned();
-            let reason = ours.as_ref().and_then(|s| s.end).unwrap_or(EndReason::Deleted);
+            let parked = ours.as_ref().is_some_and(|s| s.state == SessionState::Parked);
+            let otherwise = if parked { EndReason::Parked } else { EndReason::Deleted };
+            let reason = ours.as_ref().and_then(|s| s.end).unwrap_or(otherwise);
             let ending = Ending { session: run.session, epoch: run.epoch, reason };
             let current =
                 ours.filter(|s| s.holds_place() && s.worker.as_ref() == Some(worker) && s.epoch == run.epoch);
@@ -98,10 +105,10 @@ impl Fleet {
             };
             held.insert(session.id, ());
             match run.state {
-                _ if session.state == SessionState::Ending => end.push(ending),
+                _ if matches!(session.state, SessionState::Ending | SessionState::Parked) => end.push(ending),
                 SessionState::Ready | SessionState::Paused => {
                     self.is_up(&session, run.state, &run.backend, now);
-                    self.send_clocks(session.id);
+                    self.send_clocks(session.id, now);
                 }
                 // On its way elsewhere: its end comes.
                 SessionState::Ending if may_restore(&session) => {}
@@ -111,22 +118,32 @@ impl Fleet {
                 SessionState::Ended => {
                     self.finish(session.id, EndReason::SandboxFailed, "its worker ended it", now);
                 }
-                SessionState::Pending | SessionState::Placed => {}
+                SessionState::Pending | SessionState::Placed | SessionState::Parked => {}
             }
         }
-        self.not_held(worker, |id| held.contains_key(id), "came back without it", now);
+        let missing = self.held_by(worker).filter(|(id, _)| !held.contains_key(id)).collect();
+        if let Some(known) = self.workers.get(worker).cloned() {
+            self.put_worker(Worker { missing, ..(*known).clone() });
+        }
         end
     }
 
-    /// What we thought to be on a worker, and is not: it is placed anew, or was lost there.
-    fn not_held(&mut self, worker: &WorkerId, held: impl Fn(&SessionId) -> bool, why: &str, now: Now) {
+    /// What we think to be on a worker.
+    fn held_by(&self, worker: &WorkerId) -> impl Iterator<Item = (SessionId, Epoch)> {
         let load = self.index.load.get(worker).cloned().unwrap_or_default();
-        for id in load.sessions.into_iter().filter(|id| !held(id)) {
-            let Some(session) = self.sessions.get(&id).cloned() else { continue };
-            if session.state == SessionState::Placed {
-                self.unplace(&session, &format!("{worker} {why}"), now);
-            } else {
-                self.lose(&session, &format!("worker {worker} {why}"), now);
+        load.sessions.into_iter().filter_map(|id| self.sessions.get(&id).map(|s| (id, s.epoch)))
+    }
+
+    /// What we thought to be on a worker, and is not: it is placed anew, or was lost there.
+    fn not_held(&mut self, worker: &WorkerId, missing: Vec<(SessionId, Epoch)>, why: &str, now: Now) {
+        for (id, epoch) in missing {
+            let here =
+                |s: &&Arc<Session>| s.holds_place() && s.worker.as_ref() == Some(worker) && s.epoch == epoch;
+            let Some(session) = self.sessions.get(&id).filter(here).cloned() else { continue };
+            match session.state {
+                SessionState::Placed => self.unplace(&session, &format!("{worker} {why}"), now),
+                SessionState::Parked => self.vacate(&session, now),
+                _ => self.lose(&session, &format!("worker {worker} {why}"), now),
             }
         }
     }
@@ -144,7 +161,8 @@ impl Fleet {
             down_since: now.mono,
             ..(*known).clone()
         });
-        self.not_held(id, |_| false, "left without it", now);
+        let all = self.held_by(id).collect();
+        self.not_held(id, all, "left without it", now);
         if known.scheduling == Scheduling::Active {
             self.forget_worker(id.clone());
         }
@@ -169,8 +187,10 @@ impl Fleet {
             backends: beat.backends,
             templates: beat.templates,
             template_problems: beat.template_problems,
+            missing: Vec::new(),
             ..(*known).clone()
         });
+        self.not_held(&beat.worker, known.missing.clone(), "came back without it", now);
         self.out.push(Effect::Send {
             link: beat.link,
             command: Command::LeaseRenewed { sequence: beat.sequence },
@@ -183,25 +203,30 @@ impl Fleet {
             Scheduling::Draining { until } => Some(now.mono + left(until, now)),
             Scheduling::Active | Scheduling::Cordoned => None,
         };
-        self.put_worker(Worker { scheduling: wanted, drain_at, ..(*worker).clone() });
-        self.send(id, Command::Cordoned(wanted != Scheduling::Active));
+        let changed = Worker { scheduling: wanted, drain_at, ..(*worker).clone() };
+        let closed = changed.in_force() != Scheduling::Active;
+        self.put_worker(changed);
+        self.send(id, Command::Cordoned(closed));
         self.drain_if_due(id, now);
         Ok(())
     }
 
     /// Ends what a drained worker still holds when its time is up. What was never ready
-    /// goes to another worker: its client still waits.
+    /// goes to another worker: its client still waits. So does what may, from the checkpoint that there is, as if the
+    /// worker were lost.
     pub(super) fn drain_if_due(&mut self, id: &WorkerId, now: Now) {
         let due = self.workers.get(id).and_then(|w| w.drain_at).is_some_and(|at| at <= now.mono);
         if !due {
             return;
         }
+        self.unplace_starting(id, "was drained", now);
         let load = self.index.load.get(id).cloned().unwrap_or_default();
         for session in load.sessions {
             let Some(session) = self.sessions.get(&session).cloned() else { continue };
-            if session.state == SessionState::Placed {
+            if session.state == SessionState::Parked || session.parking.is_some() {
+                // It has been told to end there, or is when its checkpoint is kept: that is seen through.
+            } else if may_restore(&session) {
                 self.tell_end(&session, EndReason::Drained);
-                self.unplace(&session, &format!("{id} was drained"), now);
             } else {
                 self.end_session(session.id, EndReason::Drained, &format!("worker {id} was drained"), now);
             }
@@ -247,22 +272,11 @@ impl Fleet {
                 down_since: now.mono,
                 ..(*worker).clone()
             });
-            self.replace_elsewhere(id, now);
+            self.unplace_starting(id, "was lost", now);
         } else if near_end <= now.mono && worker.liveness == Liveness::Alive {
             self.put_worker(Worker { liveness: Liveness::Suspect, ..(*worker).clone() });
         }
         self.drain_if_due(id, now);
-    }
-
-    /// Sessions that nobody has seen ready don't wait for a dead worker.
-    fn replace_elsewhere(&mut self, worker: &WorkerId, now: Now) {
-        let load = self.index.load.get(worker).cloned().unwrap_or_default();
-        for id in load.sessions {
-            let Some(session) = self.sessions.get(&id).cloned() else { continue };
-            if session.state == SessionState::Placed {
-                self.unplace(&session, &format!("{worker} was lost"), now);
-            }
-        }
     }
 
     /// When a dead worker's sessions are given up, or `None` while no worker at all is alive.
@@ -279,7 +293,7 @@ impl Fleet {
         if self.index.alive == 0 || !load.sessions.iter().any(restorable) {
             return None;
         }
-        let since = worker.down_since.max(self.blackout_over).max(self.started + self.config.lease);
+        let since = worker.down_since.max(self.blackout_over).max(self.old_fences);
         Some(since + self.config.restore_grace)
     }
 
@@ -301,7 +315,13 @@ impl Fleet {
         }
         let load = self.index.load.get(&worker.id).cloned().unwrap_or_default();
         for id in load.sessions {
-            self.finish(id, EndReason::WorkerLost, &format!("worker {} did not come back", worker.id), now);
+            match self.sessions.get(&id).filter(|s| s.state == SessionState::Parked).cloned() {
+                Some(parked) => self.vacate(&parked, now),
+                None => {
+                    let why = format!("worker {} did not come back", worker.id);
+                    self.finish(id, EndReason::WorkerLost, &why, now);
+                }
+            }
         }
     }
 }

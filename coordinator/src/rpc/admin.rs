@@ -45,7 +45,7 @@ impl Admin {
     fn worker(&self, id: &WorkerId) -> Result<v1::Worker, Error> {
         let shared = &self.context.shared;
         let worker = shared.view.worker(id).ok_or_else(|| Error::from(Refused::NoWorker(id.clone())))?;
-        let load = shared.view.loads().get(id).copied().unwrap_or_default();
+        let load = shared.view.load(id);
         Ok(wire::worker(&worker, &load, shared.links.channels(id)))
     }
 
@@ -171,6 +171,7 @@ impl AdminService for Admin {
             sessions_ready: view.count(&[SessionState::Ready, SessionState::Paused]) as u32,
             sessions_pending: view.count(&[SessionState::Pending, SessionState::Placed]) as u32,
             running_tasks: view.running_tasks() as u32,
+            sessions_parked: view.count(&[SessionState::Parked]) as u32,
         }))
     }
 

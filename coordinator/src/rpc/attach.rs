@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use berth_proto::{Error, WorkerId, spawn::spawn, v1};
+use berth_proto::{Error, WorkerId, convert, spawn::spawn, v1};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -51,7 +51,8 @@ impl v1::worker_service_server::WorkerService for Workers {
         let id = self.context.shared.links.draw();
         let hello = wire::hello(first(&mut incoming).await?, id)?;
         let worker = hello.worker.clone();
-        let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        // Room for what the hello is answered with as well: a word on each session that it names.
+        let (sender, receiver) = mpsc::channel(LINK_QUEUE + hello.running.len());
         let closed = CancellationToken::new();
         let link = Link { id, sender, closed: closed.clone(), data_token: random_hex() };
         self.context.driver.attach(hello, link).await.map_err(Error::from)?;
@@ -117,6 +118,10 @@ fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<
         }
         Some(Message::Session(report)) => Some(Event::Report(Box::new(wire::report(worker, link, report)?))),
         Some(Message::Task(report)) => Some(Event::Task(Box::new(wire::task_report(worker, link, report)?))),
+        Some(Message::Stopping(stopping)) => {
+            let within = convert::duration("within", convert::required("within", stopping.within)?)?;
+            Some(Event::Stopping { worker: worker.clone(), link, within })
+        }
         Some(Message::Leaving(_)) => Some(Event::Leaving { worker: worker.clone(), link }),
         Some(Message::Hello(_)) => {
             return Err(Error::invalid("hello", "came twice").hint("one hello a stream: it comes first"));

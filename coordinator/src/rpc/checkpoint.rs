@@ -5,15 +5,20 @@ use berth_proto::{
     convert::{self, bounds},
     domain::CreateSession,
     v1::{self, checkpoint_service_server::CheckpointService},
+    world,
 };
 use tonic::{Request, Response, Status};
 
 use super::{
     Context,
+    guard::tenant_of,
     session::{Origin, Sessions},
 };
 
-use crate::checkpoints::{FREEZE_LIMIT, Record, Wanted, keep_for, unkept};
+use crate::{
+    checkpoints::{FREEZE_LIMIT, Record, Wanted, keep_for, unkept},
+    tenant::Tenant,
+};
 
 /// Bytes of a note.
 const NOTE_MAX: usize = 256;
@@ -32,13 +37,14 @@ impl Checkpointing {
 
     async fn record(&self, id: &str) -> Result<Record, Error> {
         let id = checkpoint_id(id)?;
-        let found = self.context.checkpoints.catalog.get(&id).await.map_err(unkept)?;
+        let found = world::on_thread(self.context.checkpoints.catalog.get(&id)).await.map_err(unkept)?;
         found.ok_or_else(|| Error::not_found(Reason::CheckpointNotFound, format!("no checkpoint {id}")))
     }
 
     /// Makes a session of a checkpoint.
     async fn restore(
         &self,
+        tenant: Tenant,
         from: Origin<'_>,
         wanted: v1::CreateSessionRequest,
     ) -> Result<v1::Session, Status> {
@@ -61,7 +67,7 @@ impl Checkpointing {
         let template = template.clone();
         let wanted = v1::CreateSessionRequest { template, on_worker_loss, checkpoints, ..wanted };
         let wanted = CreateSession::try_from(wanted)?;
-        self.sessions.create(wanted, Some(from)).await
+        self.sessions.create(tenant, wanted, Some(from)).await
     }
 }
 
@@ -89,6 +95,7 @@ impl CheckpointService for Checkpointing {
             note: request.note,
             keep_for: keep_for(request.keep_for)?,
             freeze_limit: FREEZE_LIMIT,
+            parting: None,
         };
         Ok(Response::new(self.context.checkpoints.take(id, wanted).await?.shown))
     }
@@ -108,7 +115,8 @@ impl CheckpointService for Checkpointing {
             token => Some(checkpoint_id(token).map_err(|_| convert::bad_page_token())?),
         };
         let catalog = &self.context.checkpoints.catalog;
-        let found = catalog.list(session, before.as_deref(), size + 1).await.map_err(unkept)?;
+        let found =
+            world::on_thread(catalog.list(session, before.as_deref(), size + 1)).await.map_err(unkept)?;
         let mut checkpoints: Vec<v1::Checkpoint> = found.into_iter().map(|record| record.shown).collect();
         let more = crate::wire::cut_page(&mut checkpoints, size);
         let last = checkpoints.last().filter(|_| more).map(|c| c.id.clone());
@@ -138,16 +146,18 @@ impl CheckpointService for Checkpointing {
         &self,
         request: Request<v1::RestoreSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
+        let tenant = tenant_of(&request)?;
         let request = request.into_inner();
         let record = self.record(&request.checkpoint_id).await?;
         let from = Origin { record: &record, named: &record.shown.id };
-        Ok(Response::new(self.restore(from, request.session.unwrap_or_default()).await?))
+        Ok(Response::new(self.restore(tenant, from, request.session.unwrap_or_default()).await?))
     }
 
     async fn fork_session(
         &self,
         request: Request<v1::ForkSessionRequest>,
     ) -> Result<Response<v1::ForkSessionResponse>, Status> {
+        let tenant = tenant_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
         let count = request.count.max(1);
@@ -159,6 +169,7 @@ impl CheckpointService for Checkpointing {
             note: format!("fork of {id}"),
             keep_for: None,
             freeze_limit: FREEZE_LIMIT,
+            parting: None,
         };
         let record = self.context.checkpoints.take(id, wanted).await?;
         let session = request.session.clone().unwrap_or_default();
@@ -167,7 +178,7 @@ impl CheckpointService for Checkpointing {
             if !wanted.request_id.is_empty() {
                 wanted.request_id = format!("{}-{n}", wanted.request_id);
             }
-            self.restore(Origin { record: &record, named: &request.session_id }, wanted)
+            self.restore(tenant.clone(), Origin { record: &record, named: &request.session_id }, wanted)
         });
         // Together: they may land on several workers. What was made stays when one fails, and is told.
         let made = futures::future::join_all(forks).await;

@@ -2,14 +2,15 @@
 //! the relay that every hop uses. This hop adds *where*: it looks the session up in the
 //! view (no round trip through the driver) and takes one of its worker's data channels.
 //!
-//! What a session's tasks came to can be asked after its end too: then the store answers.
+//! What a session's tasks came to can be asked after its end too, and while it is parked: then the store answers. So it does for those that a
+//! recovery has cost the session ([`super::recovered`]).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use berth_proto::{
     Error, Reason, SessionId, TaskId,
     convert::{self, bounds},
-    domain::SessionState,
+    domain::{EndReason, SessionState},
     error::reason_of,
     relay::{Hop, Relay, Route, worker_unreachable},
     v1::{self, task_service_server::TaskService},
@@ -17,14 +18,23 @@ use berth_proto::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::Context;
+use super::{
+    Context, recovered,
+    settled::{Settled, TaskEvents},
+};
 use crate::{
-    fleet::{Session, no_session, not_ready, session_ended},
+    driver::View,
+    fleet::{Session, no_session, not_ready, session_ended, session_parked},
     store::StoreError,
 };
 
 /// How long a call waits for a data channel: a worker that attaches anew needs about that.
 const CHANNEL_WITHIN: Duration = Duration::from_secs(2);
+/// How long the end of a parked session's sandbox is waited for.
+const LEAVES_WITHIN: Duration = Duration::from_secs(10);
+
+/// The wait for what may never come, a piece at a time.
+const FAR: Duration = Duration::from_secs(3600);
 
 /// Calls that start a task or feed one: a paused session takes none of them.
 const NEEDS_RUNNING: [&str; 4] = ["Run", "StartTask", "WriteStdin", "CloseStdin"];
@@ -40,7 +50,7 @@ impl Route for ToWorker {
         usable(&session, call)?;
         let worker = session.worker.as_ref().ok_or_else(not_ready)?;
         let channel = shared.links.channel(worker, Instant::now() + CHANNEL_WITHIN).await?;
-        Ok(Hop { channel, guard: None })
+        Ok(Hop { channel, guard: None, over: Some(Box::pin(placed_anew(shared.view.clone(), session))) })
     }
 
     fn lost(&self) -> Error {
@@ -48,10 +58,35 @@ impl Route for ToWorker {
     }
 }
 
+/// Comes when the session is not where it was any more. Its old worker may not have heard of that, and what it still
+/// says is stale: a client that reads on would be told two ends of one task.
+async fn placed_anew(view: Arc<View>, was: Arc<Session>) -> Error {
+    let stale = |now: Option<&Session>| {
+        let now = now?;
+        if now.end == Some(EndReason::WorkerLost) {
+            return Some(session_ended(now.end, &now.message));
+        }
+        let moved = (now.epoch, &now.worker) != (was.epoch, &was.worker);
+        moved.then(|| {
+            Error::unavailable(
+                Reason::WorkerUnreachable,
+                "the session has left the worker that this call went to",
+            )
+            .hint("ask again: the call goes to where the session is now")
+        })
+    };
+    loop {
+        if let Some(error) = view.wait(was.id, Instant::now() + FAR, stale).await {
+            return error;
+        }
+    }
+}
+
 /// Whether a session takes this call in its state.
 fn usable(session: &Session, call: &str) -> Result<(), Error> {
     match session.state {
         SessionState::Pending | SessionState::Placed => Err(not_ready()),
+        SessionState::Parked => Err(session_parked(&session.id)),
         SessionState::Ending | SessionState::Ended => Err(session_ended(session.end, &session.message)),
         SessionState::Paused if NEEDS_RUNNING.contains(&call) => {
             Err(Error::precondition(Reason::SessionPaused, "the session is paused")
@@ -79,21 +114,35 @@ impl Tasks {
         Self { relay: Relay::new(ToWorker { context: context.clone() }), context }
     }
 
-    /// The session, if it has ended.
-    fn ended(&self, id: &str) -> Result<Option<SessionId>, Error> {
+    /// The session, if it has ended or is parked: the store has its tasks then. While the sandbox of a parked one still
+    /// ends, so do they: that is waited for.
+    async fn over(&self, id: &str) -> Result<Option<Arc<Session>>, Error> {
         let id: SessionId = id.parse()?;
-        let session = self.context.shared.view.session(&id).ok_or_else(|| no_session(&id))?;
-        Ok((session.state == SessionState::Ended).then_some(id))
+        let view = &self.context.shared.view;
+        let leaves = |s: &Session| s.state == SessionState::Parked && s.worker.is_some();
+        let gone = |s: Option<&Session>| (!s.is_some_and(leaves)).then_some(());
+        let _ = view.wait(id, Instant::now() + LEAVES_WITHIN, gone).await;
+        let session = view.session(&id).ok_or_else(|| no_session(&id))?;
+        Ok(matches!(session.state, SessionState::Ended | SessionState::Parked).then_some(session))
     }
 
-    async fn stored(&self, session: SessionId, task: &str) -> Result<Response<v1::Task>, Status> {
+    async fn stored(&self, session: &Session, task: &str) -> Result<Response<v1::Task>, Status> {
         let id: TaskId = task.parse()?;
-        let found = self.context.shared.store.task(session, id).await.map_err(unread)?;
+        let found = self.context.shared.store.task(session.id, id).await.map_err(unread)?;
         let missing = || {
-            Error::not_found(Reason::TaskNotFound, format!("no task of this ended session has the id {id}"))
-                .hint("of an ended session the last 1000 finished tasks are kept")
+            let what = if session.state == SessionState::Parked { "parked" } else { "ended" };
+            Error::not_found(Reason::TaskNotFound, format!("no task of this {what} session has the id {id}"))
+                .hint(format!("of a session that is {what} the last 1000 finished tasks are kept"))
         };
-        Ok(Response::new(found.ok_or_else(missing)?))
+        Ok(Response::new(told(found.ok_or_else(missing)?, session)))
+    }
+
+    /// What the session's worker refuses, with what is to be said of a recovery.
+    fn told(&self, session: &str, status: Status) -> Status {
+        match session.parse().ok().and_then(|id| self.context.shared.view.session(&id)) {
+            Some(session) => recovered::refusal(status, &session),
+            None => status,
+        }
     }
 
     /// A task of an earlier placement is not known where the session is now: what became of it is in the store.
@@ -105,15 +154,16 @@ impl Tasks {
     ) -> Result<Response<v1::Task>, Status> {
         let unknown = |status: &Status| reason_of(status) == Some(Reason::TaskNotFound);
         let Some(status) = answer.as_ref().err().filter(|status| unknown(status)) else { return answer };
+        let Some(known) = self.context.shared.view.session(&session) else { return answer };
         match self.context.shared.store.task(session, task).await.map_err(unread)? {
-            Some(task) => Ok(Response::new(task)),
-            None => Err(status.clone()),
+            Some(task) => Ok(Response::new(recovered::record(task, &known))),
+            None => Err(recovered::refusal(status.clone(), &known)),
         }
     }
 
     async fn stored_list(
         &self,
-        session: SessionId,
+        session: &Session,
         request: &v1::ListTasksRequest,
     ) -> Result<Response<v1::ListTasksResponse>, Status> {
         let size = convert::page_size(request.page_size, bounds::PAGE_DEFAULT)?;
@@ -124,15 +174,22 @@ impl Tasks {
             "" => None,
             token => Some(token.parse::<TaskId>().map_err(|_| convert::bad_page_token())?),
         };
-        let mut tasks = self.context.shared.store.tasks(session, before, size + 1).await.map_err(unread)?;
+        let mut tasks =
+            self.context.shared.store.tasks(session.id, before, size + 1).await.map_err(unread)?;
         let more = crate::wire::cut_page(&mut tasks, size);
         let last = tasks.last().filter(|_| more).map(|task| task.id.clone());
+        let tasks = tasks.into_iter().map(|task| told(task, session)).collect();
         Ok(Response::new(v1::ListTasksResponse { tasks, next_page_token: last.unwrap_or_default() }))
     }
 }
 
 fn named(session: String, task: &str) -> Result<(SessionId, TaskId), Error> {
     Ok((session.parse()?, task.parse()?))
+}
+
+/// A task of a session that is over. What a parked one kept of its output can be read when it is resumed.
+fn told(task: v1::Task, session: &Session) -> v1::Task {
+    if session.state == SessionState::Parked { task } else { recovered::record(task, session) }
 }
 
 fn unread(error: StoreError) -> Error {
@@ -145,27 +202,50 @@ macro_rules! passed_on {
     ($($method:ident: $request:ident => $response:ty,)*) => {
         #[tonic::async_trait]
         impl TaskService for Tasks {
-            type RunStream = <Relay<ToWorker> as TaskService>::RunStream;
-            type WatchTaskStream = <Relay<ToWorker> as TaskService>::WatchTaskStream;
+            type RunStream = TaskEvents;
+            type WatchTaskStream = TaskEvents;
+
+            async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<TaskEvents>, Status> {
+                let session = request.get_ref().session_id.clone();
+                let settled = Settled::new(&self.context, &session);
+                let answer = self.relay.run(request).await.map_err(|status| self.told(&session, status))?;
+                Ok(answer.map(|events| settled.events(events)))
+            }
+
+            async fn watch_task(&self, request: Request<v1::WatchTaskRequest>) -> Result<Response<TaskEvents>, Status> {
+                let session = request.get_ref().session_id.clone();
+                let settled = Settled::new(&self.context, &session);
+                let answer = self.relay.watch_task(request).await.map_err(|status| self.told(&session, status))?;
+                Ok(answer.map(|events| settled.events(events)))
+            }
+
+            async fn cancel_task(&self, request: Request<v1::CancelTaskRequest>) -> Result<Response<v1::Task>, Status> {
+                let session = request.get_ref().session_id.clone();
+                let settled = Settled::new(&self.context, &session);
+                let answer = self.relay.cancel_task(request).await.map_err(|status| self.told(&session, status))?;
+                Ok(settled.answer(answer).await)
+            }
 
             async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
-                match self.ended(&request.get_ref().session_id)? {
-                    Some(session) => self.stored(session, &request.get_ref().task_id).await,
+                match self.over(&request.get_ref().session_id).await? {
+                    Some(session) => self.stored(&session, &request.get_ref().task_id).await,
                     None => {
                         let (session, task) = named(request.get_ref().session_id.clone(), &request.get_ref().task_id)?;
+                        let settled = Settled::new(&self.context, &request.get_ref().session_id);
                         let answer = self.relay.get_task(request).await;
-                        self.or_stored(answer, session, task).await
+                        Ok(settled.answer(self.or_stored(answer, session, task).await?).await)
                     }
                 }
             }
 
             async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<v1::Task>, Status> {
-                match self.ended(&request.get_ref().session_id)? {
-                    Some(session) => self.stored(session, &request.get_ref().task_id).await,
+                match self.over(&request.get_ref().session_id).await? {
+                    Some(session) => self.stored(&session, &request.get_ref().task_id).await,
                     None => {
                         let (session, task) = named(request.get_ref().session_id.clone(), &request.get_ref().task_id)?;
+                        let settled = Settled::new(&self.context, &request.get_ref().session_id);
                         let answer = self.relay.wait_task(request).await;
-                        self.or_stored(answer, session, task).await
+                        Ok(settled.answer(self.or_stored(answer, session, task).await?).await)
                     }
                 }
             }
@@ -174,26 +254,33 @@ macro_rules! passed_on {
                 &self,
                 request: Request<v1::ListTasksRequest>,
             ) -> Result<Response<v1::ListTasksResponse>, Status> {
-                match self.ended(&request.get_ref().session_id)? {
-                    Some(session) => self.stored_list(session, request.get_ref()).await,
-                    None => self.relay.list_tasks(request).await,
+                match self.over(&request.get_ref().session_id).await? {
+                    Some(session) => self.stored_list(&session, request.get_ref()).await,
+                    None => {
+                        let settled = Settled::new(&self.context, &request.get_ref().session_id);
+                        let mut answer = self.relay.list_tasks(request).await?;
+                        if settled.recovered() {
+                            for task in std::mem::take(&mut answer.get_mut().tasks) {
+                                answer.get_mut().tasks.push(settled.known(task).await);
+                            }
+                        }
+                        Ok(answer)
+                    }
                 }
             }
 
             $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<$response>, Status> {
-                self.relay.$method(request).await
+                let session = request.get_ref().session_id.clone();
+                self.relay.$method(request).await.map_err(|status| self.told(&session, status))
             })*
         }
     };
 }
 
 passed_on! {
-    run: RunRequest => Self::RunStream,
-    watch_task: WatchTaskRequest => Self::WatchTaskStream,
     start_task: StartTaskRequest => v1::Task,
     write_stdin: WriteStdinRequest => v1::WriteStdinResponse,
     close_stdin: CloseStdinRequest => v1::CloseStdinResponse,
     resize_pty: ResizePtyRequest => v1::ResizePtyResponse,
     signal_task: SignalTaskRequest => v1::SignalTaskResponse,
-    cancel_task: CancelTaskRequest => v1::Task,
 }

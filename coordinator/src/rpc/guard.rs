@@ -23,7 +23,10 @@ use tonic::{
     transport::server::TcpConnectInfo,
 };
 
-use crate::auth::{Keyring, Scope};
+use crate::{
+    auth::{Caller, Keyring, Scope},
+    tenant::Tenant,
+};
 
 /// Who may use a service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,26 +59,34 @@ impl Gate {
         Guard { gate: self.clone(), access, inner }
     }
 
-    fn check<B>(&self, access: Access, request: &http::Request<B>) -> Result<(), Error> {
+    /// Whether the call may go on, and whose it is where it needs a token.
+    fn check<B>(&self, access: Access, request: &http::Request<B>) -> Result<Option<Caller>, Error> {
         let header = request.headers().get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
         match access {
             Access::OpenOnLoopback => {
                 let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
                 if peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
-                    return Ok(());
+                    return Ok(None);
                 }
-                self.keyring.check(header, Scope::Admin)
+                self.keyring.check(header, Scope::Admin).map(Some)
             }
             Access::Token(scope) => {
-                self.keyring.check(header, scope)?;
+                let caller = self.keyring.check(header, scope)?;
                 if self.stopping.load(Ordering::Relaxed) {
                     return Err(Error::unavailable(Reason::ShuttingDown, "the coordinator is stopping")
                         .hint("try again in a few seconds"));
                 }
-                Ok(())
+                Ok(Some(caller))
             }
         }
     }
+}
+
+/// Whose a guarded call is.
+pub fn tenant_of<T>(request: &tonic::Request<T>) -> Result<Tenant, Error> {
+    let caller = request.extensions().get::<Caller>();
+    // A service that is mounted without a guard must not make sessions that are nobody's.
+    caller.map(|caller| caller.tenant.clone()).ok_or_else(|| Error::internal("a call without a caller"))
 }
 
 /// A guarded service.
@@ -103,10 +114,14 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if let Err(error) = self.gate.check(self.access, &request) {
-            let response = Status::from(error).into_http();
-            return Box::pin(async move { Ok(response) });
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        match self.gate.check(self.access, &request) {
+            Ok(Some(caller)) => drop(request.extensions_mut().insert(caller)),
+            Ok(None) => {}
+            Err(error) => {
+                let response = Status::from(error).into_http();
+                return Box::pin(async move { Ok(response) });
+            }
         }
         let answer = self.inner.call(request);
         Box::pin(async move { Ok(in_our_words(answer.await?)) })

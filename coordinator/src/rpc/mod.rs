@@ -7,7 +7,9 @@ mod blob;
 mod checkpoint;
 mod data;
 mod guard;
+mod recovered;
 mod session;
+mod settled;
 
 use std::{sync::Arc, time::Duration};
 

@@ -17,13 +17,17 @@ use berth_proto::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::Context;
+use super::{Context, guard::tenant_of};
 use crate::{
     auth::Digest,
     checkpoints::{Record, Wanted},
     driver::{CallError, Handle},
-    fleet::{Create, Event, NAME_LABEL, Refused, Session, Spec, Update, no_place, no_session, session_ended},
+    fleet::{
+        Create, Event, NAME_LABEL, Refused, Session, Spec, Update, no_place, no_session, session_ended,
+        session_parked,
+    },
     templates::Template,
+    tenant::Tenant,
     wire,
 };
 
@@ -47,9 +51,25 @@ impl Sessions {
         self.context.shared.view.session(id).ok_or_else(|| no_session(id))
     }
 
+    /// Says of those that wait where they stand in the queue.
+    fn number(&self, sessions: &mut [v1::Session]) {
+        let waits = |s: &&mut v1::Session| s.state() == v1::SessionState::Pending;
+        let mut waiting = sessions.iter_mut().filter(waits).peekable();
+        // Nearly always nobody does, and then nobody counts.
+        if waiting.peek().is_none() {
+            return;
+        }
+        let queue = self.context.shared.view.queue();
+        for session in waiting {
+            let id = session.id.parse::<SessionId>().ok();
+            session.queue_position = id.and_then(|id| queue.get(&id)).copied().unwrap_or_default();
+        }
+    }
+
     /// Makes a session and waits until it is ready: of a template, or of a checkpoint.
     pub async fn create(
         &self,
+        tenant: Tenant,
         wanted: CreateSession,
         from: Option<Origin<'_>>,
     ) -> Result<v1::Session, Status> {
@@ -59,7 +79,7 @@ impl Sessions {
         // Armed before the driver is asked: the client may go away while it works.
         let fresh = SessionId::new();
         let abandoned = Abandoned::arm(&self.context.driver, fresh, keyed);
-        let id = match self.enqueue(fresh, wanted, from).await {
+        let id = match self.enqueue(fresh, tenant, wanted, from).await {
             Ok(id) => id,
             Err(error) => {
                 abandoned.disarm();
@@ -111,6 +131,7 @@ impl Sessions {
     async fn enqueue(
         &self,
         id: SessionId,
+        tenant: Tenant,
         wanted: CreateSession,
         from: Option<Origin<'_>>,
     ) -> Result<SessionId, Error> {
@@ -137,6 +158,7 @@ impl Sessions {
             idle_timeout: wanted.idle_timeout.unwrap_or(template.idle_timeout),
             restore: from.map(Record::kept),
             spec: Spec {
+                tenant,
                 template: template.spec.clone(),
                 limits,
                 env,
@@ -148,6 +170,7 @@ impl Sessions {
                 patient: wanted.patient,
                 task_defaults: wanted.task_defaults.or(template.task_defaults),
                 keyed: wanted.request_id.is_some(),
+                from_checkpoint: from.is_some(),
             },
             key: wanted.request_id.map(|key| (key, body)),
         };
@@ -158,15 +181,24 @@ impl Sessions {
         }
     }
 
-    /// Pauses or resumes, and waits for it.
+    /// Pauses or resumes, and waits for it. To resume a parked session takes as long as to make one.
     async fn set_paused(&self, id: &str, paused: bool) -> Result<Response<v1::Session>, Status> {
         let id: SessionId = id.parse()?;
         self.context.driver.call(Event::Pause { session: id, paused }).await.map_err(Error::from)?;
         let wanted = if paused { SessionState::Paused } else { SessionState::Ready };
-        let deadline = Instant::now() + PAUSE_WITHIN;
+        let session = self.session(&id)?;
+        let longest = match session.comes_from_park() {
+            true => session.spec.wait_for_place + self.context.restore_timeout + CREATE_MARGIN,
+            false => PAUSE_WITHIN,
+        };
+        let deadline = Instant::now() + longest;
         let settled = self.context.shared.view.wait(id, deadline, |session| match session {
             None => Some(Err(no_session(&id))),
             Some(s) if s.state == wanted => Some(Ok(wire::session(s))),
+            // It stands as still as can be.
+            Some(s) if s.state == SessionState::Parked && paused => Some(Ok(wire::session(s))),
+            // With a worker its sandbox there still ends; without one it is back after a resume that failed.
+            Some(s) if s.state == SessionState::Parked && s.worker.is_none() => Some(Err(not_resumed(s))),
             Some(s) if matches!(s.state, SessionState::Ending | SessionState::Ended) => {
                 Some(Err(session_ended(s.end, &s.message)))
             }
@@ -174,8 +206,7 @@ impl Sessions {
         });
         let late = || {
             let what = if paused { "paused" } else { "resumed" };
-            let words =
-                format!("the worker did not say within {} s that it is {what}", PAUSE_WITHIN.as_secs());
+            let words = format!("the worker did not say within {} s that it is {what}", longest.as_secs());
             Error::new(Code::DeadlineExceeded, Reason::WorkerUnreachable, words)
                 .hint("it may be done yet: see the state with `berth ps`")
         };
@@ -189,8 +220,9 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::CreateSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
+        let tenant = tenant_of(&request)?;
         let wanted = CreateSession::try_from(request.into_inner())?;
-        Ok(Response::new(self.create(wanted, None).await?))
+        Ok(Response::new(self.create(tenant, wanted, None).await?))
     }
 
     async fn get_session(
@@ -198,7 +230,11 @@ impl SessionService for Sessions {
         request: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let id: SessionId = request.into_inner().session_id.parse()?;
-        Ok(Response::new(wire::session(&*self.session(&id)?)))
+        let session = self.session(&id)?;
+        let mut shown = [wire::session(&session)];
+        self.number(&mut shown);
+        let [shown] = shown;
+        Ok(Response::new(shown))
     }
 
     async fn list_sessions(
@@ -222,6 +258,7 @@ impl SessionService for Sessions {
         };
         let found = self.context.shared.view.list(before, size + 1, wanted);
         let mut sessions: Vec<v1::Session> = found.iter().map(|s| wire::session(s)).collect();
+        self.number(&mut sessions);
         let more = wire::cut_page(&mut sessions, size);
         let last = sessions.last().filter(|_| more).map(|s| s.id.clone());
         Ok(Response::new(v1::ListSessionsResponse { sessions, next_page_token: last.unwrap_or_default() }))
@@ -318,7 +355,7 @@ fn created(session: Option<&Session>) -> Option<Result<v1::Session, Error>> {
     };
     match session.state {
         SessionState::Pending | SessionState::Placed => None,
-        SessionState::Ready | SessionState::Paused => Some(Ok(wire::session(session))),
+        SessionState::Ready | SessionState::Paused | SessionState::Parked => Some(Ok(wire::session(session))),
         SessionState::Ending | SessionState::Ended => Some(Err(failed(session))),
     }
 }
@@ -340,6 +377,20 @@ fn failed(session: &Session) -> Error {
                 .hint("see the worker's log, and `berth workers`")
         }
         reason => session_ended(reason, &session.message),
+    };
+    error.with("session_id", session.id)
+}
+
+/// Why a session is parked still.
+fn not_resumed(session: &Session) -> Error {
+    let error = match session.resume_failed {
+        Some(EndReason::NoPlace) if session.unservable => {
+            Refused::TemplateUnavailable(session.message.clone()).into()
+        }
+        Some(EndReason::NoPlace) => no_place(&session.message),
+        Some(_) => Error::new(Code::Internal, Reason::SandboxFailed, session.message.clone())
+            .hint("its files are safe: try again, or see the worker's log"),
+        None => session_parked(&session.id),
     };
     error.with("session_id", session.id)
 }

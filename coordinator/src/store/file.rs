@@ -26,7 +26,7 @@ use sqlx::{
 };
 
 use super::{
-    StoreError,
+    StoreError, sums,
     wal::{self, Log},
 };
 
@@ -40,7 +40,8 @@ pub(crate) async fn open(path: &Path, migrations: &Migrator) -> Result<SqliteCon
     let on_disk = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
     if is_there(path)? {
         keep_private(path).map_err(on_disk)?;
-        check(path).await?;
+        let small = fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECKED_IN_FULL);
+        check(path, small, Some(migrations)).await?;
     } else {
         make(path, migrations).await?;
     }
@@ -130,30 +131,62 @@ async fn make(path: &Path, migrations: &Migrator) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(on_disk)
 }
 
+/// Looks at every page and index of a database that is there, however large it is.
+pub(crate) async fn check_in_full(path: &Path) -> Result<(), StoreError> {
+    is_there(path)?;
+    check(path, true, None).await
+}
+
 /// Looks for damage, and changes nothing.
-async fn check(path: &Path) -> Result<(), StoreError> {
+async fn check(path: &Path, in_full: bool, migrations: Option<&Migrator>) -> Result<(), StoreError> {
     let failed = |error| failure(path, error);
     let mut connection = options(path)?.read_only(true).connect().await.map_err(failed)?;
-    let checked = check_over(path, &mut connection).await;
+    let mut checked = check_over(path, in_full, &mut connection).await;
+    if let (Ok(()), Some(migrations)) = (&checked, migrations) {
+        checked = check_migrations(path, migrations, &mut connection).await;
+    }
     let _ = connection.close().await;
     checked
 }
 
-async fn check_over(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn check_over(path: &Path, in_full: bool, connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let failed = |error| failure(path, error);
     // From the first read on nobody else writes, here or in the log.
     for sql in ["BEGIN", "SELECT count(*) FROM sqlite_schema"] {
         sqlx::query(sql).execute(&mut *connection).await.map_err(failed)?;
     }
     check_log(&beside(path, "-wal"))?;
-    let small = fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECKED_IN_FULL);
-    let check = if small { "PRAGMA integrity_check(1)" } else { "PRAGMA quick_check(1)" };
+    let check = if in_full { "PRAGMA integrity_check(1)" } else { "PRAGMA quick_check(1)" };
     let found: Vec<(String,)> = sqlx::query_as(check).fetch_all(&mut *connection).await.map_err(failed)?;
     match &found[..] {
-        [(word,)] if word == "ok" => Ok(()),
+        [(word,)] if word == "ok" => {}
         found => {
             let what = found.first().map_or("nothing was found", |(what,)| what.as_str());
-            Err(StoreError::Damaged(format!("{}: {what}", path.display())))
+            return Err(StoreError::Damaged(format!("{}: {what}", path.display())));
+        }
+    }
+    sums::check_all(connection, in_full).await.map_err(|error| match error {
+        StoreError::Damaged(what) => StoreError::Damaged(format!("{}: {what}", path.display())),
+        error => error,
+    })
+}
+
+/// That no migration is known here which was applied otherwise. sqlx finds that too, but with a connection that writes.
+async fn check_migrations(
+    path: &Path,
+    migrations: &Migrator,
+    connection: &mut SqliteConnection,
+) -> Result<(), StoreError> {
+    let sql = "SELECT version, success, checksum FROM _sqlx_migrations";
+    let applied: Vec<(i64, bool, Vec<u8>)> =
+        sqlx::query_as(sql).fetch_all(connection).await.map_err(|error| failure(path, error))?;
+    let ours = |version, sum: &[u8]| migrations.iter().any(|m| m.version == version && *m.checksum == *sum);
+    match applied.iter().find(|(version, success, sum)| !success || !ours(*version, sum)) {
+        None => Ok(()),
+        Some((version, ..)) => {
+            let words =
+                format!("{}: its step {version} is not known here: it is damaged, or newer", path.display());
+            Err(StoreError::Damaged(words))
         }
     }
 }

@@ -28,6 +28,7 @@ struct Inner {
     sessions: BTreeMap<SessionId, Session>,
     workers: BTreeMap<WorkerId, Worker>,
     keys: BTreeMap<String, RequestKey>,
+    promised_lease: Option<std::time::Duration>,
     tasks: BTreeMap<(SessionId, TaskId), v1::Task>,
 }
 
@@ -60,6 +61,7 @@ impl Store for MemoryStore {
                 .map(|w| Worker::from_record(w.id.clone(), w.incarnation, w.scheduling))
                 .collect(),
             keys: inner.keys.values().cloned().collect(),
+            promised_lease: inner.promised_lease,
         })
     }
 
@@ -87,6 +89,7 @@ impl Store for MemoryStore {
         for key in &batch.forget_keys {
             inner.keys.remove(key);
         }
+        inner.promised_lease = batch.promised_lease.or(inner.promised_lease);
         for record in &batch.tasks {
             let key = (record.session, record.task);
             inner.tasks.entry(key).or_insert_with(|| (*record.summary).clone());

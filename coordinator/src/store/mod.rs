@@ -14,13 +14,16 @@ pub(crate) mod file;
 pub mod memory;
 mod record;
 pub mod sqlite;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod wal;
 
+#[cfg(test)]
+pub(crate) use record::as_kept;
 pub(crate) use record::{micros, spec_in, spec_out, time};
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use berth_proto::{SessionId, TaskId, WorkerId, v1};
@@ -40,6 +43,8 @@ pub struct Batch {
     pub forget_workers: Vec<WorkerId>,
     pub keys: Vec<RequestKey>,
     pub forget_keys: Vec<String>,
+    /// The longest lease under which some worker may hold sessions, from now on.
+    pub promised_lease: Option<Duration>,
     pub tasks: Vec<TaskRecord>,
 }
 
@@ -52,6 +57,7 @@ impl Batch {
             && self.forget_workers.is_empty()
             && self.keys.is_empty()
             && self.forget_keys.is_empty()
+            && self.promised_lease.is_none()
     }
 }
 

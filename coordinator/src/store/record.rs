@@ -15,11 +15,17 @@ use berth_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
-use crate::fleet::{Kept, Scheduling, Session, Spec, Times, Worker};
+use super::{StoreError, sums::Fields};
+use crate::{
+    fleet::{Kept, Recovery, Scheduling, Session, Spec, Waits, Worker},
+    tenant::Tenant,
+};
 
 #[derive(Serialize, Deserialize)]
 struct SpecRow {
+    /// Absent in rows of before there were any: the default one.
+    #[serde(default)]
+    tenant: Option<String>,
     template: TemplateRow,
     cpu_millis: u32,
     memory_bytes: u64,
@@ -37,6 +43,8 @@ struct SpecRow {
     patient: bool,
     #[serde(default)]
     keyed: bool,
+    #[serde(default)]
+    from_checkpoint: bool,
     /// 0: no limit. Absent, like the rest: the worker's.
     #[serde(default)]
     task_timeout_ms: Option<u64>,
@@ -72,6 +80,7 @@ struct TemplateRow {
 pub(crate) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
     let defaults = &spec.task_defaults;
     let row = SpecRow {
+        tenant: Some(spec.tenant.to_string()),
         template: TemplateRow {
             name: spec.template.name.clone(),
             root: spec.template.root.clone(),
@@ -89,6 +98,7 @@ pub(crate) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
         wait_for_place_ms: millis(spec.wait_for_place),
         patient: spec.patient,
         keyed: spec.keyed,
+        from_checkpoint: spec.from_checkpoint,
         task_timeout_ms: defaults.timeout.map(|timeout| millis(timeout.unwrap_or_default())),
         pty_cols: defaults.pty_size.map(|size| size.cols),
         pty_rows: defaults.pty_size.map(|size| size.rows),
@@ -105,7 +115,9 @@ pub(crate) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
 
 pub(crate) fn spec_in(text: &str) -> Result<Spec, StoreError> {
     let row: SpecRow = serde_json::from_str(text).map_err(damaged("a session's spec"))?;
+    let tenant = row.tenant.map(|name| name.parse::<Tenant>()).transpose();
     Ok(Spec {
+        tenant: tenant.map_err(damaged("a tenant"))?.unwrap_or_default(),
         template: TemplateSpec {
             name: row.template.name,
             root: row.template.root,
@@ -130,6 +142,7 @@ pub(crate) fn spec_in(text: &str) -> Result<Spec, StoreError> {
             max_concurrent: row.max_concurrent,
         },
         keyed: row.keyed,
+        from_checkpoint: row.from_checkpoint,
         on_worker_loss: if row.restore_on_loss { OnWorkerLoss::Restore } else { OnWorkerLoss::End },
         checkpoints: CheckpointPolicy {
             interval: row.checkpoint_interval_ms.map(Duration::from_millis),
@@ -160,9 +173,13 @@ pub(super) struct SessionRow {
     pub ready_at: Option<i64>,
     pub ended_at: Option<i64>,
     pub expires_at: Option<i64>,
-    /// JSON: what it can be restored from, and what it was.
+    /// JSON: what it can be restored from, and its last recovery.
     pub checkpoint: Option<String>,
     pub recovered: Option<String>,
+    pub waits_since: Option<i64>,
+    pub waits_until: Option<i64>,
+    pub paused_at: Option<i64>,
+    pub parked_at: Option<i64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -173,19 +190,48 @@ struct KeptRow {
     at: i64,
 }
 
-fn kept_out(kept: Option<&Kept>) -> Result<Option<String>, StoreError> {
-    let Some(kept) = kept else { return Ok(None) };
-    let row =
-        KeptRow { id: kept.from.checkpoint.clone(), root: Digest(kept.from.root).hex(), at: micros(kept.at) };
-    serde_json::to_string(&row).map(Some).map_err(|e| StoreError::Failed(e.to_string()))
+/// A kept checkpoint with more beside it; a row of before has the checkpoint alone.
+#[derive(Serialize, Deserialize)]
+struct RecoveryRow {
+    #[serde(flatten)]
+    kept: KeptRow,
+    #[serde(default)]
+    passed_over: Vec<String>,
+    #[serde(default)]
+    under_way: bool,
 }
 
-fn kept_in(text: Option<String>) -> Result<Option<Kept>, StoreError> {
-    let Some(text) = text else { return Ok(None) };
-    let row: KeptRow = serde_json::from_str(&text).map_err(damaged("a session's checkpoint"))?;
+fn kept_out(kept: &Kept) -> KeptRow {
+    KeptRow { id: kept.from.checkpoint.clone(), root: Digest(kept.from.root).hex(), at: micros(kept.at) }
+}
+
+fn kept_in(row: KeptRow) -> Result<Kept, StoreError> {
     let root = Digest::from_hex(&row.root)
         .ok_or_else(|| StoreError::Damaged(format!("{:?} is no digest", row.root)))?;
-    Ok(Some(Kept { from: RestoreFrom { checkpoint: row.id, root: root.0 }, at: time(row.at) }))
+    Ok(Kept { from: RestoreFrom { checkpoint: row.id, root: root.0 }, at: time(row.at) })
+}
+
+fn recovery_out(recovery: &Recovery) -> RecoveryRow {
+    RecoveryRow {
+        kept: kept_out(&recovery.kept),
+        passed_over: recovery.passed_over.clone(),
+        under_way: recovery.under_way,
+    }
+}
+
+fn recovery_in(row: RecoveryRow) -> Result<Recovery, StoreError> {
+    Ok(Recovery { kept: kept_in(row.kept)?, passed_over: row.passed_over, under_way: row.under_way })
+}
+
+fn json<T: Serialize>(value: Option<T>) -> Result<Option<String>, StoreError> {
+    value.map(|v| serde_json::to_string(&v)).transpose().map_err(|e| StoreError::Failed(e.to_string()))
+}
+
+fn of_json<T: for<'de> Deserialize<'de>>(
+    text: Option<String>,
+    what: &'static str,
+) -> Result<Option<T>, StoreError> {
+    text.map(|text| serde_json::from_str(&text)).transpose().map_err(damaged(what))
 }
 
 impl SessionRow {
@@ -205,33 +251,72 @@ impl SessionRow {
             ready_at: session.ready_at.map(micros),
             ended_at: session.ended_at.map(micros),
             expires_at: session.expires_at.map(micros),
-            checkpoint: kept_out(session.checkpoint.as_ref())?,
-            recovered: kept_out(session.recovered.as_ref())?,
+            checkpoint: json(session.checkpoint.as_ref().map(kept_out))?,
+            recovered: json(session.recovered.as_ref().map(recovery_out))?,
+            waits_since: Some(micros(session.waits.since)),
+            waits_until: Some(micros(session.waits.until)),
+            paused_at: session.paused_at.map(micros),
+            parked_at: session.parked_at.map(micros),
         })
     }
 
-    pub fn session(self) -> Result<Session, StoreError> {
-        let times = Times {
-            created_at: time(self.created_at),
-            ready_at: self.ready_at.map(time),
-            ended_at: self.ended_at.map(time),
-            expires_at: self.expires_at.map(time),
-        };
-        Ok(Session::from_record(
-            self.id.parse().map_err(damaged("a session's id"))?,
-            spec_in(&self.spec)?,
-            serde_json::from_str(&self.labels).map_err(damaged("a session's labels"))?,
-            state_in(&self.state)?,
-            Epoch(self.epoch as u64),
-            self.worker_id.map(|id| id.parse()).transpose().map_err(damaged("a worker's id"))?,
-            self.backend,
-            self.end_reason.as_deref().map(reason_in).transpose()?,
-            self.message,
-            times,
-            self.idle_timeout.map(|us| Duration::from_micros(us.max(0) as u64)),
-            [kept_in(self.checkpoint)?, kept_in(self.recovered)?],
-        ))
+    pub fn fields(self) -> Fields {
+        vec![
+            ("id", self.id.into()),
+            ("state", self.state.into()),
+            ("epoch", self.epoch.into()),
+            ("worker_id", self.worker_id.into()),
+            ("backend", self.backend.into()),
+            ("end_reason", self.end_reason.into()),
+            ("message", self.message.into()),
+            ("labels", self.labels.into()),
+            ("spec", self.spec.into()),
+            ("idle_timeout", self.idle_timeout.into()),
+            ("created_at", self.created_at.into()),
+            ("ready_at", self.ready_at.into()),
+            ("ended_at", self.ended_at.into()),
+            ("expires_at", self.expires_at.into()),
+            ("checkpoint", self.checkpoint.into()),
+            ("recovered", self.recovered.into()),
+            ("waits_since", self.waits_since.into()),
+            ("waits_until", self.waits_until.into()),
+            ("paused_at", self.paused_at.into()),
+            ("parked_at", self.parked_at.into()),
+        ]
     }
+
+    pub fn session(self) -> Result<Session, StoreError> {
+        let id = self.id.parse().map_err(damaged("a session's id"))?;
+        let mut session = Session::new(id, spec_in(&self.spec)?, time(self.created_at));
+        let checkpoint = of_json(self.checkpoint, "a session's checkpoint")?;
+        let recovered = of_json(self.recovered, "a session's recovery")?;
+        session.labels = serde_json::from_str(&self.labels).map_err(damaged("a session's labels"))?;
+        session.state = state_in(&self.state)?;
+        session.epoch = Epoch(self.epoch as u64);
+        session.worker = self.worker_id.map(|id| id.parse()).transpose().map_err(damaged("a worker's id"))?;
+        session.backend = self.backend;
+        session.end = self.end_reason.as_deref().map(reason_in).transpose()?;
+        session.message = self.message;
+        session.waits = Waits {
+            since: self.waits_since.map_or(session.waits.since, time),
+            until: self.waits_until.map_or(session.waits.until, time),
+        };
+        session.ready_at = self.ready_at.map(time);
+        session.ended_at = self.ended_at.map(time);
+        session.expires_at = self.expires_at.map(time);
+        session.paused_at = self.paused_at.map(time);
+        session.parked_at = self.parked_at.map(time);
+        session.idle_timeout = self.idle_timeout.map(|us| Duration::from_micros(us.max(0) as u64));
+        session.checkpoint = checkpoint.map(kept_in).transpose()?;
+        session.recovered = recovered.map(recovery_in).transpose()?;
+        Ok(session)
+    }
+}
+
+/// A session as the store would give it back.
+#[cfg(test)]
+pub(crate) fn as_kept(session: &Session) -> Session {
+    SessionRow::of(session).and_then(SessionRow::session).expect("what is written can be read")
 }
 
 fn state_in(text: &str) -> Result<SessionState, StoreError> {
@@ -268,6 +353,15 @@ impl WorkerRow {
             scheduling: scheduling.to_owned(),
             drain_until,
         }
+    }
+
+    pub fn fields(self) -> Fields {
+        vec![
+            ("id", self.id.into()),
+            ("incarnation", self.incarnation.into()),
+            ("scheduling", self.scheduling.into()),
+            ("drain_until", self.drain_until.into()),
+        ]
     }
 
     pub fn worker(self) -> Result<Worker, StoreError> {

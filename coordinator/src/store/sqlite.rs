@@ -12,19 +12,21 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use berth_proto::{SessionId, TaskId, v1};
 use prost::Message;
-use sqlx::{Connection, SqliteConnection, migrate::Migrator};
+use sqlx::{Connection, Row, SqliteConnection, migrate::Migrator, sqlite::SqliteRow};
 use tokio::sync::Mutex;
 
 use super::{
     Batch, Store, StoreError, TASKS_PER_SESSION, TaskRecord, file,
     record::{SessionRow, WorkerRow, micros, time},
+    sums::{self, Or, insert},
 };
-use crate::fleet::{Loaded, RequestKey, Session, Worker};
+use crate::fleet::{Loaded, RequestKey};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -38,17 +40,48 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Opens or makes the store at `path`. One that is damaged is refused, and left as it is.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let connection = file::open(path, &MIGRATIONS).await?;
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(Some(connection)) })
+        let mut connection = file::open(path, &MIGRATIONS).await?;
+        file::begin(&mut connection).await?;
+        let filled = sums::fill_in(&mut connection).await;
+        let filled = file::end(&mut connection, filled).await;
+        let store = Self { path: path.to_owned(), connection: Mutex::new(Some(connection)) };
+        filled.map_err(|error| store.named(error))?;
+        Ok(store)
     }
 
-    /// Says which file it is that is damaged.
+    /// Without a look at what is there.
+    #[cfg(test)]
+    pub(super) fn over(connection: SqliteConnection, path: &Path) -> Self {
+        Self { path: path.to_owned(), connection: Mutex::new(Some(connection)) }
+    }
+
+    /// Says which file it is that is damaged, or can't be read.
     fn named(&self, error: StoreError) -> StoreError {
+        let path = self.path.display();
         match error {
-            StoreError::Damaged(what) => StoreError::Damaged(format!("{}: {what}", self.path.display())),
-            error => error,
+            StoreError::Damaged(what) => StoreError::Damaged(format!("{path}: {what}")),
+            StoreError::Failed(what) => StoreError::Failed(format!("{path}: {what}")),
+            error @ StoreError::Locked(_) => error,
         }
     }
+}
+
+async fn load(connection: &mut SqliteConnection) -> Result<Loaded, StoreError> {
+    let sessions: Vec<SessionRow> =
+        sqlx::query_as("SELECT * FROM sessions").fetch_all(&mut *connection).await?;
+    let workers: Vec<WorkerRow> = sqlx::query_as("SELECT * FROM workers").fetch_all(&mut *connection).await?;
+    let keys: Vec<(String, Vec<u8>, String, i64)> =
+        sqlx::query_as("SELECT key, body, session_id, created_at FROM request_keys")
+            .fetch_all(&mut *connection)
+            .await?;
+    let lease: Option<(i64,)> =
+        sqlx::query_as("SELECT promised FROM lease").fetch_optional(&mut *connection).await?;
+    Ok(Loaded {
+        promised_lease: lease.map(|(us,)| Duration::from_micros(us.max(0) as u64)),
+        sessions: read(sessions, SessionRow::session)?,
+        workers: read(workers, WorkerRow::worker)?,
+        keys: read(keys, key_in)?,
+    })
 }
 
 fn closed() -> StoreError {
@@ -60,19 +93,7 @@ impl Store for SqliteStore {
     async fn load(&self) -> Result<Loaded, StoreError> {
         let mut guard = self.connection.lock().await;
         let connection = guard.as_mut().ok_or_else(closed)?;
-        let sessions: Vec<SessionRow> =
-            sqlx::query_as("SELECT * FROM sessions").fetch_all(&mut *connection).await?;
-        let workers: Vec<WorkerRow> =
-            sqlx::query_as("SELECT * FROM workers").fetch_all(&mut *connection).await?;
-        let keys: Vec<(String, Vec<u8>, String, i64)> =
-            sqlx::query_as("SELECT key, body, session_id, created_at FROM request_keys")
-                .fetch_all(&mut *connection)
-                .await?;
-        Ok(Loaded {
-            sessions: read(sessions, SessionRow::session).map_err(|error| self.named(error))?,
-            workers: read(workers, WorkerRow::worker).map_err(|error| self.named(error))?,
-            keys: read(keys, key_in).map_err(|error| self.named(error))?,
-        })
+        load(connection).await.map_err(|error| self.named(error))
     }
 
     async fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
@@ -86,13 +107,12 @@ impl Store for SqliteStore {
     async fn task(&self, session: SessionId, task: TaskId) -> Result<Option<v1::Task>, StoreError> {
         let mut guard = self.connection.lock().await;
         let connection = guard.as_mut().ok_or_else(closed)?;
-        let row: Option<(Vec<u8>,)> =
-            sqlx::query_as("SELECT summary FROM tasks WHERE session_id = ? AND id = ?")
-                .bind(session.to_string())
-                .bind(task.to_string())
-                .fetch_optional(connection)
-                .await?;
-        row.map(task_in).transpose()
+        let row = sqlx::query("SELECT * FROM tasks WHERE session_id = ? AND id = ?")
+            .bind(session.to_string())
+            .bind(task.to_string())
+            .fetch_optional(connection)
+            .await?;
+        row.as_ref().map(task_in).transpose()
     }
 
     async fn tasks(
@@ -105,15 +125,14 @@ impl Store for SqliteStore {
         let connection = guard.as_mut().ok_or_else(closed)?;
         // Behind every id, `g` comes after the last hex digit.
         let before = before.map_or("g".to_owned(), |id| id.to_string());
-        let rows: Vec<(Vec<u8>,)> = sqlx::query_as(
-            "SELECT summary FROM tasks WHERE session_id = ? AND id < ? ORDER BY id DESC LIMIT ?",
-        )
-        .bind(session.to_string())
-        .bind(before)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(connection)
-        .await?;
-        rows.into_iter().map(task_in).collect()
+        let rows =
+            sqlx::query("SELECT * FROM tasks WHERE session_id = ? AND id < ? ORDER BY id DESC LIMIT ?")
+                .bind(session.to_string())
+                .bind(before)
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                .fetch_all(connection)
+                .await?;
+        rows.iter().map(task_in).collect()
     }
 
     async fn copy(&self) -> Result<File, StoreError> {
@@ -136,7 +155,7 @@ fn read<R, T>(rows: Vec<R>, one: impl Fn(R) -> Result<T, StoreError>) -> Result<
 
 async fn write(tx: &mut SqliteConnection, batch: &Batch) -> Result<(), StoreError> {
     for session in &batch.sessions {
-        save_session(tx, session).await?;
+        insert(tx, Or::Replace, "sessions", SessionRow::of(session)?.fields()).await?;
     }
     for id in &batch.forget_sessions {
         for sql in ["DELETE FROM sessions WHERE id = ?", "DELETE FROM tasks WHERE session_id = ?"] {
@@ -144,7 +163,7 @@ async fn write(tx: &mut SqliteConnection, batch: &Batch) -> Result<(), StoreErro
         }
     }
     for worker in &batch.workers {
-        save_worker(tx, worker).await?;
+        insert(tx, Or::Replace, "workers", WorkerRow::of(worker).fields()).await?;
     }
     for id in &batch.forget_workers {
         sqlx::query("DELETE FROM workers WHERE id = ?").bind(id.as_str()).execute(&mut *tx).await?;
@@ -155,73 +174,32 @@ async fn write(tx: &mut SqliteConnection, batch: &Batch) -> Result<(), StoreErro
     for key in &batch.forget_keys {
         sqlx::query("DELETE FROM request_keys WHERE key = ?").bind(key).execute(&mut *tx).await?;
     }
+    if let Some(lease) = batch.promised_lease {
+        let micros = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
+        insert(tx, Or::Replace, "lease", vec![("one", 1.into()), ("promised", micros.into())]).await?;
+    }
     save_tasks(tx, &batch.tasks).await
 }
 
-async fn save_session(tx: &mut SqliteConnection, session: &Session) -> Result<(), StoreError> {
-    let row = SessionRow::of(session)?;
-    sqlx::query(
-        "INSERT OR REPLACE INTO sessions (id, state, epoch, worker_id, backend, end_reason, message, labels, spec,
-         idle_timeout, created_at, ready_at, ended_at, expires_at, checkpoint, recovered)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(row.id)
-    .bind(row.state)
-    .bind(row.epoch)
-    .bind(row.worker_id)
-    .bind(row.backend)
-    .bind(row.end_reason)
-    .bind(row.message)
-    .bind(row.labels)
-    .bind(row.spec)
-    .bind(row.idle_timeout)
-    .bind(row.created_at)
-    .bind(row.ready_at)
-    .bind(row.ended_at)
-    .bind(row.expires_at)
-    .bind(row.checkpoint)
-    .bind(row.recovered)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn save_worker(tx: &mut SqliteConnection, worker: &Worker) -> Result<(), StoreError> {
-    let row = WorkerRow::of(worker);
-    sqlx::query(
-        "INSERT OR REPLACE INTO workers (id, incarnation, scheduling, drain_until) VALUES (?, ?, ?, ?)",
-    )
-    .bind(row.id)
-    .bind(row.incarnation)
-    .bind(row.scheduling)
-    .bind(row.drain_until)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
 async fn save_key(tx: &mut SqliteConnection, key: &RequestKey) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT OR REPLACE INTO request_keys (key, body, session_id, created_at) VALUES (?, ?, ?, ?)",
-    )
-    .bind(&key.key)
-    .bind(&key.body[..])
-    .bind(key.session.to_string())
-    .bind(micros(key.created_at))
-    .execute(tx)
-    .await?;
-    Ok(())
+    let fields = vec![
+        ("key", key.key.clone().into()),
+        ("body", key.body.to_vec().into()),
+        ("session_id", key.session.to_string().into()),
+        ("created_at", micros(key.created_at).into()),
+    ];
+    insert(tx, Or::Replace, "request_keys", fields).await
 }
 
 /// Never over one that is there: a task has one end. Then the surplus of these sessions goes.
 async fn save_tasks(tx: &mut SqliteConnection, tasks: &[TaskRecord]) -> Result<(), StoreError> {
     for record in tasks {
-        sqlx::query("INSERT OR IGNORE INTO tasks (session_id, id, summary) VALUES (?, ?, ?)")
-            .bind(record.session.to_string())
-            .bind(record.task.to_string())
-            .bind(record.summary.encode_to_vec())
-            .execute(&mut *tx)
-            .await?;
+        let fields = vec![
+            ("session_id", record.session.to_string().into()),
+            ("id", record.task.to_string().into()),
+            ("summary", record.summary.encode_to_vec().into()),
+        ];
+        insert(tx, Or::Ignore, "tasks", fields).await?;
     }
     let sessions: std::collections::BTreeSet<_> = tasks.iter().map(|t| t.session).collect();
     for session in sessions {
@@ -248,6 +226,8 @@ fn key_in(
     })
 }
 
-fn task_in((summary,): (Vec<u8>,)) -> Result<v1::Task, StoreError> {
+fn task_in(row: &SqliteRow) -> Result<v1::Task, StoreError> {
+    sums::check("tasks", row)?;
+    let summary: Vec<u8> = row.try_get("summary")?;
     v1::Task::decode(&summary[..]).map_err(|e| StoreError::Damaged(format!("a task: {e}")))
 }

@@ -11,12 +11,13 @@ use berth_proto::{
 };
 
 use super::{memory::MemoryStore, record::time, sqlite::SqliteStore, *};
-use crate::fleet::{Kept, Scheduling, Spec, Times};
+use crate::fleet::{Kept, Recovery, Scheduling, Spec, Waits};
 
 pub(super) fn session(number: u128) -> Session {
-    Session::from_record(
+    let mut session = Session::new(
         SessionId::from_u128(number),
         Spec {
+            tenant: "team-a".parse().unwrap(),
             template: TemplateSpec {
                 name: "base".into(),
                 root: Some("/root".into()),
@@ -44,29 +45,27 @@ pub(super) fn session(number: u128) -> Session {
                 keep_for: Duration::from_secs(77),
             },
             keyed: true,
+            from_checkpoint: true,
         },
-        Labels::from([("l".into(), "v".into())]),
-        SessionState::Ready,
-        Epoch(3),
-        Some("w".parse().unwrap()),
-        "docker".into(),
-        None,
-        "words".into(),
-        Times {
-            created_at: time(1_000_001),
-            ready_at: Some(time(2_000_002)),
-            ended_at: None,
-            expires_at: Some(time(3_000_003)),
-        },
-        Some(Duration::from_secs(9)),
-        [
-            Some(Kept {
-                from: RestoreFrom { checkpoint: "0123".into(), root: [9; 32] },
-                at: time(4_000_004),
-            }),
-            None,
-        ],
-    )
+        time(1_000_001),
+    );
+    let kept = Kept { from: RestoreFrom { checkpoint: "0123".into(), root: [9; 32] }, at: time(4_000_004) };
+    let passed_over = vec!["0456".into()];
+    session.labels = Labels::from([("l".into(), "v".into())]);
+    session.state = SessionState::Ready;
+    session.epoch = Epoch(3);
+    session.worker = Some("w".parse().unwrap());
+    session.backend = "docker".into();
+    session.message = "words".into();
+    session.waits = Waits { since: time(5_000_005), until: time(6_000_006) };
+    session.ready_at = Some(time(2_000_002));
+    session.expires_at = Some(time(3_000_003));
+    session.idle_timeout = Some(Duration::from_secs(9));
+    session.checkpoint = Some(kept.clone());
+    session.recovered = Some(Recovery { kept, passed_over, under_way: true });
+    session.paused_at = Some(time(7_000_007));
+    session.parked_at = Some(time(8_000_008));
+    session
 }
 
 fn task(number: u128) -> v1::Task {
@@ -87,6 +86,7 @@ async fn suite(store: &dyn Store) {
         sessions: vec![Arc::new(session(1)), Arc::new(session(2))],
         workers: vec![Arc::new(worker)],
         keys: vec![key.clone()],
+        promised_lease: Some(Duration::from_secs(11)),
         tasks: tasks(1, 0..5),
         ..Batch::default()
     };
@@ -97,6 +97,7 @@ async fn suite(store: &dyn Store) {
     expected.sort();
     assert_eq!(known, expected);
     assert_eq!(loaded.keys, [key]);
+    assert_eq!(loaded.promised_lease, Some(Duration::from_secs(11)));
     assert_eq!(loaded.workers[0].incarnation, Incarnation(4));
     assert_eq!(loaded.workers[0].scheduling, Scheduling::Draining { until: time(77) });
 
@@ -123,7 +124,11 @@ async fn suite(store: &dyn Store) {
         ..Batch::default()
     };
     store.commit(&batch).await.unwrap();
+    let shorter = Batch { promised_lease: Some(Duration::from_secs(7)), ..Batch::default() };
+    assert!(!shorter.is_empty());
+    store.commit(&shorter).await.unwrap();
     let loaded = store.load().await.unwrap();
+    assert_eq!(loaded.promised_lease, Some(Duration::from_secs(7)));
     assert_eq!(loaded.sessions.len(), 1);
     assert_eq!(loaded.sessions[0].end, Some(EndReason::WorkerLost));
     assert!(loaded.workers.is_empty() && loaded.keys.is_empty());

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)]
 
+pub mod keeper;
+
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -41,7 +43,7 @@ use tonic::{
 /// Longer than anything takes, shorter than the runner's patience.
 pub const SOON: Duration = Duration::from_secs(20);
 
-type Guarded = InterceptedService<Channel, Bearer>;
+pub type Guarded = InterceptedService<Channel, Bearer>;
 
 /// Sends a token with each call.
 #[derive(Clone)]
@@ -172,6 +174,8 @@ pub struct Script {
     pub backends: Vec<v1::BackendStatus>,
     pub templates: Vec<String>,
     pub problems: Vec<v1::TemplateProblem>,
+    /// As its heartbeats tell it.
+    pub health: v1::WorkerHealth,
 }
 
 impl Script {
@@ -200,6 +204,7 @@ impl Default for Script {
             }],
             templates: vec!["base".into()],
             problems: Vec::new(),
+            health: v1::WorkerHealth { ready: true, ..Default::default() },
         }
     }
 }
@@ -234,6 +239,7 @@ pub fn hello(name: &str, script: &Script) -> v1::Hello {
         backends: script.backends.clone(),
         templates: script.templates.clone(),
         template_problems: script.problems.clone(),
+        stopping_within: None,
         health: Some(v1::WorkerHealth { ready: true, ..Default::default() }),
     }
 }
@@ -300,11 +306,10 @@ impl Puppet {
                         Err(status) => break status,
                     },
                     _ = beat.tick() => {
-                        let health = Some(v1::WorkerHealth { ready: true, ..Default::default() });
                         let now = script.lock().unwrap().clone();
                         let heartbeat = v1::Heartbeat {
                             sequence: 1,
-                            health,
+                            health: Some(now.health),
                             backends: now.backends,
                             templates: now.templates,
                             template_problems: now.problems,
@@ -338,6 +343,11 @@ impl Puppet {
             }
         };
         tokio::time::timeout(SOON, wait).await.expect("heard in time")
+    }
+
+    /// Whether it has heard such a thing so far.
+    pub fn has_heard(&self, fits: impl Fn(&Message) -> bool) -> bool {
+        self.heard.lock().unwrap().iter().any(fits)
     }
 
     /// Waits for the end of its stream.

@@ -32,6 +32,7 @@ impl From<SessionState> for v1::SessionState {
             SessionState::Placed => Self::Placed,
             SessionState::Ready => Self::Ready,
             SessionState::Paused => Self::Paused,
+            SessionState::Parked => Self::Parked,
             SessionState::Ending => Self::Ending,
             SessionState::Ended => Self::Ended,
         }
@@ -45,6 +46,7 @@ pub fn session_state(field: &str, value: i32) -> Result<SessionState, Error> {
         Ok(v1::SessionState::Placed) => SessionState::Placed,
         Ok(v1::SessionState::Ready) => SessionState::Ready,
         Ok(v1::SessionState::Paused) => SessionState::Paused,
+        Ok(v1::SessionState::Parked) => SessionState::Parked,
         Ok(v1::SessionState::Ending) => SessionState::Ending,
         Ok(v1::SessionState::Ended) => SessionState::Ended,
         Ok(v1::SessionState::Unspecified) | Err(_) => {
@@ -65,6 +67,7 @@ impl From<EndReason> for v1::EndReason {
             EndReason::SandboxFailed => Self::SandboxFailed,
             EndReason::Drained => Self::Drained,
             EndReason::Abandoned => Self::Abandoned,
+            EndReason::Parked => Self::Parked,
         }
     }
 }
@@ -81,5 +84,6 @@ pub fn end_reason(value: i32) -> Option<EndReason> {
         v1::EndReason::SandboxFailed => EndReason::SandboxFailed,
         v1::EndReason::Drained => EndReason::Drained,
         v1::EndReason::Abandoned => EndReason::Abandoned,
+        v1::EndReason::Parked => EndReason::Parked,
     })
 }

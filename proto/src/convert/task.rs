@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::{bounds, duration, duration_out, env, no_nul, optional_limit, path, required};
 use crate::{
     domain::{Outcome, Program, PtySize, TaskSpec, Timeout, Usage},
-    error::Error,
+    error::{Error, Reason},
+    ids::Epoch,
     v1,
 };
 
@@ -170,6 +171,21 @@ pub fn grace(value: Option<prost_types::Duration>) -> Result<Duration, Error> {
             .hint("leave it out for 2 s"));
     }
     Ok(value)
+}
+
+/// Whether the placement `ours` may start a task of whose request id it knows nothing, and which was first sent to the
+/// placement `first`. What another one had started is not known here.
+pub fn same_placement(ours: Epoch, first: Epoch) -> Result<(), Error> {
+    let (reason, what) = match first.cmp(&ours) {
+        std::cmp::Ordering::Equal => return Ok(()),
+        std::cmp::Ordering::Less => (
+            Reason::SessionRecovered,
+            "the session was placed anew since this task was first asked for: whether it had started is not known, and it \
+             is not started again",
+        ),
+        std::cmp::Ordering::Greater => (Reason::StaleEpoch, "a newer placement of the session exists"),
+    };
+    Err(Error::precondition(reason, what).with("epoch", ours))
 }
 
 #[cfg(test)]

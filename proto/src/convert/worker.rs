@@ -49,11 +49,13 @@ impl TryFrom<v1::PlaceSession> for Placement {
             env: env("env", wire.env)?,
             created_at: time("created_at", required("created_at", wire.created_at)?)?,
             expires_at: wire.expires_at.map(|t| time("expires_at", t)).transpose()?,
+            expires_in: wire.expires_in.map(|left| duration("expires_in", left)).transpose()?,
             idle_timeout: optional_limit("idle_timeout", wire.idle_timeout)?.flatten(),
             task_defaults: defaults,
             start_timeout: duration("start_timeout", required("start_timeout", wire.start_timeout)?)?,
             restore: wire.restore.map(RestoreFrom::try_from).transpose()?,
             fenced: wire.fenced,
+            checkpoint_on_drain: wire.checkpoint_on_drain,
         })
     }
 }
@@ -68,11 +70,13 @@ impl From<Placement> for v1::PlaceSession {
             env: placement.env.into_iter().collect(),
             created_at: Some(time_out(placement.created_at)),
             expires_at: placement.expires_at.map(time_out),
+            expires_in: placement.expires_in.map(duration_out),
             idle_timeout: placement.idle_timeout.map(duration_out),
             task_defaults: Some(placement.task_defaults.into()),
             start_timeout: Some(duration_out(placement.start_timeout)),
             restore: placement.restore.map(Into::into),
             fenced: placement.fenced,
+            checkpoint_on_drain: placement.checkpoint_on_drain,
         }
     }
 }
@@ -139,12 +143,14 @@ mod tests {
             limits: Limits { cpu_millis: 1000, memory_bytes: 1 << 30, disk_bytes: 1 << 30, pids: 64 },
             env: Labels::from([("A".to_owned(), "1".to_owned())]),
             created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
-            expires_at: None,
+            expires_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(65)),
+            expires_in: Some(Duration::from_secs(60)),
             idle_timeout: Some(Duration::from_secs(9)),
             task_defaults: TaskDefaultsPatch { timeout: Some(None), ..Default::default() },
             start_timeout: Duration::from_secs(30),
             restore: Some(RestoreFrom { checkpoint: "c".into(), root: [7; 32] }),
             fenced: true,
+            checkpoint_on_drain: true,
         };
         assert_eq!(Placement::try_from(v1::PlaceSession::from(placement.clone())).unwrap(), placement);
     }

@@ -17,6 +17,7 @@ use berth_proto::{
     Code, Error, Reason,
     transport::{self, MESSAGE_LIMIT},
     v1::{self, blob_service_client::BlobServiceClient},
+    world,
 };
 use tonic::{
     Request, Status,
@@ -27,7 +28,7 @@ use tonic::{
 
 pub use restore::restore;
 pub use service::CheckpointApi;
-pub use take::{Taken, Wanted, take};
+pub use take::{Parting, Taken, Wanted, take};
 
 /// Pieces that one call asks about, or asks for.
 const TOGETHER: usize = 512;
@@ -79,7 +80,7 @@ impl Source {
         let mut token = token.map_err(|e| unusable(&e))?;
         token.set_sensitive(true);
         let endpoint = transport::endpoint(transport::uri_of(&self.coordinator)).map_err(|e| unusable(&e))?;
-        let service = InterceptedService::new(endpoint.connect_lazy(), Token(token));
+        let service = InterceptedService::new(world::connect_lazy(&endpoint), Token(token));
         Ok(BlobServiceClient::new(service).max_decoding_message_size(MESSAGE_LIMIT))
     }
 }
@@ -89,7 +90,7 @@ fn from_status(status: Status) -> Error {
     berth_proto::error::from_status(&status, Reason::CheckpointFailed)
 }
 
-fn broken(error: tokio::task::JoinError) -> Error {
+fn broken(error: std::io::Error) -> Error {
     Error::internal("a checkpoint's worker thread ended").cause(error)
 }
 

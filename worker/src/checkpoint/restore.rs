@@ -1,6 +1,6 @@
 //! Restoring a checkpoint into a sandbox that has run nothing yet.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use berth_checkpoint::{Digest, open, unpack_manifest, unpack_root};
 use berth_proto::{
@@ -15,6 +15,8 @@ use tonic::transport::Channel;
 
 use super::{Blobs, TOGETHER, damaged, from_status, part, wire};
 
+/// Pause before pieces are asked for again.
+const AGAIN: Duration = Duration::from_secs(2);
 /// Parts that wait for the agent.
 const AHEAD: usize = 16;
 
@@ -92,8 +94,25 @@ impl Pieces {
         Self { blobs, wanted: wanted.into(), coming: None }
     }
 
-    /// The next, checked.
+    /// The next, checked. A coordinator or a store that is away now is asked again, for as long as the start may take:
+    /// that is no reason to give a session up.
     async fn next(&mut self) -> Result<Bytes, Error> {
+        loop {
+            match self.fetch().await {
+                Err(error) if error.code() == Code::Unavailable => {
+                    tracing::warn!(
+                        error = error.message(),
+                        "the pieces of a checkpoint can't be had for now"
+                    );
+                    self.coming = None;
+                    tokio::time::sleep(AGAIN).await;
+                }
+                fetched => return fetched,
+            }
+        }
+    }
+
+    async fn fetch(&mut self) -> Result<Bytes, Error> {
         let short = || {
             Error::new(
                 Code::DataLoss,

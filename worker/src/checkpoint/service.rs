@@ -1,13 +1,13 @@
 //! What the coordinator asks of a worker on its data connections.
 
 use berth_proto::{
-    Epoch,
+    Epoch, Error,
     convert::{self, duration_out},
     v1::{self, worker_data_service_server::WorkerDataService},
 };
 use tonic::{Request, Response, Status};
 
-use super::Wanted;
+use super::{Parting, Wanted};
 use crate::sessions::Sessions;
 
 /// The service.
@@ -31,7 +31,11 @@ impl WorkerDataService for CheckpointApi {
         let request = request.into_inner();
         let session = convert::session_id(&request.session_id)?;
         let freeze_limit = convert::duration("freeze_limit", request.freeze_limit.unwrap_or_default())?;
-        let wanted = Wanted { max_bytes: request.max_bytes, freeze_limit };
+        let parting = request.parting.map(|parting| {
+            let settle = convert::duration("parting.settle", parting.settle.unwrap_or_default())?;
+            Ok::<_, Error>(Parting { settle, anyway: parting.anyway })
+        });
+        let wanted = Wanted { max_bytes: request.max_bytes, freeze_limit, parting: parting.transpose()? };
         let taken = self.sessions.checkpoint(session, Epoch(request.epoch), wanted).await?;
         Ok(Response::new(v1::TakeCheckpointResponse {
             root: taken.root.to_wire(),

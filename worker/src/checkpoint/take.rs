@@ -14,6 +14,7 @@ use berth_proto::{
     convert::{self, duration_out},
     spawn::spawn,
     v1::{self, agent_service_client::AgentServiceClient, archive_part::Part},
+    world::blocking,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,11 +24,23 @@ use super::{Blobs, TOGETHER, broken, damaged, from_status, wire};
 
 /// Sealed pieces that wait for the network.
 const AHEAD: usize = 8;
+/// Pieces that are cut at once.
+const BATCH: usize = 64;
 
 /// What is to be taken.
 pub struct Wanted {
     pub max_bytes: u64,
     pub freeze_limit: Duration,
+    /// The session is to leave this worker with it.
+    pub parting: Option<Parting>,
+}
+
+/// How a session gets ready to leave.
+pub struct Parting {
+    /// What is under way in it has this long to end ...
+    pub settle: Duration,
+    /// ... and then it goes anyway.
+    pub anyway: bool,
 }
 
 /// What was taken.
@@ -50,7 +63,7 @@ pub async fn take(agent: Channel, blobs: Blobs, staging: &Path, wanted: Wanted) 
     let mut sender = Sender::new(blobs);
     manifest.content = sender.content(staged.file).await?;
     let content_bytes = manifest.content.iter().map(|piece| u64::from(piece.size)).sum();
-    let packed = tokio::task::spawn_blocking(move || pack_manifest(&manifest)).await;
+    let packed = blocking(move || pack_manifest(&manifest)).await;
     let packed = packed.map_err(broken)?.map_err(|e| failed("the manifest", &e))?;
     // The root comes last: whoever finds it finds all.
     sender.pieces(packed.pieces).await?;
@@ -84,25 +97,18 @@ async fn stage(agent: Channel, staging: &Path, wanted: Wanted) -> Result<Staged,
     };
     let mut agent = AgentServiceClient::new(agent);
     let mut parts = agent.export(request).await.map_err(from_status)?.into_inner();
-    let (sink, mut data) = mpsc::channel::<bytes::Bytes>(32);
-    let writing = tokio::task::spawn_blocking(move || -> std::io::Result<File> {
-        let mut file = file;
-        while let Some(data) = data.blocking_recv() {
-            file.write_all(&data)?;
-        }
-        file.seek(SeekFrom::Start(0))?;
-        Ok(file)
-    });
+    let unstaged = |e| failed("the checkpoint could not be staged on the worker's disk", &e);
+    let mut file = file;
     let mut manifest = v1::Manifest { version: 1, ..Default::default() };
     let mut end = None;
     while let Some(part) = parts.message().await.map_err(from_status)? {
         match part.part {
             Some(Part::Entry(entry)) => manifest.entries.push(entry),
-            Some(Part::Data(data)) => match sink.send(data).await {
-                Ok(()) => {}
-                // The writer says why, below.
-                Err(_) => break,
-            },
+            // What comes meanwhile waits in the connection's window.
+            Some(Part::Data(data)) => {
+                let written = blocking(move || file.write_all(&data).map(|()| file)).await;
+                file = written.map_err(broken)?.map_err(unstaged)?;
+            }
             Some(Part::Task(task)) => manifest.tasks.push(task),
             Some(Part::Key(key)) => manifest.keys.push(key),
 
@@ -110,14 +116,21 @@ async fn stage(agent: Channel, staging: &Path, wanted: Wanted) -> Result<Staged,
             None => {}
         }
     }
-    drop(sink);
     drop(parts);
-    let written = writing.await.map_err(broken)?;
-    let file = written.map_err(|e| failed("the checkpoint could not be staged on the worker's disk", &e))?;
+    file.seek(SeekFrom::Start(0)).map_err(unstaged)?;
     let end = end.ok_or_else(|| failed("the agent's archive", &"it ended before its end"))?;
     manifest.skipped = end.skipped;
     let frozen_for = convert::duration("frozen_for", end.frozen_for.unwrap_or_default()).unwrap_or_default();
     Ok(Staged { manifest, file, frozen_for })
+}
+
+/// The next pieces, some 16 MiB of them; none at the end.
+async fn cut(mut cutter: Cutter<File>) -> Result<(Cutter<File>, Vec<Cut>), Error> {
+    let batch = blocking(move || {
+        let batch = cutter.by_ref().take(BATCH).collect::<std::io::Result<Vec<Cut>>>();
+        batch.map(|batch| (cutter, batch))
+    });
+    batch.await.map_err(broken)?.map_err(|e| failed("the staged checkpoint", &e))
 }
 
 /// Sends pieces that the coordinator does not have.
@@ -140,26 +153,16 @@ impl Sender {
 
     /// Cuts a file, and sends what is missing of it. Its pieces in order.
     async fn content(&mut self, file: File) -> Result<Vec<v1::Piece>, Error> {
-        let (sink, mut batches) = mpsc::channel(1);
-        let cutting = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-            let mut batch = Vec::new();
-            for cut in Cutter::new(file) {
-                batch.push(cut?);
-                // Some 16 MiB.
-                if batch.len() == 64 && sink.blocking_send(std::mem::take(&mut batch)).is_err() {
-                    return Ok(());
-                }
-            }
-            let _ = sink.blocking_send(batch);
-            Ok(())
-        });
         let mut content = Vec::new();
-        while let Some(batch) = batches.recv().await {
+        let (mut cutter, mut batch) = cut(Cutter::new(file)).await?;
+        while !batch.is_empty() {
             let piece = |cut: &Cut| v1::Piece { digest: cut.digest.to_wire(), size: cut.data.len() as u32 };
             content.extend(batch.iter().map(piece));
-            self.pieces(batch).await?;
+            // The next is cut while this one is sent.
+            let (sent, next) = tokio::join!(self.pieces(batch), cut(cutter));
+            sent?;
+            (cutter, batch) = next?;
         }
-        cutting.await.map_err(broken)?.map_err(|e| failed("the staged checkpoint", &e))?;
         Ok(content)
     }
 
@@ -176,7 +179,7 @@ impl Sender {
         }
         for cut in new.into_iter().filter(|cut| missing.contains(&cut.digest)) {
             let digest = cut.digest.to_wire();
-            let sealed = tokio::task::spawn_blocking(move || seal(&cut.data)).await;
+            let sealed = blocking(move || seal(&cut.data)).await;
             let data = sealed.map_err(broken)?.map_err(|e| failed("a piece", &e))?;
             self.send(v1::Blob { digest, data }).await?;
         }

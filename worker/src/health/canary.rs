@@ -46,7 +46,7 @@ impl From<&Report> for v1::Canary {
 
 /// Runs one canary in the chosen backend.
 pub async fn run(backends: &Backends, workspaces: &Workspaces, timeout: Duration) -> Report {
-    let (at, when) = (SystemTime::now(), Instant::now());
+    let (at, when) = (berth_proto::world::now(), Instant::now());
     let result = sing(backends, workspaces, when + timeout).await.map_err(|error| error.to_string());
     Report { at, when, took: when.elapsed(), result }
 }
@@ -107,8 +107,7 @@ async fn note(
     await_agent(running, dirs, configure, deadline).await?;
     let argv = v1::Argv { args: vec!["true".to_owned()] };
     let spec = v1::TaskSpec { program: Some(v1::task_spec::Program::Argv(argv)), ..Default::default() };
-    let request =
-        v1::RunRequest { session_id: session.to_string(), task: Some(spec), request_id: String::new() };
+    let request = v1::RunRequest { session_id: session.to_string(), task: Some(spec), ..Default::default() };
     let mut tasks = TaskServiceClient::new(running.agent.clone());
     let run = async {
         let mut events = tasks.run(request).await?.into_inner();

@@ -130,12 +130,6 @@ pub fn disk_free(path: &Path) -> io::Result<u64> {
     Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
 }
 
-/// Time since boot, suspend included: what this worker and its agents have in common.
-pub fn boot_now() -> std::time::Duration {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
-    now.map_or(std::time::Duration::ZERO, std::time::Duration::from)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -30,7 +30,7 @@ impl Backoff {
     }
 
     pub async fn wait(&mut self) {
-        let wait = self.next(rand::random::<f64>());
+        let wait = self.next(berth_proto::world::chance());
         tokio::time::sleep(wait).await;
     }
 }

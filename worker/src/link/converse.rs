@@ -1,5 +1,5 @@
 //! What is said on a control stream once the worker is welcome: heartbeats and reports out, leases and
-//! commands in, and at the end of the worker its leave.
+//! commands in, and at the end of the worker that it stops, and that it leaves.
 
 use std::{
     collections::VecDeque,
@@ -13,13 +13,13 @@ use berth_proto::{
     domain::BackendChoice,
     spawn::spawn,
     v1::{self, coordinator_message::Message as Command, worker_message::Message},
+    world,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tonic::Streaming;
 use tracing::{debug, warn};
 
 use super::{Ended, LEAVE_TIMEOUT, Link, NEWS_PAUSE};
-use crate::health::machine::boot_now;
 
 impl Link {
     /// Speaks and listens until the stream breaks or the lease is over.
@@ -36,6 +36,10 @@ impl Link {
         let mut first_beat = true;
         // When the heartbeats went that have no answer yet.
         let mut sent: VecDeque<(u64, Duration)> = VecDeque::new();
+        // That this worker stops, and by when. The Hello may have been written before it did.
+        let mut stopping = self.stopping.subscribe();
+        stopping.mark_changed();
+        let mut stops = false;
 
         loop {
             let beat_due = next_beat <= Instant::now();
@@ -62,13 +66,19 @@ impl Link {
                     None => return Err(Ended::Broken("the coordinator ended the stream".to_owned())),
                 },
                 () = self.leaving.cancelled() => break,
+                Ok(()) = stopping.changed() => stops = stopping.borrow_and_update().is_some(),
                 () = tokio::time::sleep_until(lease_over) => {
                     return Err(Ended::Broken("the coordinator did not renew the lease".to_owned()));
                 }
-                permit = sender.reserve(), if beat_due || reports => {
+                permit = sender.reserve(), if beat_due || reports || stops => {
                     let Ok(permit) = permit else {
                         return Err(Ended::Broken("the stream to the coordinator is closed".to_owned()));
                     };
+                    if std::mem::take(&mut stops) {
+                        let within = self.stopping_within().map(convert::duration_out);
+                        permit.send(v1::WorkerMessage { message: Some(Message::Stopping(v1::Stopping { within })) });
+                        continue;
+                    }
                     let heartbeat = self.sequence.load(Ordering::Relaxed) + 1;
                     // A flood of reports must not starve the lease: a heartbeat that is due goes first,
                     // but for the attach's first, whose answer is to cover the reports before it.
@@ -79,7 +89,7 @@ impl Link {
                             first_beat = false;
                             next_beat = Instant::now() + pace.every;
                             let beat = self.heartbeat();
-                            sent.push_back((beat.sequence, boot_now()));
+                            sent.push_back((beat.sequence, world::boot_now()));
 
                             Message::Heartbeat(beat)
                         }

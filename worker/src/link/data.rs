@@ -7,7 +7,6 @@
 use std::{
     future::Future,
     io,
-    net::Shutdown,
     pin::Pin,
     sync::{
         Arc,
@@ -25,17 +24,17 @@ use berth_proto::{
         DataPreface, file_service_server::FileServiceServer, task_service_server::TaskServiceServer,
         worker_data_service_server::WorkerDataServiceServer,
     },
+    world::{TcpListener, TcpStream},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::watch,
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::{
     Request, Status,
     service::{Routes, interceptor::InterceptedService},
-    transport::server::{Connected, TcpConnectInfo},
+    transport::server::Connected,
 };
 use tracing::debug;
 
@@ -192,16 +191,12 @@ impl Keep {
 /// Serves one connection until it ends. After `stop` it takes no new calls, and ends when the open ones have
 /// or the time to linger is over.
 async fn serve(stream: TcpStream, services: Routes, stop: CancellationToken) {
-    // A second handle on the socket, to end it while the server owns the first.
-    let (stream, handle) = match split(stream) {
-        Ok(both) => both,
-        Err(error) => {
-            debug!(%error, "a data connection could not be set up");
-            return;
-        }
-    };
+    // The server owns the connection: this ends it under its hands.
+    let cut = CancellationToken::new();
+    let _cut = cut.clone().drop_guard();
     let closed = CancellationToken::new();
-    let tracked = Tracked { io: stream, _closed: closed.clone().drop_guard() };
+    let tracked =
+        Tracked { io: stream, cut: Box::pin(cut.cancelled_owned()), _closed: closed.clone().drop_guard() };
     let incoming = futures::stream::unfold((Some(tracked), closed), |(io, closed)| async move {
         match io {
             Some(io) => Some((Ok::<_, io::Error>(io), (None, closed))),
@@ -225,23 +220,17 @@ async fn serve(stream: TcpStream, services: Routes, stop: CancellationToken) {
         },
         () = lingered => {}
     }
-    let _ = handle.shutdown(Shutdown::Both);
 }
 
-fn split(stream: TcpStream) -> io::Result<(TcpStream, std::net::TcpStream)> {
-    let stream = stream.into_std()?;
-    let handle = stream.try_clone()?;
-    Ok((TcpStream::from_std(stream)?, handle))
-}
-
-/// A connection that reports its end by being dropped.
+/// A connection that reports its end by being dropped, and that can be cut.
 struct Tracked {
     io: TcpStream,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _closed: DropGuard,
 }
 
 impl Connected for Tracked {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = <TcpStream as Connected>::ConnectInfo;
     fn connect_info(&self) -> Self::ConnectInfo {
         self.io.connect_info()
     }
@@ -253,6 +242,10 @@ impl AsyncRead for Tracked {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // A server always reads, so that looking here is enough.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -285,7 +278,7 @@ impl AsyncWrite for Tracked {
 
 /// Serves the optional listener until `stop`.
 pub fn listen(
-    listener: tokio::net::TcpListener,
+    listener: TcpListener,
     services: Routes,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + 'static {

@@ -33,6 +33,7 @@ use berth_proto::{
         self, coordinator_message::Message as Command, worker_message::Message,
         worker_service_client::WorkerServiceClient,
     },
+    world,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -45,7 +46,7 @@ use tracing::{error, info, warn};
 
 pub use self::templates::Templates;
 use self::{backoff::Backoff, converse::Pace, data::DataPool, outbox::Outbox};
-use crate::{backends::Backends, health::Health, health::machine::boot_now, sessions::Sessions};
+use crate::{backends::Backends, health::Health, sessions::Sessions};
 
 /// The coordinator has this long to answer an attach, and then to say Welcome.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,6 +80,8 @@ pub struct Link {
     pub health: Arc<Health>,
     pub state: watch::Sender<LinkState>,
     pub templates: Templates,
+    /// Set when this worker begins to stop: by when it is gone.
+    pub stopping: watch::Sender<Option<Instant>>,
     /// Cancelled when this worker holds nothing any more and goes.
     pub leaving: CancellationToken,
     /// Data connections that are up.
@@ -204,7 +207,7 @@ impl Link {
         let broken = |error: &dyn std::error::Error| Ended::Broken(with_sources(error));
         let endpoint =
             transport::endpoint(transport::uri_of(&self.settings.coordinator)).map_err(|e| broken(&e))?;
-        let channel = endpoint.connect().await.map_err(|e| broken(&e))?;
+        let channel = world::connect(&endpoint).await.map_err(|e| broken(&e))?;
         let (sender, receiver) = mpsc::channel(SEND_AHEAD);
         let mut request = Request::new(ReceiverStream::new(receiver));
         let bearer = format!("Bearer {}", self.settings.join_token);
@@ -213,8 +216,7 @@ impl Link {
         bearer.set_sensitive(true);
         request.metadata_mut().insert("authorization", bearer);
         let hello = v1::WorkerMessage { message: Some(Message::Hello(self.hello())) };
-        let said = boot_now();
-
+        let said = world::boot_now();
         sender.try_send(hello).map_err(|e| broken(&e))?;
 
         let mut client =
@@ -250,7 +252,14 @@ impl Link {
             templates,
             health: Some(self.sample()),
             template_problems,
+            stopping_within: self.stopping_within().map(convert::duration_out),
         }
+    }
+
+    /// How long this worker still has, if it stops.
+    fn stopping_within(&self) -> Option<Duration> {
+        let until = *self.stopping.borrow();
+        until.map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     fn welcomed(self: &Arc<Self>, welcome: v1::Welcome, pool: &mut DataPool) -> Result<Pace, Ended> {

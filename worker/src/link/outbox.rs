@@ -122,13 +122,14 @@ impl Outbox {
         let mut state = self.lock();
         state.unsent.clear();
         let State { sessions, tasks, unsent, .. } = &mut *state;
-        for (id, entry) in sessions {
-            entry.covered_by = None;
-            unsent.push_back(Key::Session(*id));
-        }
+        // Tasks first: once a session has ended nobody asks any more how its tasks did.
         for (id, entry) in tasks {
             entry.covered_by = None;
             unsent.push_back(Key::Task(*id));
+        }
+        for (id, entry) in sessions {
+            entry.covered_by = None;
+            unsent.push_back(Key::Session(*id));
         }
         let dropped = std::mem::take(&mut state.dropped);
         drop(state);

@@ -7,9 +7,10 @@
 use std::{collections::HashSet, path::Path, time::Duration};
 
 use berth_proto::{
-    SessionId,
+    Reason, SessionId,
     domain::{Backend, SessionState},
 };
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{
@@ -20,12 +21,16 @@ use super::{
     slot::Slot,
 };
 use crate::{
-    sandbox::{Identity, Running},
+    sandbox::{Identity, Running, SessionDirs},
     state::{State, quarantine},
 };
 
 /// Time for a backend to say whether a sandbox lives.
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A backend that can't be asked says nothing about its sandboxes, so it is asked again for so long: an engine that is
+/// started anew together with its worker soon answers. The coordinator waits for longer.
+const ADOPT_PATIENCE: Duration = Duration::from_secs(60);
+const ADOPT_PAUSE: Duration = Duration::from_secs(1);
 /// Time for removing one thing that was left. What takes longer is left to the next start.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -43,6 +48,7 @@ impl Sessions {
             warn!(path = %path.display(), "no session's directory: kept aside");
             self.keep_aside(state, &path).await;
         }
+        let patience = Instant::now() + ADOPT_PATIENCE;
         let mut alive = HashSet::new();
         let mut corrupt = HashSet::new();
         for session in sessions {
@@ -54,7 +60,7 @@ impl Sessions {
                     corrupt.insert(session);
                 }
                 Found::Session { placement, backend, paused, identity } => {
-                    let running = self.find(backend, identity.as_ref(), &dirs).await;
+                    let running = self.find(backend, identity.as_ref(), &dirs, patience).await;
                     // One whose files were still coming was never ready: half of them is none.
                     let whole = placement.restore.is_none();
                     match (running, self.inner.backends.get(backend)) {
@@ -85,19 +91,26 @@ impl Sessions {
         &self,
         backend: Backend,
         identity: Option<&Identity>,
-        dirs: &crate::sandbox::SessionDirs,
+        dirs: &SessionDirs,
+        patience: Instant,
     ) -> Option<Running> {
         let sandboxes = self.inner.backends.get(backend)?;
-        match tokio::time::timeout(ADOPT_TIMEOUT, sandboxes.adopt(identity?, dirs)).await {
-            Ok(Ok(running)) => running,
-            Ok(Err(error)) => {
-                warn!(?error, "a sandbox could not be taken up");
-                None
+        let identity = identity?;
+        loop {
+            match tokio::time::timeout(ADOPT_TIMEOUT, sandboxes.adopt(identity, dirs)).await {
+                Ok(Ok(running)) => return running,
+                Ok(Err(error)) => {
+                    warn!(?error, "a sandbox could not be taken up");
+                    if error.reason() != Reason::BackendUnavailable {
+                        return None;
+                    }
+                }
+                Err(_) => warn!("the {backend} backend did not say in time whether a sandbox lives"),
             }
-            Err(_) => {
-                warn!("the {backend} backend did not say in time whether a sandbox lives");
-                None
+            if Instant::now() >= patience {
+                return None;
             }
+            tokio::time::sleep(ADOPT_PAUSE).await;
         }
     }
 

@@ -25,7 +25,7 @@ pub mod route;
 mod slot;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -93,20 +93,28 @@ pub(crate) struct Inner {
 
 #[derive(Default)]
 struct Table {
-    slots: HashMap<SessionId, Arc<Slot>>,
-    over: HashMap<SessionId, Epoch>,
+    slots: BTreeMap<SessionId, Arc<Slot>>,
+    over: BTreeMap<SessionId, Over>,
     over_order: VecDeque<SessionId>,
     /// Why nothing new is taken.
     closed: Option<String>,
     cordoned: bool,
 }
 
+/// A placement that is over.
+struct Over {
+    epoch: Epoch,
+    /// The session goes on elsewhere.
+    moves: bool,
+}
+
 impl Table {
-    fn bury(&mut self, session: SessionId, epoch: Epoch) {
+    fn bury(&mut self, session: SessionId, epoch: Epoch, moves: bool) {
         match self.over.get_mut(&session) {
-            Some(known) => *known = (*known).max(epoch),
+            Some(known) if known.epoch > epoch => {}
+            Some(known) => *known = Over { epoch, moves: moves || (known.moves && known.epoch == epoch) },
             None => {
-                self.over.insert(session, epoch);
+                self.over.insert(session, Over { epoch, moves });
                 self.over_order.push_back(session);
                 if self.over_order.len() > TOMBSTONES
                     && let Some(oldest) = self.over_order.pop_front()
@@ -140,7 +148,7 @@ impl Inner {
         if let Some(report) = report {
             self.outbox.session(session, report);
         }
-        table.bury(session, slot.placement.epoch);
+        table.bury(session, slot.placement.epoch, slot.moves());
         if table.slots.get(&session).is_some_and(|held| Arc::ptr_eq(held, slot)) {
             table.slots.remove(&session);
         }
@@ -188,9 +196,18 @@ impl Sessions {
                 format!("this worker does not hold {session} at epoch {epoch}"),
             )
         })?;
+        let parting = match &wanted.parting {
+            Some(parting) => Some(slot.part(parting.settle, parting.anyway).await?),
+            None => None,
+        };
         let hop = slot.hop("Export")?;
         let source = &self.inner.settings.checkpoints;
-        checkpoint::take(hop.channel.clone(), source.connect()?, source.staging(), wanted).await
+        let taken =
+            checkpoint::take(hop.channel.clone(), source.connect()?, source.staging(), wanted).await?;
+        if let Some(parting) = parting {
+            parting.keep();
+        }
+        Ok(taken)
     }
 
     /// How many are held; changes wake.
@@ -271,7 +288,7 @@ impl Sessions {
                 }
             }
         }
-        if table.over.get(&session).is_some_and(|over| *over >= epoch) {
+        if table.over.get(&session).is_some_and(|over| over.epoch >= epoch) {
             info!(session.id = %session, %epoch, "a placement that is over already is not started");
             if !self.inner.outbox.again(session, epoch) {
                 let report = refusal(session, epoch, "this placement is over already");
@@ -347,7 +364,7 @@ impl Sessions {
             }
             None => {}
         }
-        table.bury(session, epoch);
+        table.bury(session, epoch, false);
         let known = self.inner.outbox.again(session, epoch);
         if !known {
             let report = v1::SessionReport {
@@ -364,10 +381,15 @@ impl Sessions {
 
     pub fn pause(&self, wire: &v1::PauseCommand) {
         self.wish(&wire.session_id, wire.epoch, |desired| desired.paused = wire.paused);
+        let resumed = wire.session_id.parse().ok().filter(|_| !wire.paused);
+        if let Some(slot) = resumed.and_then(|session| self.held(session)) {
+            slot.stay();
+        }
     }
 
     pub fn update(&self, wire: v1::UpdateCommand) {
         let expires_at = wire.expires_at.and_then(|at| SystemTime::try_from(at).ok());
+        let expires = slot::deadline(wire.expires_in.and_then(|left| Duration::try_from(left).ok()));
         let idle = match berth_proto::convert::optional_limit("idle_timeout", wire.idle_timeout) {
             Ok(idle) => idle.flatten(),
             Err(error) => {
@@ -377,7 +399,7 @@ impl Sessions {
         };
         self.wish(&wire.session_id, wire.epoch, |desired| {
             desired.expires_at = expires_at;
-            desired.expires = slot::deadline(expires_at);
+            desired.expires = expires;
             desired.idle_timeout = idle;
         });
     }
@@ -398,11 +420,13 @@ impl Sessions {
         }
     }
 
-    /// Ends the sessions in which nothing runs, for this reason, and says how many are left. What is
-    /// paused does not come to an end by itself, so it is not waited for.
-    pub fn end_quiet(&self, reason: EndReason, message: &str) -> usize {
+    /// Ends the sessions in which nothing runs, for this reason, and says how many are left. While the coordinator
+    /// attends to it, a session that leaves with a checkpoint is its to end.
+    pub fn end_quiet(&self, reason: EndReason, message: &str, linger: Duration, attended: bool) -> usize {
         let table = self.inner.lock();
-        let (busy, quiet): (Vec<_>, Vec<_>) = table.slots.values().partition(|slot| slot.busy());
+        let awaited = |slot: &Slot| attended && slot.goes_with_a_checkpoint() && !slot.ends();
+        let (busy, quiet): (Vec<_>, Vec<_>) =
+            table.slots.values().partition(|slot| slot.busy(linger) || awaited(slot));
         for slot in quiet {
             slot.end(End::new(reason, message));
         }
@@ -417,6 +441,15 @@ impl Sessions {
 
     fn held(&self, session: SessionId) -> Option<Arc<Slot>> {
         self.inner.lock().slots.get(&session).cloned()
+    }
+
+    /// Why a session is not held. Its end may be known here before the coordinator has heard of it.
+    fn not_held(&self, session: SessionId) -> Error {
+        match self.inner.lock().over.get(&session) {
+            Some(over) if over.moves => slot::moves(),
+            Some(_) => Error::precondition(Reason::SessionEnded, "the session is over"),
+            None => Error::not_found(Reason::SessionNotFound, format!("the worker has no session {session}")),
+        }
     }
 }
 

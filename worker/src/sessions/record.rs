@@ -14,6 +14,7 @@ use std::{
 use berth_proto::{
     Epoch, SessionId,
     domain::{Backend, Labels, Limits, Placement, PtySize, RestoreFrom, TaskDefaults, TemplateSpec},
+    world,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,9 @@ pub struct Meta {
     env: Labels,
     created_at: SystemTime,
     expires_at: Option<SystemTime>,
+    /// When its time to live is over, on the clock of this boot: the wall clock may jump, and no sandbox outlives a boot.
+    #[serde(default)]
+    expires_boot: Option<Duration>,
     idle_timeout: Option<Duration>,
     task_timeout: Option<Duration>,
     pty_cols: u16,
@@ -50,6 +54,8 @@ pub struct Meta {
     start_timeout: Duration,
     #[serde(default)]
     fenced: bool,
+    #[serde(default)]
+    checkpoint_on_drain: bool,
     /// Its files are being restored from this: half of them is none.
     #[serde(default)]
     restoring: Option<Restoring>,
@@ -96,6 +102,7 @@ impl Meta {
             env: placement.env.clone(),
             created_at: placement.created_at,
             expires_at: placement.expires_at,
+            expires_boot: placement.expires_in.map(|left| world::boot_now() + left),
             idle_timeout: placement.idle_timeout,
             task_timeout: task_defaults.timeout,
             pty_cols: task_defaults.pty_size.cols,
@@ -103,6 +110,7 @@ impl Meta {
             max_concurrent: task_defaults.max_concurrent,
             start_timeout: placement.start_timeout,
             fenced: placement.fenced,
+            checkpoint_on_drain: placement.checkpoint_on_drain,
             restoring: placement
                 .restore
                 .clone()
@@ -138,6 +146,7 @@ impl Meta {
             env: self.env.clone(),
             created_at: self.created_at,
             expires_at: self.expires_at,
+            expires_in: self.expires_boot.map(|at| at.saturating_sub(world::boot_now())),
             idle_timeout: self.idle_timeout,
             task_defaults: TaskDefaults {
                 timeout: self.task_timeout,
@@ -147,6 +156,8 @@ impl Meta {
             .into(),
             start_timeout: self.start_timeout,
             fenced: self.fenced,
+            // A record of before that was kept says nothing of it.
+            checkpoint_on_drain: self.checkpoint_on_drain || self.fenced,
             restore: self
                 .restoring
                 .clone()
@@ -226,11 +237,13 @@ pub(crate) fn sample(session: SessionId) -> Placement {
         env: Labels::from([("A".to_owned(), "1".to_owned())]),
         created_at: SystemTime::now(),
         expires_at: Some(SystemTime::now() + Duration::from_secs(3600)),
+        expires_in: Some(Duration::from_secs(3600)),
         idle_timeout: None,
         task_defaults: TaskDefaults::default().into(),
         start_timeout: Duration::from_secs(30),
         restore: None,
         fenced: false,
+        checkpoint_on_drain: false,
     }
 }
 
@@ -239,6 +252,31 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// What is left of a life goes on while there is no worker, and no wall clock has a say. (Red when the record has
+    /// the rest itself, or when it is reckoned from `expires_at`.)
+    #[test]
+    fn a_time_to_live_runs_on_in_the_record() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = SessionDirs { root: temp.path().to_owned() };
+        let session = SessionId::new();
+        let placement = Placement { expires_at: Some(SystemTime::UNIX_EPOCH), ..sample(session) };
+        let mut meta = Meta::new(&placement, Backend::Fake, false);
+        // Written half an hour ago.
+        let written = meta.expires_boot.expect("it has an end");
+        meta.expires_boot = Some(written - HOUR / 2);
+        write_meta(&dirs, &meta).unwrap();
+        let Found::Session { placement, .. } = read(session, &dirs) else { panic!("it can be read") };
+        let left = placement.expires_in.expect("it has an end");
+        assert!(left <= HOUR / 2 && left > HOUR / 4, "{left:?}");
+        // One that is over is over, and not none.
+        meta.expires_boot = Some(Duration::ZERO);
+        write_meta(&dirs, &meta).unwrap();
+        let Found::Session { placement, .. } = read(session, &dirs) else { panic!("it can be read") };
+        assert_eq!(placement.expires_in, Some(Duration::ZERO));
+    }
 
     #[test]
     fn a_placement_survives_the_disk() {
@@ -254,7 +292,10 @@ mod tests {
         write_identity(&dirs, &identity).unwrap();
         match read(session, &dirs) {
             Found::Session { placement: read, backend, paused, identity: found } => {
-                assert_eq!((*read, backend, paused, found), (placement, Backend::Fake, true, Some(identity)));
+                let left = read.expires_in.expect("it has an end");
+                assert!(left <= HOUR && left > HOUR / 2, "{left:?}");
+                let read = Placement { expires_in: Some(HOUR), ..*read };
+                assert_eq!((read, backend, paused, found), (placement, Backend::Fake, true, Some(identity)));
             }
             other => panic!("{other:?}"),
         }

@@ -2,7 +2,7 @@
 //! may have open, and that the call counts as activity.
 
 use berth_proto::{
-    Error, Reason, SessionId,
+    Error, SessionId,
     relay::{self, Hop, Route},
 };
 use tonic::metadata::MetadataMap;
@@ -25,9 +25,7 @@ impl Route for SessionRoute {
     async fn route(&self, session: SessionId, call: &'static str, _: &MetadataMap) -> Result<Hop, Error> {
         match self.sessions.held(session) {
             Some(slot) => slot.hop(call),
-            None => {
-                Err(Error::not_found(Reason::SessionNotFound, format!("the worker has no session {session}")))
-            }
+            None => Err(self.sessions.not_held(session)),
         }
     }
 

@@ -1,6 +1,10 @@
 //! One session as the rest of the worker sees it: what is wanted of it, what is seen of it, and
 //! how busy it is. Its actor alone changes what is seen; anyone may change what is wanted.
 
+mod parting;
+
+pub use parting::moves;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -28,7 +32,7 @@ pub struct Desired {
     pub paused: bool,
     /// On the monotonic clock: a jump of the wall clock expires nothing.
     pub expires: Option<Instant>,
-    /// For the record only.
+    /// For people only.
     pub expires_at: Option<SystemTime>,
     pub idle_timeout: Option<Duration>,
 }
@@ -54,7 +58,11 @@ struct Observed {
     /// Tasks that run now, as they were told last.
     tasks: BTreeMap<TaskId, v1::Task>,
     calls: usize,
+    /// Of these, those that change files.
+    writes: usize,
     last_activity: Instant,
+    /// Until then no task is started and no file changed in it: see [`parting`].
+    parting: Option<Instant>,
 }
 
 /// One session that this worker holds.
@@ -69,17 +77,16 @@ pub struct Slot {
     pub done: CancellationToken,
 }
 
-/// A wall-clock deadline, on the monotonic clock.
-pub fn deadline(at: Option<SystemTime>) -> Option<Instant> {
-    let left = at?.duration_since(SystemTime::now()).unwrap_or_default();
-    Some(Instant::now() + left.min(convert::bounds::DURATION_MAX))
+/// The end of a rest of time that was counted just now.
+pub fn deadline(left: Option<Duration>) -> Option<Instant> {
+    Some(Instant::now() + left?.min(convert::bounds::DURATION_MAX))
 }
 
 impl Slot {
     pub fn new(placement: Placement, backend: Backend, paused: bool, most_calls: usize) -> Self {
         let desired = Desired {
             paused,
-            expires: deadline(placement.expires_at),
+            expires: deadline(placement.expires_in),
             expires_at: placement.expires_at,
             idle_timeout: placement.idle_timeout,
         };
@@ -94,7 +101,9 @@ impl Slot {
                 identity: None,
                 tasks: BTreeMap::new(),
                 calls: 0,
+                writes: 0,
                 last_activity: Instant::now(),
+                parting: None,
             }),
             calls: Arc::new(Semaphore::new(most_calls)),
             done: CancellationToken::new(),
@@ -165,6 +174,17 @@ impl Slot {
         }
     }
 
+    /// The placement as it is now, with what is left of its time to live: for the record.
+    pub fn as_of_now(&self) -> Placement {
+        let desired = self.desired.borrow();
+        Placement {
+            expires_at: desired.expires_at,
+            expires_in: desired.expires.map(|at| at.saturating_duration_since(Instant::now())),
+            idle_timeout: desired.idle_timeout,
+            ..self.placement.clone()
+        }
+    }
+
     pub fn set_identity(&self, identity: Identity) {
         self.lock().identity = Some(identity);
     }
@@ -216,15 +236,25 @@ impl Slot {
         if busy { Instant::now() + idle } else { observed.last_activity + idle }
     }
 
-    /// Whether something is under way that will come to an end: a task, or a call.
-    pub fn busy(&self) -> bool {
+    /// Whether something is under way that will come to an end: a task, or a call, or what a client does next that
+    /// did something less than `linger` ago. What is paused comes to no end by itself.
+    pub fn busy(&self, linger: Duration) -> bool {
         let observed = self.lock();
-        observed.state == SessionState::Ready && (observed.calls > 0 || !observed.tasks.is_empty())
+        observed.is_busy()
+            || observed.state == SessionState::Ready && observed.last_activity.elapsed() < linger
+    }
+
+    /// Whether it was told to end.
+    pub fn ends(&self) -> bool {
+        self.end.borrow().is_some()
     }
 
     /// Whether a call may go on, and where to.
     pub fn hop(self: &Arc<Self>, call: &'static str) -> Result<Hop, Error> {
         let mut observed = self.lock();
+        if observed.parted(call) {
+            return Err(moves());
+        }
         match observed.state {
             SessionState::Ready => {}
             SessionState::Paused if !matches!(call, "Run" | "StartTask") => {}
@@ -238,7 +268,9 @@ impl Slot {
                     "the session's sandbox still starts",
                 ));
             }
-            SessionState::Ending | SessionState::Ended => {
+            SessionState::Ending | SessionState::Ended if self.moves() => return Err(moves()),
+            // Nobody parks a session here: the coordinator does, and then this one ends.
+            SessionState::Ending | SessionState::Parked | SessionState::Ended => {
                 return Err(Error::precondition(Reason::SessionEnded, "the session is over"));
             }
         }
@@ -251,16 +283,25 @@ impl Slot {
                 format!("the session has {} calls open, as many as it may", observed.calls),
             )
         })?;
+        let writes = parting::writes(call);
         observed.calls += 1;
+        observed.writes += usize::from(writes);
         drop(observed);
-        let guard = Call { slot: self.clone(), _permit: permit };
-        Ok(Hop { channel, guard: Some(Box::new(guard)) })
+        let guard = Call { slot: self.clone(), writes, _permit: permit };
+        Ok(Hop { channel, guard: Some(Box::new(guard)), over: None })
+    }
+}
+
+impl Observed {
+    fn is_busy(&self) -> bool {
+        self.state == SessionState::Ready && (self.calls > 0 || !self.tasks.is_empty())
     }
 }
 
 /// Marks the session as busy for as long as a call is open.
 struct Call {
     slot: Arc<Slot>,
+    writes: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -268,6 +309,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         let mut observed = self.slot.lock();
         observed.calls -= 1;
+        observed.writes -= usize::from(self.writes);
         observed.last_activity = Instant::now();
     }
 }

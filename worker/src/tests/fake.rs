@@ -63,11 +63,8 @@ impl Fake {
         let request = shell(self.session, line);
         let mut task = request.task.unwrap();
         change(&mut task);
-        let request = v1::StartTaskRequest {
-            session_id: request.session_id,
-            task: Some(task),
-            request_id: String::new(),
-        };
+        let request =
+            v1::StartTaskRequest { session_id: request.session_id, task: Some(task), ..Default::default() };
         self.tasks().start_task(request).await.unwrap().into_inner()
     }
 
@@ -189,6 +186,7 @@ async fn stdin_request_ids_and_the_cap_on_tasks() {
         session_id: session_id.clone(),
         task: shell(fake.session, "sleep 1000").task,
         request_id: "k".to_owned(),
+        ..Default::default()
     };
     let one = fake.tasks().start_task(keyed.clone()).await.unwrap().into_inner();
     let same = fake.tasks().start_task(keyed.clone()).await.unwrap().into_inner();

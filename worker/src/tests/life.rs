@@ -10,7 +10,7 @@ use berth_proto::{
     },
 };
 
-use super::script::{PATIENCE, Rig, eventually, run, shell, small, soon};
+use super::script::{PATIENCE, Rig, eventually, run, shell, small};
 use crate::sessions::record;
 
 const READY: v1::SessionState = v1::SessionState::Ready;
@@ -60,7 +60,7 @@ async fn place_run_end() {
     assert_eq!(report.end_reason(), v1::EndReason::Deleted);
     assert!(rig.on_disk().is_empty() && rig.backend.sandboxes().is_empty());
     let gone = run(channel, shell(session, "true")).await.unwrap_err();
-    assert_eq!(gone.code(), Code::NotFound);
+    assert_eq!((gone.code(), reason_of(&gone)), (Code::FailedPrecondition, Some(Reason::SessionEnded)));
     worker.shutdown().await;
 }
 
@@ -240,7 +240,7 @@ async fn time_to_live_and_idleness_end_a_session() {
     rig.script.ready().await;
     let (ttl, idle, missed) = (SessionId::new(), SessionId::new(), SessionId::new());
     let mut placement = record::sample(ttl);
-    placement.expires_at = soon(Duration::from_millis(300));
+    placement.expires_in = Some(Duration::from_millis(300));
     rig.script.send(Command::Place(placement.into())).await;
     let mut placement = record::sample(idle);
     placement.idle_timeout = Some(Duration::from_millis(300));
@@ -250,7 +250,7 @@ async fn time_to_live_and_idleness_end_a_session() {
     // An agent that forgets its deadline: the worker does not.
     rig.backend.faults(|faults| faults.no_deadlines = true);
     let mut placement = record::sample(missed);
-    placement.expires_at = soon(Duration::from_millis(100));
+    placement.expires_in = Some(Duration::from_millis(100));
     rig.script.send(Command::Place(placement.into())).await;
     assert_eq!(rig.script.state(missed, ENDED).await.end_reason(), v1::EndReason::TtlExpired);
     assert!(rig.on_disk().is_empty());
@@ -267,7 +267,8 @@ async fn an_update_moves_the_deadline() {
     let update = v1::UpdateCommand {
         session_id: session.to_string(),
         epoch: 1,
-        expires_at: soon(Duration::from_millis(50)).map(convert::time_out),
+        expires_at: None,
+        expires_in: Some(convert::duration_out(Duration::from_millis(50))),
         idle_timeout: None,
     };
     // One for another epoch is none of ours.

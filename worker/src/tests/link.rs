@@ -210,7 +210,7 @@ async fn a_second_worker_on_the_state_directory_is_kept_out() {
     let worker = rig.start().await;
     let error = Worker::start(rig.config()).await.err().expect("the directory is in use");
     assert!(matches!(error, StartError::Locked { .. }), "{error}");
-    assert!(error.hint().is_some());
+    assert!(!error.hint().is_empty());
     worker.shutdown().await;
     Worker::start(rig.config()).await.expect("the lock is free again").shutdown().await;
 }
@@ -222,5 +222,5 @@ async fn a_named_backend_that_cannot_work_is_a_clear_word() {
     config.fake.faults.not_ready = Some("no engine here".to_owned());
     let error = Worker::start(config).await.err().expect("it can't work");
     assert!(error.to_string().contains("no engine here"), "{error}");
-    assert!(error.hint().is_some());
+    assert!(!error.hint().is_empty());
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use berth_proto::{
@@ -43,6 +43,8 @@ pub struct Seen {
     pub tasks: Vec<v1::TaskReport>,
     pub prefaces: Vec<v1::DataPreface>,
     pub data: Vec<Channel>,
+    /// A worker said that it stops, and within what time.
+    pub stopping: Vec<Duration>,
     /// A worker said that it leaves, and the last beat before it.
     pub left: Vec<u64>,
 }
@@ -310,6 +312,9 @@ impl WorkerService for Inner {
                         seen.sessions.entry(report.session_id.clone()).or_default().push(report);
                     }
                     Some(Message::Task(report)) => seen.tasks.push(report),
+                    Some(Message::Stopping(stopping)) => {
+                        seen.stopping.push(Duration::try_from(stopping.within.unwrap()).unwrap());
+                    }
                     Some(Message::Leaving(_)) => {
                         seen.left.push(seen.beats.last().map_or(0, |beat| beat.sequence));
                     }
@@ -392,10 +397,6 @@ pub fn small(cpu_millis: u32, memory_bytes: u64) -> Limits {
     Limits { cpu_millis, memory_bytes, disk_bytes: 16 << 20, pids: 64 }
 }
 
-pub fn soon(after: Duration) -> Option<SystemTime> {
-    Some(SystemTime::now() + after)
-}
-
 pub fn shell(session: SessionId, line: &str) -> v1::RunRequest {
     v1::RunRequest {
         session_id: session.to_string(),
@@ -403,7 +404,7 @@ pub fn shell(session: SessionId, line: &str) -> v1::RunRequest {
             program: Some(v1::task_spec::Program::Shell(line.to_owned())),
             ..Default::default()
         }),
-        request_id: String::new(),
+        ..Default::default()
     }
 }
 

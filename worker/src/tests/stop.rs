@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use berth_proto::{
-    Code, Reason, SessionId,
-    domain::Outcome,
+    Code, Reason, SessionId, convert,
+    domain::{Outcome, Placement},
     error::reason_of,
-    v1::{self, task_service_client::TaskServiceClient},
+    v1::{
+        self, coordinator_message::Message as Command, task_service_client::TaskServiceClient,
+        worker_data_service_client::WorkerDataServiceClient,
+    },
 };
 use tokio::time::Instant;
 use tonic::Request;
@@ -14,7 +17,8 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::script::{PATIENCE, Rig, run, shell};
+use super::script::{PATIENCE, Rig, eventually, run, shell};
+use crate::sessions::record;
 
 const ENDED: v1::SessionState = v1::SessionState::Ended;
 /// A stop that waited for this has failed.
@@ -56,6 +60,7 @@ async fn shutdown_ends_all_and_leaves_nothing() {
     assert!(rig.on_disk().is_empty() && rig.backend.sandboxes().is_empty());
 }
 
+/// A paused one is the coordinator's to end: it parks it.
 #[tokio::test]
 async fn a_session_in_which_nothing_runs_is_not_waited_for() {
     let rig = Rig::new().await;
@@ -71,9 +76,142 @@ async fn a_session_in_which_nothing_runs_is_not_waited_for() {
     let pause = v1::PauseCommand { session_id: paused.to_string(), epoch: 1, paused: true };
     rig.script.send(v1::coordinator_message::Message::Pause(pause)).await;
     rig.script.state(paused, v1::SessionState::Paused).await;
-    tokio::time::timeout(PATIENCE, worker.shutdown_within(LONG)).await.expect("it does not wait");
-    assert_eq!(rig.script.state(idle, ENDED).await.end_reason(), v1::EndReason::Drained);
+    let parked = async {
+        assert_eq!(rig.script.state(idle, ENDED).await.end_reason(), v1::EndReason::Drained);
+        assert_eq!(rig.script.look(|seen| seen.state(paused)), Some(v1::SessionState::Paused));
+        rig.script.end(paused, 1).await;
+    };
+    let stopped = tokio::time::timeout(PATIENCE, worker.shutdown_within(LONG));
+    tokio::join!(async { stopped.await.expect("it does not wait") }, parked);
     assert!(rig.on_disk().is_empty());
+}
+
+/// A session that leaves with a checkpoint.
+async fn placed_to_leave(rig: &Rig, session: SessionId) {
+    let placement = Placement { checkpoint_on_drain: true, fenced: true, ..record::sample(session) };
+    rig.script.send(Command::Place(placement.into())).await;
+    rig.script.state(session, v1::SessionState::Ready).await;
+}
+
+/// Red when the worker does not say that it stops, or ends what is quiet without asking.
+#[tokio::test]
+async fn a_worker_that_stops_says_so_and_leaves_to_the_coordinator_what_goes_with_a_checkpoint() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let (idle, moves) = (SessionId::new(), SessionId::new());
+    rig.placed(idle).await;
+    placed_to_leave(&rig, moves).await;
+    let moving = async {
+        let within = rig.script.until("that it stops", |seen| seen.stopping.first().copied()).await;
+        assert!(within <= LONG && within > LONG / 2, "{within:?}");
+        rig.script.state(idle, ENDED).await;
+        assert_eq!(rig.script.look(|seen| seen.state(moves)), Some(v1::SessionState::Ready));
+        // It says so to a coordinator that comes later, too.
+        rig.script.hang_up();
+        let hello = rig.script.until("a second hello", |seen| seen.hellos.get(1).cloned()).await;
+        assert!(hello.stopping_within.is_some());
+        let end =
+            v1::EndSession { session_id: moves.to_string(), epoch: 1, reason: v1::EndReason::Drained.into() };
+        rig.script.send(Command::End(end)).await;
+    };
+    let stopped = tokio::time::timeout(PATIENCE, worker.shutdown_within(LONG));
+    tokio::join!(async { stopped.await.expect("it goes when the last one has gone") }, moving);
+    assert_eq!(rig.script.state(moves, ENDED).await.end_reason(), v1::EndReason::Drained);
+    assert_eq!(rig.script.look(|seen| seen.left.len()), 1);
+    assert!(rig.on_disk().is_empty());
+}
+
+/// Red when a stop counts on a coordinator that is not there.
+#[tokio::test]
+async fn a_coordinator_that_is_not_there_is_not_waited_for() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    placed_to_leave(&rig, SessionId::new()).await;
+    rig.script.manners(|manners| manners.refuse = Some(|| tonic::Status::unavailable("it starts")));
+    rig.script.hang_up();
+    tokio::time::timeout(PATIENCE, worker.shutdown_within(LONG)).await.expect("it does not wait");
+    assert!(rig.on_disk().is_empty());
+}
+
+/// The coordinator may not have heard of it yet. Red when a session that is over is just not there.
+#[tokio::test]
+async fn a_call_that_comes_after_the_end_is_told_whether_the_session_goes_on_elsewhere() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let (moves, ended) = (SessionId::new(), SessionId::new());
+    placed_to_leave(&rig, moves).await;
+    placed_to_leave(&rig, ended).await;
+    let drained =
+        v1::EndSession { session_id: moves.to_string(), epoch: 1, reason: v1::EndReason::Drained.into() };
+    rig.script.send(Command::End(drained)).await;
+    rig.script.end(ended, 1).await;
+    eventually("both to be gone", || worker.status().sessions == 0).await;
+    let channel = rig.script.data().await;
+    for (session, code, reason) in [
+        (moves, Code::Unavailable, Reason::SessionMoves),
+        (ended, Code::FailedPrecondition, Reason::SessionEnded),
+        (SessionId::new(), Code::NotFound, Reason::SessionNotFound),
+    ] {
+        let refused = run(channel.clone(), shell(session, "true")).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused)), (code, Some(reason)));
+    }
+    worker.shutdown().await;
+}
+
+fn take(session: SessionId, settle: Duration, anyway: bool) -> v1::TakeCheckpointRequest {
+    v1::TakeCheckpointRequest {
+        session_id: session.to_string(),
+        epoch: 1,
+        parting: Some(v1::Parting { settle: Some(convert::duration_out(settle)), anyway }),
+        ..Default::default()
+    }
+}
+
+/// What is acknowledged is in the checkpoint with which the session goes. Red when `parted` lets all through, or when
+/// `part` does not look whether something runs.
+#[tokio::test]
+async fn while_a_session_parts_nothing_begins_in_it_and_it_stays_while_something_runs() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let session = SessionId::new();
+    rig.placed(session).await;
+    let channel = rig.script.data().await;
+    let mut tasks = TaskServiceClient::new(channel.clone());
+    tasks.run(shell(session, "sleep 1000")).await.unwrap();
+    let task = rig.script.until("the task", |seen| seen.tasks.first().and_then(|r| r.task.clone())).await;
+    let mut checkpoints = WorkerDataServiceClient::new(channel.clone());
+    let busy = checkpoints.take_checkpoint(take(session, Duration::ZERO, false)).await.unwrap_err();
+    assert_eq!(reason_of(&busy), Some(Reason::SessionBusy));
+    // It goes on, and the next attempt waits for its task.
+    run(channel.clone(), shell(session, "true")).await.unwrap();
+    let taking = checkpoints.take_checkpoint(take(session, LONG, false));
+    let during = async {
+        let refused = loop {
+            match run(channel.clone(), shell(session, "true")).await {
+                Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(status) => break status,
+            }
+        };
+        assert_eq!((refused.code(), reason_of(&refused)), (Code::Unavailable, Some(Reason::SessionMoves)));
+        let get = v1::GetTaskRequest { session_id: session.to_string(), task_id: task.id.clone() };
+        tasks.clone().get_task(get).await.expect("what changes nothing goes on");
+        let cancel = v1::CancelTaskRequest {
+            session_id: session.to_string(),
+            task_id: task.id.clone(),
+            ..Default::default()
+        };
+        tasks.clone().cancel_task(cancel).await.expect("a cancel wins");
+    };
+    let both = async { tokio::join!(taking, during) };
+    let (taken, ()) = tokio::time::timeout(PATIENCE, both).await.expect("it waits for no more");
+    // Here is nobody who would keep it: it failed, and the session is as it was.
+    assert_eq!(reason_of(&taken.unwrap_err()), Some(Reason::CheckpointFailed));
+    run(channel, shell(session, "true")).await.unwrap();
+    worker.shutdown().await;
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@
 //! later), take up or remove what an earlier process left, then dial. It returns before the coordinator is
 //! there: any start order works.
 //!
-//! Shutdown is a sequence: say "not ready" and refuse → let tasks end by themselves for the grace (a session
-//! without any is not waited for) → end the sessions and remove all that was theirs → tell the coordinator, and
-//! that this worker leaves → close. A [`Running`] that is dropped without it leaves
+//! Shutdown is a sequence: say "not ready" and refuse → tell the coordinator that this worker stops, and by when →
+//! let tasks end by themselves, and sessions be moved elsewhere, for the grace (what is quiet is not waited for) → end
+//! the sessions and remove all that was theirs → tell the coordinator, and that this worker leaves → close. A [`Running`] that is dropped without it leaves
 //! everything as a killed process would, for the next one to take up.
 
 mod stop;
@@ -25,8 +25,9 @@ use berth_proto::{
     Error, WorkerId,
     spawn::spawn,
     v1::{self, file_service_server::FileServiceServer, task_service_server::TaskServiceServer},
+    world::{self, TcpListener},
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
 use tracing::info;
@@ -195,7 +196,7 @@ impl Worker {
                 join_token: config.join_token.clone(),
                 worker: id.clone(),
                 labels: config.labels.clone(),
-                process_id: format!("{:032x}", rand::random::<u128>()),
+                process_id: format!("{:032x}", u128::from_le_bytes(world::random_bytes())),
             },
             sessions: sessions.clone(),
             outbox: outbox.clone(),
@@ -204,6 +205,7 @@ impl Worker {
             state: watch::channel(LinkState { reason: "not attached yet".to_owned(), ..Default::default() })
                 .0,
             templates: link::Templates::default(),
+            stopping: watch::channel(None).0,
             leaving: CancellationToken::new(),
             open: Arc::new(AtomicUsize::new(0)),
             sequence: AtomicU64::new(0),

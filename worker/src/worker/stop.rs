@@ -16,6 +16,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const SHUT_DOWN: &str = "its worker was shut down";
 /// How often a worker that stops looks whether something still runs.
 const QUIET_EVERY: Duration = Duration::from_millis(20);
+/// A client that did something in a session so short a time ago may be about to do more, or to end it.
+const LINGER: Duration = Duration::from_secs(1);
+/// A link that is away for longer is not waited for.
+const DETACHED: Duration = Duration::from_secs(3);
 
 impl Running {
     /// Ends the worker with the grace that it was configured with.
@@ -31,7 +35,7 @@ impl Running {
         self.parts.tell_readiness(false).await;
         health.tell();
         if self.failed.borrow().is_none() {
-            self.wait_for_tasks(grace).await;
+            self.drain(grace).await;
         }
         sessions.end_all(EndReason::Drained, SHUT_DOWN);
         if tokio::time::timeout(END_TIMEOUT, sessions.empty()).await.is_err() {
@@ -46,11 +50,26 @@ impl Running {
         info!(worker.id = %self.id, "worker stopped");
     }
 
-    /// Ends each session as soon as nothing runs in it. Returns when none is left in which something does,
-    /// or the time is over.
-    async fn wait_for_tasks(&self, grace: Duration) {
+    /// Ends each session as soon as nothing runs in it, but for those that the coordinator moves or keeps a checkpoint
+    /// of: it is told that this worker stops, and tells which to end. Returns when none is left for which there is
+    /// something to wait, or the time is over.
+    async fn drain(&self, grace: Duration) {
+        let Parts { sessions, link, .. } = &*self.parts;
         let deadline = Instant::now() + grace;
-        while self.parts.sessions.end_quiet(EndReason::Drained, SHUT_DOWN) > 0 && Instant::now() < deadline {
+        link.stopping.send_replace(Some(deadline));
+        // Nobody to be waited for where nobody was there.
+        let mut attached = link.state.borrow().attached.then(Instant::now);
+        while Instant::now() < deadline {
+            if link.state.borrow().attached {
+                attached = Some(Instant::now());
+            }
+            if self.failed.borrow().is_some() {
+                return;
+            }
+            let attended = attached.is_some_and(|last| last.elapsed() < DETACHED);
+            if sessions.end_quiet(EndReason::Drained, SHUT_DOWN, LINGER, attended) == 0 {
+                return;
+            }
             tokio::time::sleep(QUIET_EVERY).await;
         }
     }

@@ -116,10 +116,7 @@ impl Workspaces {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(io::Error::other(error)),
-    }
+    berth_proto::world::blocking(work).await?
 }
 
 fn set_mode(path: &Path, mode: u32) -> io::Result<()> {

@@ -58,7 +58,10 @@ pub async fn copy(
             fetch_tree(&files, source, &tree.tree, &mut tally, progress).await?;
             tree.finish()?;
         }
-        _ => return Err(Failure::new(format!("{source:?} is neither a file nor a directory"))),
+        _ => {
+            return Err(Failure::new(format!("{source:?} is neither a file nor a directory"))
+                .hint("devices, pipes and sockets are not copied"));
+        }
     }
     Ok(tally)
 }
@@ -87,12 +90,16 @@ fn target(source: &str, is_dir: bool, destination: &Path) -> Result<Target, Fail
             })?;
             Ok(Target::At(destination.to_owned(), name.into()))
         }
-        Ok(_) if is_dir => Err(Failure::new(format!("{shown} is a file: no directory can replace it"))),
-        Ok(_) if slash => Err(Failure::new(format!("{shown} is no directory"))),
+        Ok(_) if is_dir => Err(Failure::new(format!("{shown} is a file: no directory can replace it"))
+            .hint("remove it, or name another target")),
+        Ok(_) if slash => {
+            Err(Failure::new(format!("{shown} is no directory")).hint("leave the slash at its end out"))
+        }
         Ok(_) => at(destination),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if slash && !is_dir {
-                return Err(Failure::new(format!("there is no directory {shown}")));
+                return Err(Failure::new(format!("there is no directory {shown}"))
+                    .hint(format!("make it: mkdir -p {shown}")));
             }
             at(destination)
         }

@@ -93,6 +93,19 @@ impl Tally {
     fn skip(&mut self, what: impl std::fmt::Display, why: impl std::fmt::Display) {
         self.skipped.push(format!("{what}: {why}"));
     }
+
+    /// Whoever uses the copy must not take it for a whole one.
+    fn tell_skipped(&self) {
+        if !self.skipped.is_empty() {
+            let what = match self.skipped.len() {
+                1 => "not copied: ".to_owned(),
+                number => format!("{number} not copied:\n"),
+            };
+            let hint =
+                "the rest is copied; make each of these a file, a directory or a link with a plain name";
+            output::error(format!("{what}{}", self.skipped.join("\n")), [hint]);
+        }
+    }
 }
 
 pub async fn run(global: &Global, args: CpArgs) -> CommandResult {
@@ -110,13 +123,13 @@ pub async fn run(global: &Global, args: CpArgs) -> CommandResult {
     };
     progress.finish_and_clear();
     let tally = tally?;
-    for skipped in &tally.skipped {
-        output::error(skipped);
-    }
     if global.json() {
         output::json(&tally)?;
-    } else if super::stderr_is_terminal() {
-        output::say(format!("{} in {}", output::bytes(tally.bytes), output::count(tally.files, "file")));
+    } else {
+        tally.tell_skipped();
+        if super::stderr_is_terminal() {
+            output::say(format!("{} in {}", output::bytes(tally.bytes), output::count(tally.files, "file")));
+        }
     }
     Ok(if tally.skipped.is_empty() { 0 } else { code::FAILED })
 }

@@ -80,7 +80,9 @@ impl Tree {
 
     fn spot(&self, path: &Path) -> Result<Spot, Failure> {
         let shown = self.shown(path);
-        let name = path.file_name().ok_or_else(|| Failure::new(format!("{shown} has no name of its own")))?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| Failure::new(format!("{shown} has no name of its own")).hint("name the target"))?;
         let parent = path.parent().unwrap_or(Path::new(""));
         let dir = self.open_dir(parent).map_err(|error| refused(&self.shown(parent), error))?;
         Ok(Spot { dir, name: name.to_owned(), shown })
@@ -111,7 +113,7 @@ impl Tree {
         let spot = self.spot(path)?;
         if let Some(kind) = spot.kind() {
             if kind != SFlag::S_IFLNK {
-                return Err(Failure::new("something else is there"));
+                return Err(Failure::new("something else is there").hint(ELSEWHERE));
             }
             unlinkat(&spot.dir, &*spot.name, UnlinkatFlags::NoRemoveDir).map_err(|e| spot.failed(e))?;
         }
@@ -122,7 +124,8 @@ impl Tree {
     pub fn new_file(&self, path: &Path) -> Result<NewFile, Failure> {
         let spot = self.spot(path)?;
         if spot.kind() == Some(SFlag::S_IFDIR) {
-            return Err(Failure::new(format!("{} is a directory: no file can replace it", spot.shown)));
+            let what = format!("{} is a directory: no file can replace it", spot.shown);
+            return Err(Failure::new(what).hint(ELSEWHERE));
         }
         let temporary = OsString::from(format!(".berth-{}", berth_client::TaskId::new()));
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

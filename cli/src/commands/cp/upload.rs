@@ -51,7 +51,10 @@ pub async fn copy(
     progress: &ProgressBar,
 ) -> Result<Tally, Failure> {
     let shown = source.display().to_string();
-    let text = source.to_str().ok_or_else(|| Failure::usage(format!("{shown}: the path is not UTF-8")))?;
+    let text = source.to_str().ok_or_else(|| {
+        Failure::usage(format!("{shown}: the path is not UTF-8"))
+            .hint("rename it, or copy it under another name")
+    })?;
     // A link that is named is followed; links inside of a tree stay links.
     let meta = fs::metadata(source).map_err(|error| Failure::io(&shown, error))?;
     let there = look(session, destination).await?;
@@ -66,7 +69,8 @@ pub async fn copy(
     } else if meta.is_file() {
         work.files.push(file(source, &target, &meta));
     } else {
-        return Err(Failure::new(format!("{shown} is neither a file nor a directory")));
+        return Err(Failure::new(format!("{shown} is neither a file nor a directory"))
+            .hint("devices, pipes and sockets are not copied"));
     }
     progress.set_length(work.files.iter().map(|file| file.size).sum());
     send(session, work, &mut tally, progress).await?;
@@ -109,9 +113,11 @@ fn target(
         }
         Some(_) if is_dir => Err(Failure::new(format!(
             "{destination:?} in the session is a file: no directory can replace it"
-        ))),
+        ))
+        .hint("remove it, or name another target")),
         Some(_) if destination.ends_with('/') => {
-            Err(Failure::new(format!("{destination:?} in the session is no directory")))
+            Err(Failure::new(format!("{destination:?} in the session is no directory"))
+                .hint("leave the slash at its end out"))
         }
         None if destination.ends_with('/') && !is_dir => {
             Err(Failure::new(format!("there is no directory {destination:?} in the session"))
@@ -254,7 +260,8 @@ async fn run(session: &Session, command: Command) -> Result<(), Failure> {
     if output.success() {
         return Ok(());
     }
-    Err(Failure::new(crate::output::clipped(output.stderr_text().trim(), 200)))
+    Err(Failure::new(crate::output::clipped(output.stderr_text().trim(), 200))
+        .hint("look at what is at that path in the session: `berth run --session … -- ls -l`"))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::{
 use berth_client::local::{self, UpRecord};
 use tokio::process::{Child, Command};
 
-use super::{READY_WITHIN, next_steps};
+use super::{next_steps, tell_unready};
 use crate::{
     commands::Global,
     failure::{CommandResult, Failure},
@@ -33,7 +33,7 @@ pub fn log_path(state_dir: &Path) -> PathBuf {
     state_dir.join("berth.log")
 }
 
-pub async fn start(global: &Global, state_dir: &Path) -> CommandResult {
+pub async fn start(global: &Global, state_dir: &Path, ready_within: Duration) -> CommandResult {
     // Taken and given back: tells at once, and here, that one runs already.
     drop(super::lock(state_dir)?);
     let log = log_path(state_dir);
@@ -48,13 +48,16 @@ pub async fn start(global: &Global, state_dir: &Path) -> CommandResult {
                     output::json(&record)?;
                 } else {
                     output::data(format!("ready {}", record.address))?;
+                    tell_unready(&record);
                     next_steps(global, &record, None, "`berth stop` stops it");
                 }
                 return Ok(0);
             }
             Err(problem) => problem,
         },
-        () = tokio::time::sleep(READY_WITHIN + MARGIN) => format!("it is not ready after {} s", READY_WITHIN.as_secs()),
+        () = tokio::time::sleep(ready_within.saturating_add(MARGIN)) => {
+            format!("it is not ready after {}", output::span(ready_within))
+        }
         signal = interrupts.recv() => format!("{signal} came while it started"),
     };
     end(child).await;
@@ -72,7 +75,7 @@ fn failure(pid: u32, problem: &str, log: &[String]) -> Failure {
         return Failure::new(message).hint("`berth doctor` looks at what this machine has");
     }
     let failure = Failure::new(format!("Berth did not come up: {}", errors.join("\n")));
-    said(log, "hint: ").into_iter().fold(failure, Failure::hint)
+    failure.hints(said(log, "hint: "), "`berth doctor` looks at what this machine has")
 }
 
 /// What follows a mark in a log, each with the indented lines after it.

@@ -89,15 +89,41 @@ fn running(state_dir: &Path) -> Result<Option<(UpRecord, OwnedFd)>, Failure> {
     Ok(found.map(|process| (record, process)))
 }
 
+/// What `--format json` prints.
+#[derive(Serialize, Default)]
+struct Stopped {
+    /// Whether one ran.
+    stopped: bool,
+    pid: Option<i32>,
+    killed: bool,
+    /// What a killed one left: `berth up` takes it back.
+    sessions_left: u64,
+}
+
+impl Stopped {
+    fn tell(&self, global: &Global) -> CommandResult {
+        if global.json() {
+            output::json(self)?;
+        }
+        match self.pid {
+            Some(pid) => say(format!("stopped (pid {pid})")),
+            None => {
+                say("Berth does not run here");
+                tell_left(self.sessions_left);
+            }
+        }
+        Ok(0)
+    }
+}
+
 pub async fn stop(global: &Global, args: StopArgs) -> CommandResult {
     let state_dir = state_dir(global)?;
     let Some((record, process)) = running(&state_dir)? else {
         // A record that a killed one left behind misleads whoever looks for an address.
         let _ = remove(&local::up_record_path(&state_dir));
-        say("Berth does not run here");
-        tell_left(sessions_left(&state_dir));
-        return Ok(0);
+        return Stopped { sessions_left: sessions_left(&state_dir), ..Stopped::default() }.tell(global);
     };
+    let mut killed = false;
     let failed = |error: std::io::Error| Failure::io(format_args!("can't stop pid {}", record.pid), error);
     sys::pidfd_signal(&process, libc::SIGTERM).map_err(failed)?;
     if !ended(&process, args.timeout).await.map_err(failed)? {
@@ -116,9 +142,10 @@ pub async fn stop(global: &Global, args: StopArgs) -> CommandResult {
         }
         let _ = remove(&local::up_record_path(&state_dir));
         output::warning("killed: the next start puts in order what is left");
+        killed = true;
     }
-    say(format!("stopped (pid {})", record.pid));
-    Ok(0)
+    let sessions_left = if killed { sessions_left(&state_dir) } else { 0 };
+    Stopped { stopped: true, pid: Some(record.pid), killed, sessions_left }.tell(global)
 }
 
 /// Waits for its end, and says what for when that is not at once.
@@ -189,7 +216,8 @@ fn show(record: &UpRecord, status: &Status) -> Result<(), Failure> {
     if let Some(info) = &status.coordinator {
         pairs.push(("up for", output::ago(info.started_at)));
         pairs.push(("workers", format!("{} of {} alive", info.workers_alive, record.workers)));
-        pairs.push(("sessions", format!("{} ready, {} waiting", info.sessions_ready, info.sessions_pending)));
+        let waiting = format!("{} waiting, {} parked", info.sessions_pending, info.sessions_parked);
+        pairs.push(("sessions", format!("{} ready, {waiting}", info.sessions_ready)));
         pairs.push(("tasks", format!("{} running", info.running_tasks)));
     }
     output::details(&pairs)

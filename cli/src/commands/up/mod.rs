@@ -11,14 +11,13 @@ mod manage;
 
 use std::{
     fs,
-    io::Write,
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use berth_client::local::{self, UpRecord};
+use berth_client::local::{self, UnreadyWorker, UpRecord};
 use berth_coordinator::{Coordinator, checkpoints::Location};
 use berth_proto::WorkerId;
 use berth_worker::{Worker, health::machine};
@@ -36,14 +35,15 @@ use crate::{
     process,
     serve::{coordinator, remove, worker, write_atomic},
     signals::Interrupts,
+    value,
 };
-
-/// Time for a worker to become ready: it includes a canary in a sandbox.
-const READY_WITHIN: Duration = Duration::from_secs(60);
 
 const HELP: &str = "\
 Settings of the worker come from the same options and variables as those of the `worker`
 command. Credentials are made on first start, and found by the other commands without asking.
+
+`ready` is said when all workers are ready. After --ready-within one is enough: which ones are not,
+and why, is said beside it (with --format json: in `unready`), and the exit code of `-d` is 0.
 
 Examples:
   berth up                       until Ctrl-C
@@ -66,6 +66,10 @@ pub struct UpArgs {
     /// TOML file with templates
     #[arg(long, env = "BERTH_TEMPLATES", value_name = "FILE")]
     pub templates: Option<PathBuf>,
+
+    /// Time for the workers to become ready; then one that is ready is enough
+    #[arg(long, value_parser = value::some_duration, default_value = "60s", value_name = "TIME")]
+    pub ready_within: Duration,
 
     #[command(flatten)]
     pub recovery: coordinator::RecoveryArgs,
@@ -107,7 +111,7 @@ pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
     make_state_dir(&state_dir)?;
     let state_dir = state_dir.canonicalize().map_err(|error| Failure::io(state_dir.display(), error))?;
     if args.detach && !args.daemon {
-        return detach::start(global, &state_dir).await;
+        return detach::start(global, &state_dir, args.ready_within).await;
     }
     let log = detach::log_path(&state_dir);
     if args.daemon {
@@ -194,6 +198,7 @@ async fn serve(
         version: berth_proto::VERSION.to_owned(),
         workers: args.workers as usize,
         ready: false,
+        unready: Vec::new(),
         log,
     };
     write_record(state_dir, &record)?;
@@ -261,11 +266,11 @@ async fn work(
     tokio::select! {
         () = wait_ready(workers) => {}
         failure = first_failure(workers) => return Err(failure),
-        () = tokio::time::sleep(READY_WITHIN) => some_ready(workers)?,
+        () = tokio::time::sleep(args.ready_within) => record.unready = unready(workers, args.ready_within)?,
     }
     record.ready = true;
     write_record(state_dir, record)?;
-    tracing::info!("ready");
+    tracing::info!(unready = record.unready.len(), "ready");
     greet(args, global, record, workers)?;
     Err(first_failure(workers).await)
 }
@@ -290,23 +295,39 @@ async fn wait_ready(workers: &[berth_worker::Running]) {
     join_all(workers.iter().map(berth_worker::Running::ready)).await;
 }
 
-/// When the time is over, one is enough to go on with; what the others lack is said.
-fn some_ready(workers: &[berth_worker::Running]) -> Result<(), Failure> {
-    let lacking: Vec<String> =
-        workers.iter().map(|worker| worker.status()).filter(|s| !s.ready).map(|s| s.reason).collect();
-    let reasons = lacking.join("; ");
-    if lacking.len() == workers.len() {
-        return Err(Failure::new(format!("no worker is ready after a minute: {reasons}"))
-            .hint("`berth doctor` looks at what this machine has"));
+/// When the time is over, one is enough to go on with. Those that lack something, and what.
+fn unready(workers: &[berth_worker::Running], after: Duration) -> Result<Vec<UnreadyWorker>, Failure> {
+    let told = |status: berth_worker::Status| UnreadyWorker {
+        worker: status.id.to_string(),
+        reason: if status.reason.is_empty() { "it has not said why".to_owned() } else { status.reason },
+    };
+    let lacking: Vec<UnreadyWorker> =
+        workers.iter().map(|worker| worker.status()).filter(|status| !status.ready).map(told).collect();
+    if lacking.len() < workers.len() {
+        return Ok(lacking);
     }
-    let ready = workers.len() - lacking.len();
-    output::warning(format!("{ready} of {} workers are ready: {reasons}", workers.len()));
-    Ok(())
+    let reasons: Vec<String> = lacking.iter().map(reason).collect();
+    Err(Failure::new(format!("no worker is ready after {}: {}", output::span(after), reasons.join("; ")))
+        .hint("`berth doctor` looks at what this machine has"))
+}
+
+fn reason(unready: &UnreadyWorker) -> String {
+    format!("{}: {}", unready.worker, unready.reason)
+}
+
+/// Ready is less than was asked for: whoever waited for it must not take it for all.
+fn tell_unready(record: &UpRecord) {
+    let Some((first, rest)) = record.unready.split_first() else { return };
+    let ready = record.workers - record.unready.len();
+    let reasons: Vec<String> = std::iter::once(first).chain(rest).map(reason).collect();
+    output::warning(format!("only {ready} of {} workers are ready: {}", record.workers, reasons.join("; ")));
+    output::hint(format!("`berth workers {}` shows how it is; it is tried again all the time", first.worker));
 }
 
 async fn first_failure(workers: &[berth_worker::Running]) -> Failure {
     let (error, ..) = select_all(workers.iter().map(|worker| Box::pin(worker.wait()))).await;
     Failure::new(format!("a worker can't go on: {error}"))
+        .hint(error.hint_text().unwrap_or("`berth doctor` looks at what this machine has"))
 }
 
 /// What to type next.
@@ -316,9 +337,17 @@ fn greet(
     record: &UpRecord,
     workers: &[berth_worker::Running],
 ) -> Result<(), Failure> {
-    // Scripts, and the process that waits for a detached one, read this.
-    let _ = writeln!(std::io::stdout().lock(), "ready {}", record.address);
-    if args.daemon {
+    // Scripts read this. A closed stdout is no reason to stop serving.
+    let _ = if global.json() {
+        output::json_line(record)
+    } else {
+        output::data(format_args!("ready {}", record.address))
+    };
+    // In the background it goes to the log.
+    if args.daemon || !global.json() {
+        tell_unready(record);
+    }
+    if args.daemon || global.json() {
         return Ok(());
     }
     let backend = workers.first().and_then(|worker| {

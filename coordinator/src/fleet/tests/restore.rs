@@ -3,7 +3,7 @@
 use super::*;
 
 /// A ready session that may be restored, with or without a checkpoint.
-fn restorable(desk: &mut Desk, worker: &str, link: LinkId, kept: bool) -> SessionId {
+pub(super) fn restorable(desk: &mut Desk, worker: &str, link: LinkId, kept: bool) -> SessionId {
     let session = desk.create_with(|create| create.spec.on_worker_loss = OnWorkerLoss::Restore);
     desk.say(worker, link, session, 1, SessionState::Ready);
     if kept {
@@ -12,13 +12,24 @@ fn restorable(desk: &mut Desk, worker: &str, link: LinkId, kept: bool) -> Sessio
     session
 }
 
-fn keep(desk: &mut Desk, session: SessionId, epoch: u64, name: &str) {
+pub(super) fn keep(desk: &mut Desk, session: SessionId, epoch: u64, name: &str) {
     let from = RestoreFrom { checkpoint: name.into(), root: [1; 32] };
     let kept = Box::new(Kept { from, at: desk.now.wall });
     desk.apply(Event::Checkpointed { session, epoch: Epoch(epoch), kept });
 }
 
-fn placed(effects: &[Effect]) -> Vec<(SessionId, u64, Option<String>, bool)> {
+/// A checkpoint is no more: removed, or damaged; and the next older one of this session is another.
+pub(super) fn gone(checkpoint: &str, damage: Option<&str>, older: Option<(SessionId, &str)>) -> Event {
+    let kept =
+        |name: &str| Kept { from: RestoreFrom { checkpoint: name.into(), root: [1; 32] }, at: start().wall };
+    Event::CheckpointGone(Box::new(Gone {
+        checkpoint: checkpoint.into(),
+        damage: damage.map(Into::into),
+        older: older.map(|(session, name)| (session, kept(name))),
+    }))
+}
+
+pub(super) fn placed(effects: &[Effect]) -> Vec<(SessionId, u64, Option<String>, bool)> {
     let place = |command: &&Command| match command {
         Command::Place(p) => {
             Some((p.session, p.epoch.0, p.restore.as_ref().map(|r| r.checkpoint.clone()), p.fenced))
@@ -39,7 +50,7 @@ fn it_is_placed_elsewhere_after_the_lease_and_the_grace_and_not_before() {
     assert_eq!(placed(&effects), [], "its agent may not have frozen it yet");
     let effects = desk.pass_beating(Duration::from_secs(5), &[("other", other)]);
     assert_eq!(placed(&effects), [(session, 2, Some("first".into()), true)]);
-    assert_eq!(desk.session(session).recovered.as_ref().unwrap().from.checkpoint, "first");
+    assert_eq!(desk.session(session).recovered.as_ref().unwrap().kept.from.checkpoint, "first");
     // The old one comes back with it, and is told to end it.
     let link = LinkId(desk.draw());
     let mut late = hello("w", link, 5);
@@ -92,7 +103,9 @@ fn a_worker_that_comes_back_without_it_gives_it_up_at_once() {
     let link = desk.attach("w", 5);
     let session = restorable(&mut desk, "w", link, true);
     keep(&mut desk, session, 1, "newer");
-    let effects = desk.apply(Event::Hello(Box::new(hello("w", LinkId(99), 5))));
+    desk.apply(Event::Hello(Box::new(hello("w", LinkId(99), 5))));
+    // Its reports would have come by now.
+    let effects = desk.apply(beat("w", LinkId(99)));
     assert_eq!(placed(&effects), [(session, 2, Some("newer".into()), true)]);
 }
 
@@ -105,9 +118,9 @@ fn an_older_or_another_placements_checkpoint_is_not_its_newest() {
     keep(&mut desk, session, 7, "of another epoch");
     let newest = |desk: &Desk| desk.session(session).checkpoint.as_ref().map(|k| k.from.checkpoint.clone());
     assert_eq!(newest(&desk).as_deref(), Some("first"));
-    desk.apply(Event::CheckpointGone { checkpoint: "another".into() });
+    desk.apply(gone("another", None, None));
     assert_eq!(newest(&desk).as_deref(), Some("first"));
-    desk.apply(Event::CheckpointGone { checkpoint: "first".into() });
+    desk.apply(gone("first", None, None));
     assert_eq!(newest(&desk), None);
 }
 
@@ -128,6 +141,35 @@ fn a_move_waits_for_its_end() {
         desk.apply(Event::Report(report));
     }
     assert_eq!((desk.on(session).as_deref(), desk.session(session).epoch), (Some("other"), Epoch(2)));
+}
+
+/// As if its worker were lost. Red when `drain_if_due` ends it.
+#[test]
+fn at_the_deadline_of_a_drain_it_goes_on_from_the_checkpoint_that_there_is() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    let bare = restorable(&mut desk, "w", link, false);
+    let other = desk.attach("other", 5);
+    desk.apply(Event::Drain { worker: id("w"), within: Duration::from_secs(60) });
+    let beating = [("w", link), ("other", other)];
+    let told = |effects: &[Effect], session: SessionId| {
+        let ends = |c: &&Command| matches!(c, Command::End(e) if e.session == session && e.reason == EndReason::Drained);
+        sent(effects).into_iter().any(|c| ends(&c))
+    };
+    let effects = desk.pass_beating(Duration::from_secs(59), &beating);
+    assert!(!told(&effects, session), "it still has time");
+    let effects = desk.pass_beating(Duration::from_secs(2), &beating);
+    assert!(told(&effects, session) && told(&effects, bare));
+    assert_eq!((desk.state(session), desk.state(bare)), (SessionState::Ready, SessionState::Ending));
+    // Until it says so, it is told again.
+    let effects = desk.pass_beating(Duration::from_secs(2), &beating);
+    assert!(told(&effects, session));
+    let Event::Report(mut ended) = report("w", link, session, 1, SessionState::Ended) else { unreachable!() };
+    ended.reason = Some(EndReason::Drained);
+    let effects = desk.apply(Event::Report(ended));
+    assert_eq!(placed(&effects), [(session, 2, Some("first".into()), true)]);
+    assert_eq!(desk.on(session).as_deref(), Some("other"));
 }
 
 #[test]
@@ -155,6 +197,44 @@ fn a_session_made_of_a_checkpoint_has_longer_to_start_and_goes_back_to_it() {
     desk.pass_beating(Duration::from_secs(300), &[("w", link)]);
     assert_eq!(desk.state(session), SessionState::Placed, "its files may be many");
     desk.apply(Event::LinkLost { worker: id("w"), link });
-    let effects = desk.apply(Event::Hello(Box::new(hello("w", LinkId(99), 5))));
+    desk.apply(Event::Hello(Box::new(hello("w", LinkId(99), 5))));
+    // Its reports would have come by now.
+    let effects = desk.apply(beat("w", LinkId(99)));
     assert_eq!(placed(&effects), [(session, 2, Some("seed".into()), false)]);
+}
+
+/// Its agents hold the fence of the lease that they were promised, whatever a newer coordinator's lease is.
+/// Red when only the lease of this coordinator counts, or when the longest one is not kept.
+#[test]
+fn a_coordinator_with_a_shorter_lease_waits_for_the_fences_of_the_longer_one() {
+    let saved = |effects: &[Effect]| {
+        let lease = |e: &Effect| if let Effect::SaveLease(lease) = e { Some(lease.as_secs()) } else { None };
+        effects.iter().filter_map(lease).collect::<Vec<_>>()
+    };
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    let loaded = |promised| Loaded {
+        sessions: vec![desk.session(session).clone()],
+        promised_lease: Some(Duration::from_secs(promised)),
+        ..Loaded::default()
+    };
+    let (_, effects) = Fleet::restore(config(), 1, loaded(5), desk.now);
+    assert_eq!(saved(&effects), [10], "noted before anybody hears of it");
+    let (fleet, effects) = Fleet::restore(config(), 1, loaded(60), desk.now);
+    assert_eq!(saved(&effects), Vec::<u64>::new());
+    let mut desk = Desk { fleet, now: desk.now, next: 100 };
+    let other = desk.attach("other", 5);
+    // The worker may even have been back, with the new lease: its agents still hold the old one.
+    let back = LinkId(desk.draw());
+    let mut hello = hello("w", back, 5);
+    hello.running =
+        vec![Running { session, epoch: Epoch(1), state: SessionState::Ready, backend: String::new() }];
+    desk.apply(Event::Hello(Box::new(hello)));
+    let effects = desk.pass_beating(Duration::from_secs(59), &[("other", other)]);
+    assert_eq!((saved(&effects), placed(&effects)), (vec![], vec![]));
+    let effects = desk.pass_beating(Duration::from_secs(9), &[("other", other)]);
+    assert_eq!((saved(&effects), placed(&effects)), (vec![10], vec![]));
+    let effects = desk.pass_beating(Duration::from_secs(6), &[("other", other)]);
+    assert_eq!(placed(&effects).len(), 1);
 }

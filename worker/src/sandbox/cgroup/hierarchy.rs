@@ -9,8 +9,8 @@ use berth_proto::{Code, Error, Reason};
 
 use super::file::{mkdir, write};
 
-/// The leaf that this process moves into on v2, below its own cgroup.
-const SUPERVISOR: &str = "/berth-supervisor";
+/// The leaf that this process moves into on v2, below its own cgroup. A service manager may put it there at once.
+pub const SUPERVISOR: &str = "/berth-supervisor";
 
 /// A hierarchy as this process sees it.
 pub(super) struct Hierarchy {

@@ -30,13 +30,13 @@ use std::{
 
 use berth_proto::{Error, SessionId, agent_config::Cgroups, domain::Limits};
 
-pub use self::limits::AGENT_MEMORY;
 use self::{
     file::{ignore_missing, mkdir, write},
     hierarchy::{enable, hierarchies, make, missing, v2_parent},
     limits::{AGENT_PIDS, CPU_PERIOD_US, delegate, limit_memory_v1, limit_v2, quota, shares},
     remove::remove_tree,
 };
+pub use self::{hierarchy::SUPERVISOR, limits::AGENT_MEMORY};
 
 /// How long the processes of a killed session may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(10);

@@ -62,7 +62,11 @@ fn describe(facts: &Facts, report: &mut Preflight) {
         report.weaker.push("the engine can't limit memory, cpu and processes".into());
     }
     if !facts.live_restore {
-        report.weaker.push("sandboxes end when the engine restarts (its live-restore is off)".into());
+        report.weaker.push(
+            "sandboxes end when the engine restarts: its live-restore is off (`\"live-restore\": true` in \
+             /etc/docker/daemon.json)"
+                .into(),
+        );
     }
     if !facts.remapped && !facts.rootless {
         report.weaker.push("the agent is the host's root with four capabilities (no user namespace)".into());

@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_proto::{
-    Error, Reason, SessionId, TaskId, VERSION, convert,
+    Epoch, Error, Reason, SessionId, TaskId, VERSION, convert,
     domain::{Labels, Outcome, TaskDefaults, TaskDefaultsPatch},
     spawn::spawn,
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::server::Connected};
 
-use super::{Faults, files::Tree, lock, tasks::Task};
+use super::{Faults, Witness, files::Tree, lock, tasks::Task};
 use crate::sandbox::SandboxSpec;
 
 /// Done tasks that a session remembers.
@@ -37,6 +37,7 @@ const DONE_KEPT: usize = 1000;
 pub(super) struct Machine {
     session: SessionId,
     faults: Faults,
+    witness: Option<Witness>,
     /// The sandbox is no more.
     gone: CancellationToken,
     /// Shutdown was asked for: what is being served may end, then the machine is gone.
@@ -67,6 +68,21 @@ struct State {
     fenced: bool,
 }
 
+/// A sandbox as one who looks from outside sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub session: String,
+    pub epoch: u64,
+    /// Its tasks stand still.
+    pub frozen: bool,
+    /// It stands still because nobody renewed its lease.
+    pub fenced: bool,
+    /// Whatever was in it has ended.
+    pub gone: bool,
+    /// Each task that ever ran here: id, command line, whether it still runs.
+    pub tasks: Vec<(TaskId, String, bool)>,
+}
+
 /// Counts a call for as long as it lives.
 pub(super) struct Call(Arc<Machine>);
 
@@ -80,10 +96,11 @@ impl Drop for Call {
 }
 
 impl Machine {
-    pub fn start(spec: &SandboxSpec, faults: &Faults) -> Arc<Self> {
+    pub fn start(spec: &SandboxSpec, faults: &Faults, witness: Option<Witness>) -> Arc<Self> {
         let machine = Arc::new(Self {
             session: spec.session,
             faults: faults.clone(),
+            witness,
             gone: CancellationToken::new(),
             stopping: CancellationToken::new(),
             state: Mutex::new(State {
@@ -120,6 +137,18 @@ impl Machine {
             spawn("fake-deadlines", machine.clone().deadlines());
         }
         machine
+    }
+
+    pub fn observe(&self, session: &str) -> Observed {
+        let state = lock(&self.state);
+        Observed {
+            session: session.to_owned(),
+            epoch: state.epoch,
+            frozen: *self.frozen.borrow(),
+            fenced: state.fenced,
+            gone: self.gone.is_cancelled(),
+            tasks: state.tasks.iter().map(|(id, task)| (*id, task.command_line(), !task.done())).collect(),
+        }
     }
 
     pub fn gone(&self) -> &CancellationToken {
@@ -166,6 +195,7 @@ impl Machine {
         self: &Arc<Self>,
         wire: Option<v1::TaskSpec>,
         request_id: String,
+        if_epoch: Option<u64>,
     ) -> Result<Arc<Task>, Error> {
         let wire = convert::required("task", wire)?;
         let request_id = convert::request_id(request_id)?;
@@ -184,6 +214,9 @@ impl Machine {
             }
             let task = state.tasks.get(id).cloned();
             return task.ok_or_else(|| Error::not_found(Reason::TaskNotFound, "that task is forgotten"));
+        }
+        if let Some(first) = if_epoch {
+            convert::same_placement(Epoch(state.epoch), Epoch(first))?;
         }
         if self.stopping.is_cancelled() || self.gone.is_cancelled() {
             return Err(Error::precondition(Reason::SessionEnded, "the session is ending"));
@@ -212,7 +245,11 @@ impl Machine {
         }
         forget_old(&mut state.tasks);
         let _ = self.events.send(event(Event::Started(task.snapshot())));
+        let epoch = state.epoch;
         drop(state);
+        if let Some(witness) = &self.witness {
+            witness(self.session, epoch, &task.command_line());
+        }
         self.moved.notify_one();
         spawn("fake-task", task.clone().supervise(self.clone()));
         Ok(task)

@@ -49,7 +49,7 @@ pub(super) struct Node {
 
 impl Node {
     fn new(content: Option<Bytes>, mode: u32) -> Self {
-        Self { content, mode, modified_at: SystemTime::now() }
+        Self { content, mode, modified_at: berth_proto::world::now() }
     }
 }
 

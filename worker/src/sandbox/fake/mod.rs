@@ -35,18 +35,19 @@ use std::{
 
 use async_trait::async_trait;
 use berth_proto::{
-    Error, Reason,
+    Error, Reason, SessionId,
     agent_config::{HOME, SOCKET_NAME, User},
     domain::{Backend, TemplateSpec},
     spawn::spawn,
     transport,
 };
-use tokio::{io::DuplexStream, net::UnixListener};
+use tokio::{io::DuplexStream, net::UnixListener, runtime::Handle};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use self::agent::Machine;
+pub use self::agent::Observed;
 use super::{Identity, Preflight, Problem, Running, SandboxBackend, SandboxSpec, SessionDirs};
 
 /// How the fake backend behaves.
@@ -80,15 +81,21 @@ pub struct Faults {
     pub fail_removes: u32,
 }
 
-/// In-memory sandboxes.
+/// In-memory sandboxes. They live on the runtime of whoever starts them, unless they are given a
+/// [home](FakeBackend::at_home) of their own.
 #[derive(Clone)]
 pub struct FakeBackend {
     inner: Arc<Inner>,
 }
 
+/// Told of each task that starts: session, epoch, command line.
+pub type Witness = Arc<dyn Fn(SessionId, u64, &str) + Send + Sync>;
+
 struct Inner {
     settings: Mutex<Settings>,
+    witness: Mutex<Option<Witness>>,
     sandboxes: Mutex<BTreeMap<String, Arc<Machine>>>,
+    home: Mutex<Option<Handle>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -97,7 +104,44 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl FakeBackend {
     pub fn new(settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { settings: Mutex::new(settings), sandboxes: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                settings: Mutex::new(settings),
+                witness: Mutex::default(),
+                sandboxes: Mutex::default(),
+                home: Mutex::default(),
+            }),
+        }
+    }
+
+    /// From now on sandboxes live on this runtime, and so outlive the worker's, as real ones do.
+    pub fn at_home(&self, runtime: Handle) {
+        *lock(&self.inner.home) = Some(runtime);
+    }
+
+    /// Has every task that starts from now on told to `witness`, in sandboxes that are made from now on.
+    pub fn witness(&self, witness: Witness) {
+        *lock(&self.inner.witness) = Some(witness);
+    }
+
+    /// The machine itself is gone, with all that was on it.
+    pub fn lose_all(&self) {
+        let lost = std::mem::take(&mut *lock(&self.inner.sandboxes));
+        for machine in lost.into_values() {
+            machine.die();
+        }
+    }
+
+    /// What runs in each sandbox now, by session.
+    pub fn observe(&self) -> Vec<Observed> {
+        lock(&self.inner.sandboxes).iter().map(|(session, machine)| machine.observe(session)).collect()
+    }
+
+    /// Does it on the runtime of the sandboxes.
+    fn home<T>(&self, work: impl FnOnce() -> T) -> T {
+        let home = lock(&self.inner.home).clone();
+        let _entered = home.as_ref().map(Handle::enter);
+        work()
     }
 
     /// Changes what goes wrong from now on.
@@ -117,26 +161,26 @@ impl FakeBackend {
         }
     }
 
+    /// A channel to the machine's agent, over memory.
+    async fn connect(&self, machine: &Arc<Machine>) -> Result<Channel, Error> {
+        let (client, server) = tokio::io::duplex(256 << 10);
+        let serving = machine.clone();
+        let incoming = one_connection(server, machine.gone().clone());
+        self.home(|| spawn("fake-agent", async move { agent::serve(serving, incoming).await }));
+        let (channel, _closed) = transport::channel_over(client).await.map_err(|error| {
+            Error::unavailable(Reason::AgentUnreachable, "the fake agent does not answer").cause(error)
+        })?;
+        Ok(channel)
+    }
+
     async fn running(&self, machine: &Arc<Machine>, session: &str) -> Result<Running, Error> {
         Ok(Running {
             identity: Identity::Fake { session: session.to_owned() },
-            agent: connect(machine).await?,
+            agent: self.connect(machine).await?,
             gone: machine.gone().clone(),
             user: User { name: "user".to_owned(), uid: 1000, gid: 1000, home: PathBuf::from(HOME) },
         })
     }
-}
-
-/// A channel to the machine's agent, over memory.
-async fn connect(machine: &Arc<Machine>) -> Result<Channel, Error> {
-    let (client, server) = tokio::io::duplex(256 << 10);
-    let serving = machine.clone();
-    let incoming = one_connection(server, machine.gone().clone());
-    spawn("fake-agent", async move { agent::serve(serving, incoming).await });
-    let (channel, _closed) = transport::channel_over(client).await.map_err(|error| {
-        Error::unavailable(Reason::AgentUnreachable, "the fake agent does not answer").cause(error)
-    })?;
-    Ok(channel)
 }
 
 /// The agent on its socket as well, where every backend has it, so that a test can aim at it.
@@ -204,11 +248,13 @@ impl SandboxBackend for FakeBackend {
             return Err(Error::unavailable(Reason::SandboxFailed, message));
         }
         let session = spec.session.to_string();
-        let machine = Machine::start(spec, &faults);
+        let witness = lock(&self.inner.witness).clone();
+        let machine = self.home(|| Machine::start(spec, &faults, witness));
         if lock(&self.inner.sandboxes).insert(session.clone(), machine.clone()).is_some() {
             return Err(Error::internal("the session has a sandbox already"));
         }
-        if spec.dirs.root.is_dir() {
+        // A simulation has no sockets on a disk.
+        if !cfg!(berth_sim) && spec.dirs.root.is_dir() {
             listen(&machine, &spec.dirs).map_err(|cause| {
                 Error::unavailable(Reason::SandboxFailed, "the fake agent can't listen").cause(cause)
             })?;

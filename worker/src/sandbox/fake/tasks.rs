@@ -8,7 +8,7 @@ use std::{
 
 use berth_proto::{
     SessionId, TaskId, convert,
-    domain::{Labels, Outcome, TaskSpec, Timeout},
+    domain::{Labels, Outcome, Program, TaskSpec, Timeout},
     spawn::spawn,
     v1,
 };
@@ -73,7 +73,7 @@ impl Task {
             session,
             pid,
             env,
-            started_at: SystemTime::now(),
+            started_at: berth_proto::world::now(),
             started: Instant::now(),
             timeout,
             state: Mutex::new(State {
@@ -101,6 +101,14 @@ impl Task {
     /// The request as it came, for comparison with a later one.
     pub fn asked(&self) -> &v1::TaskSpec {
         &self.asked
+    }
+
+    /// What it runs, in one line.
+    pub fn command_line(&self) -> String {
+        match &self.spec.program {
+            Program::Argv(argv) => argv.join(" "),
+            Program::Shell(line) => line.clone(),
+        }
     }
 
     pub fn env(&self) -> &Labels {
@@ -159,7 +167,7 @@ impl Task {
             state.end = Some(v1::TaskEnd {
                 outcome: Some(outcome.into()),
                 message,
-                ended_at: Some(convert::time_out(SystemTime::now())),
+                ended_at: Some(convert::time_out(berth_proto::world::now())),
                 duration: Some(convert::duration_out(duration)),
                 usage: Some(v1::Usage {
                     oom_kills: u64::from(outcome == Outcome::OutOfMemory),

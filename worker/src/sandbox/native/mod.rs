@@ -7,6 +7,7 @@
 //! OCI bundle's. docs/architecture.md has the measurements.
 
 pub mod child;
+mod container;
 pub mod launcher;
 pub mod plan;
 mod preflight;
@@ -33,6 +34,7 @@ use berth_proto::{
 use tokio_util::sync::CancellationToken;
 
 pub use launcher::{ARGUMENT, launcher_main};
+pub use preflight::sweep_scratch;
 
 use self::launcher::Launcher;
 use super::{
@@ -53,6 +55,8 @@ pub struct Settings {
     pub launcher: Vec<OsString>,
     /// For scratch directories of the preflight. It has to be there.
     pub scratch: PathBuf,
+    /// Take sessions although a restart of this process ends them ([`container`]).
+    pub in_container: bool,
 }
 
 /// See the module.
@@ -65,6 +69,8 @@ struct Inner {
     launcher: Launcher,
     /// An error is kept and told by the preflight.
     cgroups: Result<CgroupTree, String>,
+    /// Sandboxes end with this process.
+    short_lived: bool,
 }
 
 impl NativeBackend {
@@ -72,7 +78,8 @@ impl NativeBackend {
     pub fn new(settings: Settings) -> Self {
         let cgroups = CgroupTree::detect(&settings.instance).map_err(|error| error.to_string());
         let launcher = Launcher::new(settings.launcher.clone());
-        Self { inner: Arc::new(Inner { settings, launcher, cgroups }) }
+        let short_lived = container::is_main_process();
+        Self { inner: Arc::new(Inner { settings, launcher, cgroups, short_lived }) }
     }
 
     async fn blocking<T: Send + 'static>(

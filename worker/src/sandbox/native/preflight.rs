@@ -23,6 +23,13 @@ impl Inner {
             problem("native sandboxes need root".into(), "run as root, or use BERTH_SANDBOX=docker");
             return found;
         }
+        if self.short_lived && !self.settings.in_container {
+            problem(
+                "the worker is its container's main process: a restart of it would end all native sessions"
+                    .into(),
+                "use BERTH_SANDBOX=docker, or say that this may be: BERTH_NATIVE_IN_CONTAINER=true",
+            );
+        }
         match is_static(&self.settings.agent) {
             Ok(true) => {}
             Ok(false) => problem(
@@ -36,6 +43,11 @@ impl Inner {
         }
         if !fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nSeccomp:")) {
             problem("the kernel has no seccomp".into(), "use a kernel with CONFIG_SECCOMP_FILTER");
+        }
+        if self.short_lived && self.settings.in_container {
+            found
+                .weaker
+                .push("a restart of the worker ends its sessions: it is its container's main process".into());
         }
         match &self.cgroups {
             Ok(tree) => {
@@ -88,10 +100,27 @@ impl Inner {
     }
 }
 
+/// How the rehearsal's directories are called.
+const SCRATCH: &str = "preflight-";
+
 fn tempfile_dir(parent: &Path) -> io::Result<PathBuf> {
-    let dir = parent.join(format!("preflight-{}", SessionId::new()));
+    let dir = parent.join(format!("{SCRATCH}{}", SessionId::new()));
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
     Ok(dir)
+}
+
+/// Removes what processes left that were killed in a rehearsal. For a directory that only the caller uses.
+pub fn sweep_scratch(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let ours = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.strip_prefix(SCRATCH).is_some_and(|id| id.parse::<SessionId>().is_ok()));
+        if ours && let Err(error) = fs::remove_dir_all(entry.path()) {
+            tracing::warn!(%error, path = %entry.path().display(), "a scratch directory stays");
+        }
+    }
 }
 
 /// Whether an ELF program has no interpreter: it must run in a root that is not ours.
@@ -120,6 +149,19 @@ fn is_static(path: &Path) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Red when the name is not looked at, or nothing is removed.
+    #[test]
+    fn what_a_killed_rehearsal_left_goes_and_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let left = tempfile_dir(temp.path()).unwrap();
+        fs::write(left.join("hosts"), "x").unwrap();
+        let others = ["preflight-notes", "sessions"].map(|name| temp.path().join(name));
+        others.iter().for_each(|other| fs::create_dir(other).unwrap());
+        sweep_scratch(temp.path());
+        assert!(!left.exists());
+        assert!(others.iter().all(|other| other.exists()));
+    }
 
     #[test]
     fn a_dynamic_program_is_not_taken_for_the_agent() {

@@ -93,7 +93,7 @@ impl Actor {
 
 /// The task as it ends when nobody else says how.
 fn ended(mut task: v1::Task, outcome: Outcome) -> v1::Task {
-    let now = std::time::SystemTime::now();
+    let now = berth_proto::world::now();
     let began = task.started_at.and_then(|at| std::time::SystemTime::try_from(at).ok());
     let duration = began.and_then(|began| now.duration_since(began).ok()).unwrap_or_default();
     task.state = v1::TaskState::Done.into();

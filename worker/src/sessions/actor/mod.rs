@@ -11,7 +11,7 @@ mod start;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use berth_proto::{convert, domain::EndReason, v1};
+use berth_proto::{convert, domain::EndReason, v1, world};
 use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,10 +23,7 @@ use super::{
     launch,
     slot::{Desired, End, Slot},
 };
-use crate::{
-    health::machine::boot_now,
-    sandbox::{Running, SandboxBackend},
-};
+use crate::sandbox::{Running, SandboxBackend};
 
 /// The agent holds the session's deadlines; so long after it the worker acts by itself.
 const BACKSTOP: Duration = Duration::from_secs(2);
@@ -41,7 +38,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The end of the lease, for an agent: as a moment of the boot clock, which both read, so that a worker which is
 /// stopped before it has sent this does not move it.
 fn fence(until: Duration) -> v1::Fence {
-    let now = boot_now();
+    let now = world::boot_now();
     let within = until.saturating_sub(now);
     v1::Fence { within: Some(convert::duration_out(within)), as_of_boot_ns: now.as_nanos() as u64 }
 }

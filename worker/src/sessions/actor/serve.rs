@@ -166,9 +166,7 @@ impl Actor {
     }
 
     async fn write_meta(&self, wanted: &Desired) {
-        let mut placement = self.slot.placement.clone();
-        placement.expires_at = wanted.expires_at;
-        placement.idle_timeout = wanted.idle_timeout;
+        let mut placement = self.slot.as_of_now();
         // They are there.
         placement.restore = None;
         let meta = Meta::new(&placement, self.slot.backend, wanted.paused);

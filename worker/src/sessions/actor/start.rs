@@ -37,7 +37,7 @@ impl Actor {
             Ok(Err(error)) => return Started::Refused(format!("the workspace could not be made: {error}")),
             Err(_) => return Started::Refused("the workspace could not be made in time".to_owned()),
         };
-        let meta = Meta::new(placement, self.slot.backend, false);
+        let meta = Meta::new(&self.slot.as_of_now(), self.slot.backend, false);
         if let Err(error) = record::write_meta(&dirs, &meta) {
             return Started::Refused(format!("the session's record could not be written: {error}"));
         }
@@ -101,7 +101,7 @@ impl Actor {
         let made = checkpoint::restore(running.agent.clone(), blobs, Digest(from.root)).await?;
         info!(session.id = %self.slot.placement.session, checkpoint.id = from.checkpoint, entries = made.entries,
             bytes = made.bytes, tasks = made.tasks, "restored from a checkpoint");
-        let whole = Placement { restore: None, ..self.slot.placement.clone() };
+        let whole = Placement { restore: None, ..self.slot.as_of_now() };
         let meta = Meta::new(&whole, self.slot.backend, false);
         record::write_meta(dirs, &meta).map_err(|error| Error::internal("the session's record").cause(error))
     }

@@ -1,4 +1,4 @@
-//! `berth backup`: the coordinator's databases, copied while it runs.
+//! `berth backup`: the coordinator's databases, copied while it runs, and put back.
 //!
 //! They are written into a directory of another name, checked, brought to the disk, and only then called what was asked
 //! for: a directory of that name is a whole backup, of one moment.
@@ -11,9 +11,11 @@ use std::{
 };
 
 use berth_client::{Backup, BackupPart};
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+
+mod restore;
 
 use super::Global;
 use crate::{
@@ -28,19 +30,26 @@ the env of live sessions is in it. Not in it, to be copied beside it: credential
 which workers must be given the new join token, and blobs/, the files of the checkpoints,
 unless they are in S3 (BERTH_BLOBS).
 
-To restore, stop the coordinator and copy the files into an empty state directory:
+Examples:
   berth backup --to /backup/monday
-  mkdir -m 700 /var/lib/berth-new && cp /backup/monday/*.db /var/lib/berth-new/
-  cp -a /var/lib/berth/credentials /var/lib/berth/blobs /var/lib/berth-new/
-  BERTH_STATE_DIR=/var/lib/berth-new coordinator";
+  berth stop; berth backup restore --from /backup/monday; berth up -d";
 
 /// Copies the coordinator's databases while it runs.
 #[derive(Args, Debug)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct BackupArgs {
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
+
     /// Directory to make; it must not exist, or be empty
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
+    #[arg(long, required = true, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BackupCommand {
+    /// Put a backup back, where the coordinator's store is damaged or gone
+    Restore(restore::RestoreArgs),
 }
 
 #[derive(Serialize)]
@@ -51,7 +60,14 @@ struct Row {
 }
 
 pub async fn run(global: &Global, args: BackupArgs) -> CommandResult {
-    let to = &args.to;
+    match (args.command, args.to) {
+        (Some(BackupCommand::Restore(args)), _) => restore::run(global, args).await,
+        (None, Some(to)) => take(global, &to).await,
+        (None, None) => Err(Failure::usage("where to?").hint("berth backup --to DIR")),
+    }
+}
+
+async fn take(global: &Global, to: &Path) -> CommandResult {
     let can_t = |error: io::Error| Failure::io(format_args!("can't write {}", to.display()), error);
     let taken = || {
         Failure::usage(format!("{} is there already, and not empty", to.display()))
@@ -133,7 +149,8 @@ impl Incoming {
         // It comes from another machine, and must stay where it belongs.
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if !plain || name.starts_with('.') || name.is_empty() {
-            return Err(Failure::new(format!("the coordinator named a file {name:?}")));
+            return Err(Failure::new(format!("the coordinator named a file {name:?}"))
+                .hint("is this the address of a Berth coordinator, and of this version?"));
         }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(part.join(&name));
         let file = file.map_err(|error| Failure::io(format_args!("can't write {name}"), error))?;

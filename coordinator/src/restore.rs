@@ -1,0 +1,375 @@
+//! Putting a backup back, where the store is damaged or gone: the two databases of `berth backup` take the place of those
+//! that are there. No coordinator may run on the state directory meanwhile ([`StateDir`]).
+//!
+//! **The backup is tried first**: copied beside, checked page by page, brought to this version and read as a coordinator
+//! reads it at its start. Only what passes is put in place.
+//!
+//! **Nothing is deleted.** What was there goes into a directory `damaged-<time>` in the state directory.
+//!
+//! **A crash in the middle is noticed**: the first thing that happens to the files in place is that `coordinator.db`
+//! becomes an empty file, which no coordinator takes for a store; the last is that it becomes the backup's. So there is
+//! no moment at which a coordinator would start with half of a restore, or with the log of another database.
+
+use std::{
+    ffi::OsString,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use berth_proto::{convert::time_out, domain::SessionState, world};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{
+    checkpoints::Catalog,
+    config::Problem,
+    start::{CATALOG_FILE, STORE_FILE},
+    store::{Store, StoreError, file, sqlite::SqliteStore},
+};
+
+/// The databases, the one last that a start needs first.
+const FILES: [&str; 2] = [CATALOG_FILE, STORE_FILE];
+/// What SQLite puts beside a database.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// Where a restore prepares what it puts in place. One at a time, and of no use after it.
+const STAGING: &str = "restoring";
+
+/// What a restore has done.
+#[derive(Debug)]
+pub struct Restored {
+    /// What was there, if anything was.
+    pub aside: Option<PathBuf>,
+    pub files: Vec<PathBuf>,
+    /// Sessions in the backup that had not ended, and those that had.
+    pub live: usize,
+    pub ended: usize,
+    pub checkpoints: u64,
+}
+
+/// A claim on a state directory, that the kernel gives back however the process ends. Coordinators share it (which of
+/// two may use the store is the store's own lock to say); a restore has it alone.
+pub(crate) struct StateDir {
+    _lock: Flock<File>,
+}
+
+impl StateDir {
+    /// For a coordinator.
+    pub(crate) fn share(dir: &Path) -> Result<Self, Problem> {
+        Self::lock(dir, FlockArg::LockSharedNonblock, || {
+            Problem::new(
+                format!("a backup is being put back into {}", dir.display()),
+                "start again when `berth backup restore` has ended",
+            )
+        })
+    }
+
+    fn alone(dir: &Path) -> Result<Self, Problem> {
+        Self::lock(dir, FlockArg::LockExclusiveNonblock, || {
+            Problem::new(
+                format!("a coordinator, or another restore, uses {}", dir.display()),
+                "stop it first: `berth stop`, or its service; then restore again",
+            )
+        })
+    }
+
+    fn lock(dir: &Path, how: FlockArg, taken: impl Fn() -> Problem) -> Result<Self, Problem> {
+        let file = File::open(dir).map_err(|error| on_disk(dir, &error))?;
+        match Flock::lock(file, how) {
+            Ok(lock) => Ok(Self { _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(taken()),
+            Err((_, error)) => Err(on_disk(dir, &io::Error::from(error))),
+        }
+    }
+}
+
+/// Puts the backup in `from` into the state directory.
+pub async fn restore(from: &Path, state_dir: &Path) -> Result<Restored, Problem> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
+    made.map_err(|error| on_disk(state_dir, &error))?;
+    is_backup(from, state_dir)?;
+    let _alone = StateDir::alone(state_dir)?;
+    let staging = state_dir.join(STAGING);
+    let staged = async {
+        clear(&staging)?;
+        copy(from, &staging)?;
+        try_out(&staging).await
+    };
+    let result = match staged.await {
+        Ok(found) => put_in_place(&staging, state_dir, || Ok(())).map(|aside| Restored { aside, ..found }),
+        Err(problem) => Err(problem),
+    };
+    let _ = fs::remove_dir_all(&staging);
+    let files = FILES.iter().rev().map(|name| state_dir.join(name)).collect();
+    result.map(|restored| Restored { files, ..restored })
+}
+
+/// Whether there is a whole backup to begin with.
+fn is_backup(from: &Path, state_dir: &Path) -> Result<(), Problem> {
+    let hint = "give the directory that `berth backup --to DIR` made";
+    let shown = from.display();
+    let same = from.canonicalize().ok().zip(state_dir.canonicalize().ok());
+    if same.is_some_and(|(from, to)| from == to) {
+        return Err(Problem::new(format!("{shown} is the state directory itself"), hint));
+    }
+    for name in FILES {
+        if !from.join(name).is_file() {
+            return Err(Problem::new(format!("{shown} is no backup: there is no file {name} in it"), hint));
+        }
+        if beside(&from.join(name), "-wal").exists() {
+            let what =
+                format!("{shown} is no backup, but the directory of a coordinator: {name}-wal is in it");
+            return Err(Problem::new(what, hint));
+        }
+    }
+    Ok(())
+}
+
+fn clear(staging: &Path) -> Result<(), Problem> {
+    match fs::remove_dir_all(staging) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(on_disk(staging, &error)),
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(staging).map_err(|error| on_disk(staging, &error))
+}
+
+fn copy(from: &Path, staging: &Path) -> Result<(), Problem> {
+    for name in FILES {
+        let (source, target) = (from.join(name), staging.join(name));
+        let mut input = File::open(&source).map_err(|error| on_disk(&source, &error))?;
+        let copied = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target);
+        let copied = copied.and_then(|mut output| io::copy(&mut input, &mut output));
+        copied.map_err(|error| on_disk(&target, &error))?;
+    }
+    Ok(())
+}
+
+/// Opens the copies as a coordinator would, and closes them.
+async fn try_out(staging: &Path) -> Result<Restored, Problem> {
+    let refused = |error: StoreError| {
+        let hint = match error {
+            StoreError::Damaged(_) => "nothing was changed; try an older backup",
+            StoreError::Locked(_) | StoreError::Failed(_) => {
+                "nothing was changed; look at the disk under the state directory"
+            }
+        };
+        Problem::new(format!("the backup can't be used: {error}"), hint)
+    };
+    for name in FILES {
+        file::check_in_full(&staging.join(name)).await.map_err(refused)?;
+    }
+    let store = SqliteStore::open(&staging.join(STORE_FILE)).await.map_err(refused)?;
+    let loaded = store.load().await.map_err(refused);
+    store.close().await;
+    let sessions = loaded?.sessions;
+    let catalog = Catalog::open(Some(&staging.join(CATALOG_FILE))).await.map_err(refused)?;
+    let (owner, totals) = (catalog.owner().await, catalog.totals().await);
+    catalog.close().await.map_err(refused)?;
+    owner.map_err(refused)?;
+    for name in FILES {
+        let path = staging.join(name);
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|error| on_disk(&path, &error))?;
+    }
+    let ended = sessions.iter().filter(|session| session.state == SessionState::Ended).count();
+    Ok(Restored {
+        aside: None,
+        files: Vec::new(),
+        live: sessions.len() - ended,
+        ended,
+        checkpoints: totals.map_err(refused)?.0,
+    })
+}
+
+/// Exchanges the files. The order is that of the module's promise. `step` is told before each change.
+fn put_in_place(
+    staging: &Path,
+    state_dir: &Path,
+    mut step: impl FnMut() -> io::Result<()>,
+) -> Result<Option<PathBuf>, Problem> {
+    let mut there = Vec::new();
+    for name in FILES {
+        let ends = [""].into_iter().chain(BESIDE);
+        there.extend(ends.map(|end| format!("{name}{end}")).filter(|name| state_dir.join(name).exists()));
+    }
+    let aside = if there.is_empty() { None } else { Some(make_aside(state_dir)?) };
+    let mut exchange = || {
+        if let Some(aside) = &aside {
+            set_aside(&there, state_dir, aside, staging, &mut step)?;
+        }
+        for name in FILES {
+            step()?;
+            fs::rename(staging.join(name), state_dir.join(name))?;
+            sync(state_dir)?;
+        }
+        Ok(())
+    };
+    let exchanged: io::Result<()> = exchange();
+    match exchanged {
+        Ok(()) => Ok(aside),
+        Err(error) => {
+            let kept =
+                aside.map(|dir| format!("; what was there is in {}", dir.display())).unwrap_or_default();
+            let what = format!("the backup could not be put into {}: {error}{kept}", state_dir.display());
+            Err(Problem::new(
+                what,
+                "look at the disk, and restore again: the same command goes on from there",
+            ))
+        }
+    }
+}
+
+/// Moves all that is there, and leaves an empty file for a store.
+fn set_aside(
+    there: &[String],
+    state_dir: &Path,
+    aside: &Path,
+    staging: &Path,
+    step: &mut impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    let (store, empty) = (state_dir.join(STORE_FILE), staging.join("empty"));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&empty)?;
+    if there.iter().any(|name| name == STORE_FILE) {
+        step()?;
+        fs::hard_link(&store, aside.join(STORE_FILE))?;
+    }
+    sync(aside)?;
+    step()?;
+    fs::rename(&empty, &store)?;
+    sync(state_dir)?;
+    for name in there.iter().filter(|name| *name != STORE_FILE) {
+        step()?;
+        fs::rename(state_dir.join(name), aside.join(name))?;
+    }
+    sync(aside)
+}
+
+/// A directory for what is there, that nobody else may read.
+fn make_aside(state_dir: &Path) -> Result<PathBuf, Problem> {
+    let now = prost_types::Timestamp { nanos: 0, ..time_out(world::now()) }.to_string();
+    let name = format!("damaged-{}", now.replace([':', '-'], ""));
+    let mut numbered = [name.clone()].into_iter().chain((2..).map(|n| format!("{name}-{n}")));
+    loop {
+        let dir = state_dir.join(numbered.next().expect("there is always one more"));
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Ok(()) => return Ok(dir),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(on_disk(&dir, &error)),
+        }
+    }
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(end);
+    name.into()
+}
+
+fn on_disk(path: &Path, error: &io::Error) -> Problem {
+    Problem::new(
+        format!("{}: {error}", path.display()),
+        "run as the user that the coordinator runs as, and look at the disk under that path",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        fleet::{Scheduling, Worker},
+        store::Batch,
+    };
+    use berth_proto::Incarnation;
+
+    /// The files of a coordinator that was killed: one worker is in its log, and who its catalog is.
+    async fn state(dir: &Path, worker: &str) -> String {
+        let made = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&made.path().join(STORE_FILE)).await.unwrap();
+        let worker = Worker::from_record(worker.parse().unwrap(), Incarnation(1), Scheduling::Active);
+        store.commit(&Batch { workers: vec![Arc::new(worker)], ..Batch::default() }).await.unwrap();
+        let catalog = Catalog::open(Some(&made.path().join(CATALOG_FILE))).await.unwrap();
+        for entry in fs::read_dir(made.path()).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+        }
+        catalog.owner().await.unwrap()
+    }
+
+    /// What a coordinator would start with: the worker in the store, and who the catalog is.
+    async fn opened(dir: &Path) -> Result<(String, String), StoreError> {
+        let store = SqliteStore::open(&dir.join(STORE_FILE)).await?;
+        let loaded = store.load().await?;
+        store.close().await;
+        let catalog = Catalog::open(Some(&dir.join(CATALOG_FILE))).await?;
+        let owner = catalog.owner().await?;
+        catalog.close().await?;
+        Ok((loaded.workers.iter().map(|worker| worker.id.to_string()).collect(), owner))
+    }
+
+    async fn backup(dir: &Path) -> String {
+        let owner = state(dir, "new").await;
+        assert_eq!(opened(dir).await.unwrap(), ("new".to_owned(), owner.clone()));
+        owner
+    }
+
+    /// Red when the files are moved in another order: then some cut leaves a store that is neither, or half of each.
+    #[tokio::test]
+    async fn a_restore_that_is_cut_off_anywhere_is_noticed_and_can_be_done_again() {
+        let from = tempfile::tempdir().unwrap();
+        let new = backup(from.path()).await;
+        let (mut before, mut refused) = (0, 0);
+        for cut in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let old = state(dir.path(), "old").await;
+            let staging = dir.path().join(STAGING);
+            clear(&staging).unwrap();
+            copy(from.path(), &staging).unwrap();
+            let mut steps = 0;
+            let done = put_in_place(&staging, dir.path(), || {
+                steps += 1;
+                if steps > cut { Err(io::Error::other("the power is cut")) } else { Ok(()) }
+            });
+            match opened(dir.path()).await {
+                Ok(found) if found == ("old".to_owned(), old.clone()) => before += 1,
+                Ok(found) => {
+                    assert_eq!(
+                        found,
+                        ("new".to_owned(), new.clone()),
+                        "after {cut} steps it is half of each"
+                    );
+                    assert!(done.is_ok());
+                }
+                Err(StoreError::Damaged(_)) => refused += 1,
+                Err(error) => panic!("after {cut} steps: {error}"),
+            }
+            restore(from.path(), dir.path()).await.unwrap();
+            assert_eq!(opened(dir.path()).await.unwrap(), ("new".to_owned(), new.clone()));
+            assert!(!staging.exists());
+            if done.is_ok() {
+                break;
+            }
+        }
+        assert!(before == 2 && refused >= 4, "{before}, {refused}");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_a_coordinator_uses_is_left_alone_and_the_other_way_round() {
+        let (from, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        backup(from.path()).await;
+        let [one, two] = [(), ()].map(|()| StateDir::share(dir.path()).unwrap());
+        let problem = restore(from.path(), dir.path()).await.unwrap_err();
+        assert!(problem.what.contains("uses"), "{problem:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        drop((one, two));
+        let alone = StateDir::alone(dir.path()).unwrap();
+        let problem = StateDir::share(dir.path()).err().expect("a restore is under way");
+        assert!(problem.what.contains("being put back"), "{problem:?}");
+        drop(alone);
+        restore(from.path(), dir.path()).await.unwrap();
+    }
+}

@@ -1,0 +1,104 @@
+//! One end for each task, whoever tells it.
+//!
+//! A client may hear of a task's end before the coordinator does: it comes over a data connection, past the driver. Should
+//! the machine be lost then, the recovered session knows of a task that ran, and would tell another end. So what a client
+//! is told is noted on its way ([`Settled::noted`]), and where a recovered session says that a task was lost, the
+//! store is asked whether somebody knew better ([`Settled::known`]).
+//!
+//! Nobody waits for that note to be in the store: only if machine and coordinator are lost within the same moment can a
+//! client have been told what nobody remembers.
+
+use std::{pin::Pin, sync::Arc};
+
+use berth_proto::{
+    Epoch, SessionId, TaskId,
+    domain::Outcome,
+    v1::{self, task_event},
+};
+use futures::{Stream, StreamExt};
+use tonic::{Response, Status};
+
+use super::{Context, recovered};
+use crate::{
+    fleet::{Event, Session},
+    wire::short_task,
+};
+
+/// A task's events, on their way to a client.
+pub type TaskEvents = Pin<Box<dyn Stream<Item = Result<v1::TaskEvent, Status>> + Send>>;
+
+/// The session that a call is about, as it was when the call came.
+#[derive(Clone)]
+pub struct Settled {
+    context: Context,
+    /// `None`: there is no such session; whoever the call goes to says so.
+    session: Option<Arc<Session>>,
+}
+
+impl Settled {
+    pub fn new(context: &Context, session: &str) -> Self {
+        let id = session.parse::<SessionId>().ok();
+        let session = id.and_then(|id| context.shared.view.session(&id));
+        Self { context: context.clone(), session }
+    }
+
+    /// Whether anything is known of its tasks that its worker does not know.
+    pub fn recovered(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.recovered.is_some())
+    }
+
+    /// A task's end is noted, if this is one.
+    fn noted(&self, told: &v1::Task) {
+        let Some(session) = &self.session else { return };
+        let Ok(task) = told.id.parse::<TaskId>() else { return };
+        if told.end.is_some() {
+            let (id, epoch): (_, Epoch) = (session.id, session.epoch);
+            let summary = Arc::new(short_task(told.clone()));
+            self.context.driver.note(Event::TaskEnded { session: id, epoch, task, summary });
+        }
+    }
+
+    /// The task as it was told before, if it was.
+    pub async fn known(&self, told: v1::Task) -> v1::Task {
+        let Some(session) = self.session.as_ref().filter(|session| session.recovered.is_some()) else {
+            self.noted(&told);
+            return told;
+        };
+        let lost = told.end.as_ref().is_some_and(|end| end.outcome == Some(Outcome::WorkerLost.into()));
+        let Ok(id) = told.id.parse::<TaskId>() else { return told };
+        let stored =
+            if lost { self.context.shared.store.task(session.id, id).await.ok().flatten() } else { None };
+        match stored {
+            Some(stored) => recovered::record(stored, session),
+            None => {
+                self.noted(&told);
+                told
+            }
+        }
+    }
+
+    /// The same for an answer.
+    pub async fn answer(&self, answer: Response<v1::Task>) -> Response<v1::Task> {
+        let (metadata, task, extensions) = answer.into_parts();
+        Response::from_parts(metadata, self.known(task).await, extensions)
+    }
+
+    /// The same for a stream of events.
+    pub fn events<S>(self, events: S) -> TaskEvents
+    where
+        S: Stream<Item = Result<v1::TaskEvent, Status>> + Send + 'static,
+    {
+        Box::pin(events.then(move |event| {
+            let this = self.clone();
+            async move {
+                match event {
+                    Ok(v1::TaskEvent { event: Some(task_event::Event::Ended(task)) }) => {
+                        let task = this.known(task).await;
+                        Ok(v1::TaskEvent { event: Some(task_event::Event::Ended(task)) })
+                    }
+                    other => other,
+                }
+            }
+        }))
+    }
+}
