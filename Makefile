@@ -1,7 +1,7 @@
 # Berth. `make` alone says what there is.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup build test lint fmt demo bench chaos sandbox-image night clean
+.PHONY: help setup build test lint fmt demo bench sim chaos sandbox-image night clean
 
 PROFILE ?= dev
 export PROFILE
@@ -22,7 +22,7 @@ test: ## run everything that this machine can run; name what it could not, and w
 	@sh scripts/test.sh
 
 night: ## the same tests with bigger counts (BERTH_TEST_SCALE=20)
-	@BERTH_TEST_SCALE=$${BERTH_TEST_SCALE:-20} BERTH_CHAOS_SECONDS=$${BERTH_CHAOS_SECONDS:-1800} PROPTEST_CASES=$${PROPTEST_CASES:-5000} NEXTEST_PROFILE=night sh scripts/test.sh
+	@SEEDS=$${SEEDS:-5000} REPLAYS=$${REPLAYS:-200} BERTH_TEST_SCALE=$${BERTH_TEST_SCALE:-20} BERTH_CHAOS_SECONDS=$${BERTH_CHAOS_SECONDS:-1800} PROPTEST_CASES=$${PROPTEST_CASES:-5000} NEXTEST_PROFILE=night sh scripts/test.sh
 
 lint: ## formatting, clippy and the shell scripts, without changing anything
 	@sh scripts/lint.sh
@@ -31,7 +31,10 @@ fmt: ## format the Rust code
 	@cargo fmt --all
 
 chaos: ## kill, stop and cut off real processes under load (BERTH_CHAOS_SECONDS=300 BERTH_CHAOS_SEED=n)
-	@BERTH_CHAOS_SECONDS=$${BERTH_CHAOS_SECONDS:-300} NEXTEST_PROFILE=night sh scripts/test.sh --no-capture -E 'binary(chaos)'
+	@BERTH_CHAOS_SECONDS=$${BERTH_CHAOS_SECONDS:-300} NEXTEST_PROFILE=night sh scripts/test.sh --no-capture -E 'binary(chaos) & test(loses_nothing)'
+
+sim: ## the simulation: SEEDS=200 of them, REPLAYS=20 of those twice; SEED=n shows one with its trace
+	@sh scripts/sim.sh
 
 bench: ## build for release and print the side-by-side table
 	@sh scripts/bench.sh

@@ -14,7 +14,7 @@ esac
 
 if ! have cargo || ! have rustc; then
     die "Rust is missing: there is no cargo in PATH" \
-        "install Rust 1.88 or newer with rustup (its home page has the one line to type), open a new shell, and try again"
+        "install Rust 1.94 or newer with rustup (its home page has the one line to type), open a new shell, and try again"
 fi
 
 # need PROGRAM PACKAGE: collects what is missing, so that one apt-get brings it all.

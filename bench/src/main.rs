@@ -3,10 +3,11 @@
 //!
 //! Every figure is a wall-clock time seen by the client. Peers that the machine does not
 //! have are named and left out. `BERTH_BENCH_ROUNDS` (default 200) is the number of rounds
-//! of the quick rows; slow ones do fewer. No figure decides a test.
+//! of the quick rows; slow ones do fewer. No figure decides a test. With the argument `readopt` only that is measured.
 
 mod fleet;
 mod peers;
+mod readopt;
 mod stats;
 
 use stats::Table;
@@ -15,6 +16,10 @@ use stats::Table;
 async fn main() {
     let rounds = std::env::var("BERTH_BENCH_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
     let mut table = Table::new();
+    // One measurement alone, for whoever works on it.
+    if std::env::args().nth(1).as_deref() == Some("readopt") {
+        return readopt::readopt(&mut table).await;
+    }
     eprintln!("{rounds} rounds; times in milliseconds");
     peers::bare(&mut table, rounds).await;
     peers::bubblewrap(&mut table, rounds).await;
@@ -23,5 +28,6 @@ async fn main() {
     for backend in ["native", "docker"] {
         fleet::berth(&mut table, backend, rounds).await;
     }
+    readopt::readopt(&mut table).await;
     table.print();
 }

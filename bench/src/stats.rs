@@ -69,6 +69,12 @@ impl Table {
     }
 }
 
+/// Median and 99th percentile in words, for a note.
+pub fn summary_of(samples: Vec<Duration>) -> String {
+    let (median, p99) = summary(samples);
+    format!("p50 {} ms, p99 {} ms", millis(median), millis(p99))
+}
+
 fn millis(time: Duration) -> String {
     let millis = time.as_secs_f64() * 1000.0;
     if millis < 10.0 { format!("{millis:.2}") } else { format!("{millis:.0}") }

@@ -21,6 +21,7 @@ pub fn everything(dir: &Path) -> Vec<String> {
     found.extend(processes(dir).into_iter().map(|p| format!("process {p}")));
     for instance in instances(dir) {
         found.extend(cgroups(&instance).into_iter().map(|c| format!("cgroup {}", c.display())));
+        found.extend(containers(&instance).into_iter().map(|c| format!("container {c}")));
     }
     found.extend(session_dirs(dir).into_iter().map(|s| format!("directory {}", s.display())));
     found
@@ -33,21 +34,30 @@ pub fn sweep(dir: &Path) {
     }
 }
 
+/// The id of a worker's state, if it has got one.
+pub fn instance(worker_state: &Path) -> Option<String> {
+    fs::read_to_string(worker_state.join("instance")).ok().map(|id| id.trim().to_owned())
+}
+
 /// Ends all sandboxes of a worker whose process is dead, as the end of its machine would.
 ///
 /// # Panics
 /// When one of them is still there.
 pub fn end_sandboxes(worker_state: &Path) {
-    let instance = fs::read_to_string(worker_state.join("instance")).expect("a worker has an instance id");
-    let left = end(instance.trim());
+    end_instance(&instance(worker_state).expect("a worker has an instance id"));
+}
+
+/// The same by the id of its state.
+///
+/// # Panics
+/// When one of them is still there.
+pub fn end_instance(instance: &str) {
+    let left = end(instance);
     assert!(left.is_empty(), "these outlived their machine: {left:?}");
 }
 
 /// What is left of them.
 fn end(instance: &str) -> Vec<PathBuf> {
-    for cgroup in cgroups(instance) {
-        let _ = fs::write(cgroup.join("cgroup.kill"), "1");
-    }
     let label = format!("label=berth.instance={instance}");
     let script = "docker ps -aq --filter \"$1\" | xargs -r docker rm -fv";
     let _ = std::process::Command::new("sh").args(["-c", script, "sh", &label]).output();
@@ -56,7 +66,10 @@ fn end(instance: &str) -> Vec<PathBuf> {
         if found.is_empty() {
             break;
         }
-        found.iter().for_each(|cgroup| remove(cgroup));
+        for cgroup in &found {
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+            remove(cgroup);
+        }
         // What was killed is gone in a moment.
         std::thread::yield_now();
     }
@@ -136,6 +149,18 @@ fn search(dir: &Path, needle: &str, depth: usize, found: &mut Vec<PathBuf>) {
             search(&entry.path(), needle, depth + 1, found);
         }
     }
+}
+
+/// Containers of the instance, running or not. None where docker is not tested.
+pub fn containers(instance: &str) -> Vec<String> {
+    if std::env::var_os("BERTH_TEST_DOCKER").is_none_or(|value| value != "1") {
+        return Vec::new();
+    }
+    let label = format!("label=berth.instance={instance}");
+    let args = ["ps", "-a", "--no-trunc", "--filter", &label, "--format", "{{.ID}} {{.State}}"];
+    let listed = std::process::Command::new("docker").args(args).output().expect("docker is there");
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect()
 }
 
 fn session_dirs(dir: &Path) -> Vec<PathBuf> {

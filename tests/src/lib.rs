@@ -24,7 +24,7 @@ use berth_proto::{
     },
 };
 use process::Process;
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Way};
 use tempfile::TempDir;
 use tonic::{
     Request, Status,
@@ -99,6 +99,8 @@ impl Setup {
 pub struct WorkerProcess {
     pub id: String,
     pub state: PathBuf,
+    /// Variables of its own.
+    env: Vec<(String, String)>,
     ready: PathBuf,
     pub process: Process,
     /// `host:port` of its own data-plane listener, if it has one.
@@ -108,7 +110,6 @@ pub struct WorkerProcess {
 /// A running fleet.
 pub struct Cluster {
     pub setup: Setup,
-    pub dir: TempDir,
     /// `host:port`.
     pub address: String,
     pub admin_token: String,
@@ -116,7 +117,11 @@ pub struct Cluster {
     pub workers: Vec<WorkerProcess>,
     /// One for each worker, if the setup says so.
     pub proxies: Vec<Proxy>,
+    /// Instance ids of the machines that were lost.
+    lost: Vec<String>,
     channel: Channel,
+    /// Last: the processes of a test that failed show their logs in it when they are dropped.
+    pub dir: TempDir,
 }
 
 impl Cluster {
@@ -124,10 +129,7 @@ impl Cluster {
     pub async fn start(setup: Setup) -> Self {
         let mut cluster = Self::start_coordinator(setup).await;
         for number in 1..=cluster.setup.workers {
-            if cluster.setup.proxied {
-                cluster.proxies.push(Proxy::start(&cluster.address).await);
-            }
-            cluster.add_worker(&format!("worker-{number}"));
+            cluster.join(&format!("worker-{number}"), &[]).await;
         }
         cluster.workers_ready().await;
         cluster
@@ -149,25 +151,38 @@ impl Cluster {
             coordinator,
             workers: Vec::new(),
             proxies: Vec::new(),
+            lost: Vec::new(),
             channel,
         }
     }
 
     /// Starts one more worker. It is not ready yet when this returns.
     pub fn add_worker(&mut self, id: &str) {
-        let worker = self.spawn_worker(self.workers.len(), id);
+        let worker = self.spawn_worker(self.workers.len(), id, Vec::new());
+        self.workers.push(worker);
+    }
+
+    /// The same with variables of its own, behind a proxy if the setup says so.
+    pub async fn join(&mut self, id: &str, env: &[(&str, &str)]) {
+        if self.setup.proxied {
+            self.proxies.push(Proxy::start(&self.address).await);
+        }
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let worker = self.spawn_worker(self.workers.len(), id, env);
         self.workers.push(worker);
     }
 
     /// Starts a worker whose process has ended anew, on its own state. It is not ready yet when this returns.
     pub fn restart_worker(&mut self, index: usize) {
-        let id = self.workers[index].id.clone();
-        self.workers[index] = self.spawn_worker(index, &id);
+        let (id, env) = (self.workers[index].id.clone(), self.workers[index].env.clone());
+        self.workers[index] = self.spawn_worker(index, &id, env);
     }
 
-    fn spawn_worker(&self, index: usize, id: &str) -> WorkerProcess {
+    fn spawn_worker(&self, index: usize, id: &str, own: Vec<(String, String)>) -> WorkerProcess {
         let state = self.dir.path().join(id);
         let ready = self.dir.path().join(format!("{id}.ready"));
+        // That of an earlier process says nothing about this one.
+        let _ = std::fs::remove_file(&ready);
         let mut env = vec![
             (
                 "COORDINATOR_ADDR".to_owned(),
@@ -183,10 +198,10 @@ impl Cluster {
         if self.setup.worker_listener {
             env.push(("GRPC_PORT".into(), "0".into()));
         }
-        env.extend(self.setup.worker_env.clone());
+        env.extend(self.setup.worker_env.iter().chain(&own).cloned());
         let args = ["--ready-file".to_owned(), text(&ready)];
         let process = Process::spawn("worker", &args, &env, self.dir.path().join(format!("{id}.log")));
-        WorkerProcess { id: id.to_owned(), state, ready, process, data_plane: None }
+        WorkerProcess { id: id.to_owned(), state, env: own, ready, process, data_plane: None }
     }
 
     /// Waits until every worker is ready, and the coordinator says so too.
@@ -272,13 +287,21 @@ impl Cluster {
             worker.process.terminate().await;
         }
         self.coordinator.terminate().await;
+        // What an engine had still begun when its machine was lost is gone with that machine.
+        for instance in &self.lost {
+            left::end_instance(instance);
+        }
         left::assert_nothing(self.dir.path());
     }
 
-    /// A worker's machine is gone: its process, its sandboxes and its disk.
+    /// A worker's machine is gone: its process, its sandboxes and its disk, and its proxy.
     pub async fn lose_machine(&mut self, index: usize) {
         let mut worker = self.workers.remove(index);
+        if self.setup.proxied {
+            self.proxies.remove(index);
+        }
         worker.process.kill().await;
+        self.lost.extend(left::instance(&worker.state));
         left::end_sandboxes(&worker.state);
         std::fs::remove_dir_all(&worker.state).expect("the state of a dead worker");
     }

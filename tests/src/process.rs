@@ -94,6 +94,15 @@ impl Process {
         }
     }
 
+    /// Waits for it to end by itself. Its code; `None`: a signal ended it.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let status = tokio::time::timeout(STOP, self.child.wait()).await;
+        status
+            .unwrap_or_else(|_| panic!("{} did not end within {STOP:?}", self.name))
+            .expect("our child")
+            .code()
+    }
+
     /// SIGKILL, without waiting.
     pub fn kill_now(&mut self) {
         let _ = self.child.start_kill();

@@ -12,12 +12,31 @@ use tokio::{
     sync::watch,
 };
 
+/// A way through the proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// From the one that connects.
+    Up,
+    /// To it.
+    Down,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Weather {
     /// Nothing passes, and nobody is told.
-    held: bool,
+    held_up: bool,
+    held_down: bool,
     /// Connections of an earlier age are cut.
     age: u64,
+}
+
+impl Weather {
+    fn held(&self, way: Way) -> bool {
+        match way {
+            Way::Up => self.held_up,
+            Way::Down => self.held_down,
+        }
+    }
 }
 
 /// One proxy. It ends with the process.
@@ -31,7 +50,7 @@ impl Proxy {
     pub async fn start(upstream: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let weather = watch::channel(Weather { held: false, age: 0 }).0;
+        let weather = watch::channel(Weather { held_up: false, held_down: false, age: 0 }).0;
         spawn("proxy", accept(listener, upstream.to_owned(), weather.subscribe()));
         Self { address, weather }
     }
@@ -43,7 +62,15 @@ impl Proxy {
 
     /// From now on nothing passes, or all does. What was sent meanwhile arrives late, in order.
     pub fn hold(&self, held: bool) {
-        self.weather.send_modify(|weather| weather.held = held);
+        self.weather.send_modify(|weather| (weather.held_up, weather.held_down) = (held, held));
+    }
+
+    /// The same in one direction only. (A connection can still be made: its first bytes are what is held.)
+    pub fn hold_one_way(&self, way: Way, held: bool) {
+        self.weather.send_modify(|weather| match way {
+            Way::Up => weather.held_up = held,
+            Way::Down => weather.held_down = held,
+        });
     }
 
     /// Cuts every connection there is, in the middle of whatever it carries.
@@ -62,9 +89,11 @@ async fn accept(listener: TcpListener, upstream: String, weather: watch::Receive
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
             tokio::select! {
-                () = pump(from_client, to_server, weather.clone()) => {}
-                () = pump(from_server, to_client, weather.clone()) => {}
-                () = cut(weather) => {}
+                // First: what was held back does not come through if it is let go of just after.
+                biased;
+                () = cut(weather.clone()) => {}
+                () = pump(from_client, to_server, Way::Up, weather.clone()) => {}
+                () = pump(from_server, to_client, Way::Down, weather) => {}
             }
         });
     }
@@ -75,11 +104,17 @@ async fn cut(mut weather: watch::Receiver<Weather>) {
     let _ = weather.wait_for(|now| now.age != age).await;
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    way: Way,
+    mut weather: watch::Receiver<Weather>,
+) {
     let mut buffer = vec![0; 16 << 10];
     loop {
         let Ok(n @ 1..) = from.read(&mut buffer).await else { return };
-        if weather.wait_for(|now| !now.held).await.is_err() || to.write_all(&buffer[..n]).await.is_err() {
+        if weather.wait_for(|now| !now.held(way)).await.is_err() || to.write_all(&buffer[..n]).await.is_err()
+        {
             return;
         }
     }

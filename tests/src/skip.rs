@@ -29,7 +29,8 @@ pub fn without(backend: &str, test: &str) -> bool {
     }
 }
 
-fn note(test: &str, reason: &str) {
+/// Says that a test is skipped, and why.
+pub fn note(test: &str, reason: &str) {
     eprintln!("skipped {test}: {reason}");
     if let Some(path) = std::env::var_os("BERTH_SKIP_LOG")
         && let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path)

@@ -239,12 +239,58 @@ pub async fn a_request_id_starts_one_task(hop: &Hop) {
         session_id: hop.session.clone(),
         task: Some(argv(&["echo", word])),
         request_id: "once".into(),
+        ..Default::default()
     };
     let first = hop.tasks.clone().start_task(start("a")).await.unwrap().into_inner();
     let again = hop.tasks.clone().start_task(start("a")).await.unwrap().into_inner();
     assert_eq!(first.id, again.id);
     let error = hop.tasks.clone().start_task(start("b")).await.expect_err("another body");
     assert_eq!((error.code(), reason_of(&error)), (Code::AlreadyExists, Some(Reason::RequestIdReused)));
+    let request = v1::ListTasksRequest { session_id: hop.session.clone(), ..Default::default() };
+    assert_eq!(hop.tasks.clone().list_tasks(request).await.unwrap().into_inner().tasks.len(), 1);
+}
+
+/// Red without the look at `if_epoch` where a task is admitted (the agent's `admit`, the fake's `start_task`).
+pub async fn a_start_that_was_sent_to_another_placement_is_refused(hop: &Hop) {
+    let start = |request_id: &str, if_epoch| v1::StartTaskRequest {
+        session_id: hop.session.clone(),
+        task: Some(argv(&["true"])),
+        request_id: request_id.into(),
+        if_epoch,
+    };
+    // The session is in its first placement, so its epoch is 1.
+    let first = hop
+        .tasks
+        .clone()
+        .start_task(start("here", Some(1)))
+        .await
+        .expect("it is this placement")
+        .into_inner();
+    for (id, if_epoch, reason) in
+        [("a", 0, Reason::SessionRecovered), ("", 0, Reason::SessionRecovered), ("b", 2, Reason::StaleEpoch)]
+    {
+        let error =
+            hop.tasks.clone().start_task(start(id, Some(if_epoch))).await.expect_err("another placement");
+        assert_eq!((error.code(), reason_of(&error)), (Code::FailedPrecondition, Some(reason)), "{error:?}");
+        assert_eq!(detail_of(&error, "epoch").as_deref(), Some("1"), "{error:?}");
+        let run = v1::RunRequest {
+            session_id: hop.session.clone(),
+            task: Some(argv(&["true"])),
+            request_id: id.into(),
+            if_epoch: Some(if_epoch),
+        };
+        let error = hop.tasks.clone().run(run).await.expect_err("another placement");
+        assert_eq!(reason_of(&error), Some(reason), "{error:?}");
+    }
+    // What is known needs no guess.
+    let again = hop
+        .tasks
+        .clone()
+        .start_task(start("here", Some(0)))
+        .await
+        .expect("its request id is known")
+        .into_inner();
+    assert_eq!(again.id, first.id);
     let request = v1::ListTasksRequest { session_id: hop.session.clone(), ..Default::default() };
     assert_eq!(hop.tasks.clone().list_tasks(request).await.unwrap().into_inner().tasks.len(), 1);
 }

@@ -58,6 +58,18 @@ impl Home {
     }
 }
 
+impl Drop for Home {
+    /// A test that failed leaves none running.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut stop = std::process::Command::new(process::binary("berth"));
+            let state = self.path("s");
+            let _ = stop.args(["stop", "--timeout", "20s", "--kill", "--state-dir"]).arg(&state).status();
+            left::sweep(&state);
+        }
+    }
+}
+
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
@@ -135,5 +147,93 @@ async fn what_a_killed_one_leaves_is_told_and_taken_back() {
     assert_eq!(home.berth(&["run", "--session", "box", "--", "cat", "note"]).await.ok(), "kept\n");
     home.berth(&["stop"]).await.ok();
     assert_eq!(home.status().await["sessions_left"], 0);
+    left::assert_nothing(home.dir.path());
+}
+
+/// All of its workers stop, so there is nowhere to go on: it waits in the store with what it had. Red when a stop takes
+/// no checkpoint, or when a start gives up who waits for a place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_may_be_restored_is_there_again_after_a_stop() {
+    if skip::without_root("e2e a_session_that_may_be_restored_is_there_again_after_a_stop") {
+        return;
+    }
+    let home = Home::new("native");
+    let up = ["up", "-d", "--workers", "2", "--shutdown-grace", "50s"];
+    home.berth(&up).await.ok();
+    home.berth(&["create", "--name", "box", "--on-worker-loss", "restore"]).await.ok();
+    home.berth(&["create", "--name", "other"]).await.ok();
+    home.berth(&["run", "--session", "box", "--shell", "--", "echo kept > note"]).await.ok();
+    let began = Instant::now();
+    home.berth(&["stop"]).await.ok();
+    assert!(began.elapsed() < Duration::from_secs(25), "nothing ran: it took {:?}", began.elapsed());
+    left::assert_nothing(home.dir.path());
+    home.berth(&up).await.ok();
+    let note = until(READY, "the session to be ready again", async || {
+        let seen = home.berth(&["run", "--session", "box", "--", "cat", "note"]).await;
+        (seen.code == Some(0)).then_some(seen.stdout)
+    })
+    .await;
+    assert_eq!(note, "kept\n");
+    assert_ne!(home.berth(&["run", "--session", "other", "--", "true"]).await.code, Some(0), "it has ended");
+    home.berth(&["rm", "box"]).await.ok();
+    home.berth(&["stop"]).await.ok();
+    left::assert_nothing(home.dir.path());
+}
+
+/// A file system that is too small for sessions, for as long as this lives.
+struct Small(PathBuf);
+
+impl Small {
+    fn at(path: PathBuf) -> Self {
+        std::fs::create_dir_all(&path).unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=8m,mode=0711", "tmpfs"];
+        let mounted = std::process::Command::new("mount").args(options).arg(&path).status().unwrap();
+        assert!(mounted.success(), "a tmpfs at {}", path.display());
+        Self(path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Red when `up` says `ready` without the warning, or takes none of two for enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_does_not_become_ready_is_named_with_its_reason() {
+    if skip::without_root("e2e a_worker_that_does_not_become_ready") {
+        return;
+    }
+    let home = Home::new("fake");
+    let second = Small::at(home.path("s/w2"));
+    let up = ["up", "-d", "--workers", "2", "--ready-within", "2s"];
+    let seen = home.berth(&up).await;
+    assert_eq!(seen.code, Some(0), "one is enough to go on with: {seen:?}");
+    assert!(seen.stdout.starts_with("ready 127.0.0.1:"), "{seen:?}");
+    let warning = seen.stderr.lines().find(|line| line.starts_with("warning: ")).expect("a warning");
+    assert!(
+        warning.contains("only 1 of 2 workers are ready: local-2: ") && warning.contains("disk"),
+        "{seen:?}"
+    );
+    assert!(seen.stderr.contains("hint: `berth workers local-2`"), "{seen:?}");
+    home.berth(&["run", "--", "true"]).await.ok();
+    home.berth(&["stop"]).await.ok();
+    let seen = home.berth(&[&up[..], &["--format", "json"]].concat()).await;
+    let told: Value = serde_json::from_str(&seen.stdout).unwrap_or_else(|e| panic!("{e}: {seen:?}"));
+    assert_eq!(
+        (&told["unready"][0]["worker"], &told["unready"][1]),
+        (&"local-2".into(), &Value::Null),
+        "{told}"
+    );
+    assert!(told["unready"][0]["reason"].as_str().unwrap().contains("disk"), "{told}");
+    home.berth(&["stop"]).await.ok();
+    // Where none is ready it is a failure, and nothing is left running.
+    let first = Small::at(home.path("s/w1"));
+    let seen = home.berth(&up).await;
+    assert_eq!((seen.code, seen.stdout.as_str()), (Some(1), ""), "{seen:?}");
+    assert!(seen.stderr.contains("local-1: ") && seen.stderr.contains("local-2: "), "{seen:?}");
+    assert_eq!(home.status().await["running"], false);
+    drop((first, second));
     left::assert_nothing(home.dir.path());
 }

@@ -228,6 +228,37 @@ async fn doctor_says_all_that_it_sees() {
     assert!(agent["hint"].as_str().is_some_and(|hint| hint.contains("BERTH_AGENT")), "{agent}");
 }
 
+/// Red without the line in the docker backend's preflight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_warns_of_an_engine_whose_restart_ends_its_sandboxes() {
+    if skip::without_docker("e2e doctor_warns_of_an_engine") {
+        return;
+    }
+    let engine = tokio::process::Command::new("docker")
+        .args(["info", "--format", "{{.LiveRestoreEnabled}}"])
+        .output()
+        .await
+        .expect("the engine's own word");
+    let live_restore = String::from_utf8_lossy(&engine.stdout).trim() == "true";
+    let dir = tempfile::tempdir().unwrap();
+    let env = [
+        ("BERTH_STATE_DIR".to_owned(), dir.path().to_str().unwrap().to_owned()),
+        ("BERTH_AGENT".into(), process::binary("berth-agent").to_str().unwrap().to_owned()),
+        ("GRPC_PORT".into(), "0".into()),
+    ];
+    let seen = process::run("berth", &["doctor", "--sandbox", "docker", "--format", "json"], &env, b"").await;
+    let findings = json(&seen.ok());
+    let warned = |finding: &&Value| {
+        finding["verdict"] == "note"
+            && finding["text"].as_str().is_some_and(|text| text.contains("live-restore"))
+    };
+    assert_eq!(
+        findings.as_array().unwrap().iter().filter(warned).count(),
+        usize::from(!live_restore),
+        "{findings}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_is_told_when_it_is_in_force() {
     let cluster = Cluster::start(Setup::new("fake")).await;

@@ -116,7 +116,7 @@ async fn a_template_that_no_worker_can_serve_is_refused_with_the_workers_reason(
 }
 
 /// The settings of a coordinator that come from its environment.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 11] = [
     "GRPC_PORT",
     "HTTP_PORT",
     "LOG_LEVEL",
@@ -125,6 +125,7 @@ const SETTINGS: [&str; 10] = [
     "BERTH_INSECURE_LISTEN",
     "BERTH_TEMPLATES",
     "BERTH_LEASE",
+    "BERTH_PAUSED_TTL",
     "BERTH_SHUTDOWN_GRACE",
     "BERTH_LOG_FORMAT",
 ];
@@ -151,6 +152,7 @@ async fn print_config_lists_every_setting_and_where_it_came_from() {
         ("BERTH_INSECURE_LISTEN", "true"),
         ("BERTH_TEMPLATES", "/nowhere/templates.toml"),
         ("BERTH_LEASE", "33s"),
+        ("BERTH_PAUSED_TTL", "55s"),
         ("BERTH_SHUTDOWN_GRACE", "44s"),
         ("BERTH_LOG_FORMAT", "json"),
     ];

@@ -3,16 +3,29 @@
 //! nothing is left on the machine.
 
 mod admin;
+mod adoption;
+mod as_json;
 mod background;
 mod checkpoint_commands;
 mod client_example;
+mod clocks;
 mod command_line;
 mod commands;
 mod coordinator;
 mod copying;
+mod doubt;
+mod engine;
+mod fence;
+mod heartbeats;
 mod isolation;
+mod leave;
+mod older;
+mod parking;
 mod placement;
+mod putting_back;
 mod recovery;
+mod rolling;
+mod s3;
 mod sessions;
 mod start;
 mod store;

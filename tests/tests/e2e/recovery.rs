@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::util::{run, seconds, shell, state};
 
 /// Two workers, and clocks short enough to be waited for.
-fn fleet(sandbox: &str) -> Setup {
+pub fn fleet(sandbox: &str) -> Setup {
     let env = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     Setup {
         workers: 2,
@@ -22,7 +22,7 @@ fn fleet(sandbox: &str) -> Setup {
     }
 }
 
-async fn restorable(cluster: &Cluster) -> v1::Session {
+pub async fn restorable(cluster: &Cluster) -> v1::Session {
     let request = v1::CreateSessionRequest {
         on_worker_loss: v1::OnWorkerLoss::Restore.into(),
         labels: [("kind".to_owned(), "kept".to_owned())].into(),
@@ -32,25 +32,25 @@ async fn restorable(cluster: &Cluster) -> v1::Session {
     cluster.sessions().create_session(request).await.expect("a session").into_inner()
 }
 
-async fn checkpoint(cluster: &Cluster, session: &str) -> v1::Checkpoint {
+pub async fn checkpoint(cluster: &Cluster, session: &str) -> v1::Checkpoint {
     let request = v1::CheckpointSessionRequest { session_id: session.into(), ..Default::default() };
     cluster.checkpoints().checkpoint_session(request).await.expect("a checkpoint").into_inner()
 }
 
-async fn start(cluster: &Cluster, session: &str, line: &str) -> v1::Task {
+pub async fn start(cluster: &Cluster, session: &str, line: &str) -> v1::Task {
     let spec = v1::TaskSpec { detached: true, ..shell(line) };
     let request = v1::StartTaskRequest { session_id: session.into(), task: Some(spec), ..Default::default() };
     cluster.tasks().start_task(request).await.expect("it starts").into_inner()
 }
 
-async fn outcome(cluster: &Cluster, task: &v1::Task) -> Option<Kind> {
+pub async fn outcome(cluster: &Cluster, task: &v1::Task) -> Option<Kind> {
     let request = v1::GetTaskRequest { session_id: task.session_id.clone(), task_id: task.id.clone() };
     let task = cluster.tasks().get_task(request).await.ok()?.into_inner();
     task.end?.outcome?.kind
 }
 
 /// Waits until a session is ready at a later epoch.
-async fn moved(cluster: &Cluster, session: &v1::Session) -> v1::Session {
+pub async fn moved(cluster: &Cluster, session: &v1::Session) -> v1::Session {
     until(READY, "the session to be ready elsewhere", async || {
         let now = state(cluster, &session.id).await;
         assert_ne!(now.state(), v1::SessionState::Ended, "{now:?}");
@@ -59,12 +59,12 @@ async fn moved(cluster: &Cluster, session: &v1::Session) -> v1::Session {
     .await
 }
 
-fn index(cluster: &Cluster, worker: &str) -> usize {
+pub fn index(cluster: &Cluster, worker: &str) -> usize {
     cluster.workers.iter().position(|w| w.id == worker).expect("one of ours")
 }
 
 /// A session's workspace as the host sees it.
-fn workspace(cluster: &Cluster, worker: usize, session: &str) -> PathBuf {
+pub fn workspace(cluster: &Cluster, worker: usize, session: &str) -> PathBuf {
     cluster.workers[worker].state.join("sessions").join(session).join("files/workspace")
 }
 
@@ -302,7 +302,7 @@ async fn a_lost_or_damaged_piece_is_told_and_nothing_else_is_made_of_it() {
     cluster.stop().await;
 }
 
-fn walk(dir: &std::path::Path) -> Vec<PathBuf> {
+pub fn walk(dir: &std::path::Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().flatten();
     entries.flat_map(|e| if e.path().is_dir() { walk(&e.path()) } else { vec![e.path()] }).collect()
 }

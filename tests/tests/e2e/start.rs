@@ -140,6 +140,156 @@ async fn a_worker_with_a_wrong_join_token_is_told() {
     cluster.stop().await;
 }
 
+/// A process in mount and network namespaces of its own, in which nothing of this machine's state or ports is.
+struct Elsewhere {
+    sleeper: tokio::process::Child,
+    /// What is `/var/lib/berth` in there.
+    state: tempfile::TempDir,
+}
+
+impl Elsewhere {
+    async fn new() -> Self {
+        let state = tempfile::Builder::new().prefix("berth-t").tempdir().unwrap();
+        let script = "mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/berth && mount --bind \"$1\" /var/lib/berth \
+                      && ip link set lo up && echo up && exec sleep infinity";
+        let mut sleeper = tokio::process::Command::new("unshare")
+            .args(["--mount", "--net", "sh", "-c", script, "sh"])
+            .arg(state.path())
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("unshare");
+        let mut word = [0; 3];
+        let stdout = sleeper.stdout.as_mut().unwrap();
+        tokio::io::AsyncReadExt::read_exact(stdout, &mut word).await.expect("its word");
+        Self { sleeper, state }
+    }
+
+    /// One of our programs in there, with no variable but PATH.
+    fn command(&self, program: &str, args: &[&str]) -> tokio::process::Command {
+        let target = self.sleeper.id().expect("it sleeps").to_string();
+        let mut command = tokio::process::Command::new("nsenter");
+        command
+            .args(["--target", &target, "--mount", "--net", "--"])
+            .arg(process::binary(program))
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .stdin(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Starts one and waits for the line on its stdout that says that it is ready.
+    async fn serve(&self, program: &str) -> (tokio::process::Child, String) {
+        let mut child =
+            self.command(program, &[]).stdout(std::process::Stdio::piped()).spawn().expect("nsenter");
+        let mut stdout = tokio::io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        let read = tokio::io::AsyncBufReadExt::read_line(&mut stdout, &mut line);
+        tokio::time::timeout(READY, read).await.expect("it is ready in time").expect("its word");
+        (child, line)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            left::sweep(self.state.path());
+        }
+    }
+}
+
+async fn terminate(mut child: tokio::process::Child) {
+    // `nsenter` has become the program itself.
+    let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = tokio::time::timeout(READY, child.wait()).await.expect("it stops").unwrap();
+    assert!(status.success(), "{status}");
+}
+
+/// Red when a default of either does not fit the other's: the port, the token's place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_no_argument_and_no_variable_they_find_each_other() {
+    if skip::without_root("e2e with_no_argument_and_no_variable") {
+        return;
+    }
+    let elsewhere = Elsewhere::new().await;
+    let (coordinator, ready) = elsewhere.serve("coordinator").await;
+    assert_eq!(ready, "ready 127.0.0.1:50051\n");
+    let (worker, ready) = elsewhere.serve("worker").await;
+    assert!(ready.starts_with("ready ") && ready.len() > 8, "{ready:?}");
+    let ran = elsewhere.command("berth", &["run", "--", "echo", "found"]).output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "found\n", "{ran:?}");
+    terminate(worker).await;
+    terminate(coordinator).await;
+    left::assert_nothing(elsewhere.state.path());
+}
+
+/// A worker that is PID 1 of a PID namespace, as the main process of a container is. Its output goes to a log.
+fn contained_worker(env: &[(String, String)], args: &[&str], log: &std::path::Path) -> tokio::process::Child {
+    let output = std::fs::File::create(log).unwrap();
+    tokio::process::Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(process::binary("worker"))
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs(env.iter().cloned())
+        .stdin(std::process::Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("unshare")
+}
+
+/// Red without the look at the process' place (`sandbox/native/container.rs`) in the preflight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_containers_main_process_takes_no_native_sessions_unless_it_is_told_to() {
+    if skip::without_root("e2e a_containers_main_process") {
+        return;
+    }
+    let cluster = Cluster::start_coordinator(Setup::new("native")).await;
+    let (state, log) = (cluster.dir.path().join("w"), cluster.dir.path().join("w.log"));
+    let ready = cluster.dir.path().join("w.ready");
+    let token = cluster.dir.path().join("c/credentials/join.token");
+    let mut settings = env(&[
+        ("COORDINATOR_ADDR", &cluster.address),
+        ("BERTH_STATE_DIR", state.to_str().unwrap()),
+        ("BERTH_JOIN_TOKEN_FILE", token.to_str().unwrap()),
+        ("BERTH_AGENT", process::binary("berth-agent").to_str().unwrap()),
+        ("BERTH_SANDBOX", "native"),
+    ]);
+    let read = || std::fs::read_to_string(&log).unwrap_or_default();
+    let mut refused = contained_worker(&settings, &[], &log);
+    let status = tokio::time::timeout(READY, refused.wait()).await.expect("it ends").unwrap();
+    let said = read();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("container's main process") && said.contains("BERTH_NATIVE_IN_CONTAINER=true"),
+        "{said}"
+    );
+
+    settings.extend(env(&[("BERTH_NATIVE_IN_CONTAINER", "true"), ("WORKER_ID", "contained")]));
+    let mut told = contained_worker(&settings, &["--ready-file", ready.to_str().unwrap()], &log);
+    until(READY, "the worker to be ready", async || {
+        assert_eq!(told.try_wait().unwrap(), None, "{}", read());
+        ready.exists().then_some(())
+    })
+    .await;
+    assert_eq!(cluster.berth(&["run", "--", "echo", "inside"]).await.ok(), "inside\n");
+    // `unshare` itself passes no signal on.
+    let unshare = told.id().unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+    let worker = nix::unistd::Pid::from_raw(children.trim().parse().unwrap());
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = tokio::time::timeout(READY, told.wait()).await.expect("it stops").unwrap();
+    assert!(status.success(), "{status}: {}", read());
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_demo_shows_all_of_it() {
     if skip::without_root("e2e the_demo_shows_all_of_it") {

@@ -32,12 +32,10 @@ async fn a_backup_under_load_is_a_coordinator_with_the_same_sessions() {
     let again = cluster.berth(&["backup", "--to", path]).await;
     assert!(again.code == Some(2) && again.stderr.contains("not empty"), "{again:?}");
 
-    // Restored as the help says, but for the workers, which are told nothing of it.
+    // Restored beside the one that runs, so without its workers.
     let state = cluster.dir.path().join("restored");
-    std::fs::create_dir(&state).unwrap();
-    for file in ["coordinator.db", "checkpoints.db"] {
-        std::fs::copy(to.join(file), state.join(file)).unwrap();
-    }
+    let put = ["backup", "restore", "--from", path, "--state-dir", state.to_str().unwrap()];
+    cluster.berth(&put).await.ok();
     let ready = cluster.dir.path().join("restored.ready");
     let env = [
         ("GRPC_PORT".to_owned(), "0".to_owned()),
@@ -79,7 +77,7 @@ async fn a_damaged_store_is_refused_by_name_and_left_as_it_is() {
         let seen = process::run("coordinator", &[], &env, b"").await;
         assert_ne!(seen.code, Some(0), "{seen:?}");
         let words = format!("{}{}", seen.stdout, seen.stderr);
-        assert!(words.contains(file) && words.contains("berth backup"), "{words}");
+        assert!(words.contains(file) && words.contains("berth backup restore --from"), "{words}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "{file} was changed");
     }
 }
@@ -103,7 +101,9 @@ async fn the_queue_shows_who_waits_for_what_next_first() {
         })
         .await;
         let table = cluster.berth(&["queue"]).await.ok();
-        assert!(table.contains("WAITS FOR") && table.contains("worker-1"), "{table}");
+        for word in ["WAITS FOR", "WAITS UNTIL", "TENANT", "worker-1", "default", "in 5"] {
+            assert!(table.contains(word), "no {word:?} in {table}");
+        }
         rows
     };
     let rows = tokio::select! {
@@ -112,5 +112,12 @@ async fn the_queue_shows_who_waits_for_what_next_first() {
     };
     assert_eq!((&rows[0]["priority"], &rows[1]["priority"]), (&7.into(), &1.into()));
     assert!(rows[0]["message"].as_str().is_some_and(|why| why.contains("worker-1")), "{rows:?}");
+    for (row, position) in rows.iter().zip(1..) {
+        assert_eq!((&row["queue_position"], &row["tenant"]), (&position.into(), &"default".into()));
+        assert!(
+            row["waits_since"].as_str() < row["waits_until"].as_str() && row["waits_since"].is_string(),
+            "{row}"
+        );
+    }
     cluster.stop().await;
 }

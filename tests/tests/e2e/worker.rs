@@ -34,6 +34,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("BERTH_INSECURE_LISTEN", "true"),
     ("MAX_SESSIONS", "17"),
     ("BERTH_SANDBOX", "docker"),
+    ("BERTH_NATIVE_IN_CONTAINER", "true"),
     ("BERTH_SANDBOX_IMAGE", "img:x"),
     ("BERTH_AGENT", "/x/agent"),
     ("BERTH_LABELS", "disk=fast"),
@@ -41,6 +42,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("BERTH_MEMORY", "3G"),
     ("BERTH_DISK", "5G"),
     ("BERTH_SHUTDOWN_GRACE", "77s"),
+    ("BERTH_ON_STOP", "keep"),
     ("BERTH_TASK_TIMEOUT", "11m"),
     ("BERTH_PTY_SIZE", "123x45"),
     ("BERTH_MAX_TASKS", "9"),
@@ -104,6 +106,7 @@ async fn a_wrong_setting_of_a_worker_is_refused() {
         ("BERTH_PTY_SIZE", "0x24"),
         ("BERTH_MAX_TASKS", "0"),
         ("BERTH_INSECURE_LISTEN", "perhaps"),
+        ("BERTH_ON_STOP", "perhaps"),
         ("BERTH_TASK_TIMOUT", "5m"),
     ] {
         let seen = process::run("worker", &["--print-config"], &env(&[(name, value)]), b"").await;
