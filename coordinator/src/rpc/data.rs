@@ -2,8 +2,9 @@
 //! the relay that every hop uses. This hop adds *where*: it looks the session up in the
 //! view (no round trip through the driver) and takes one of its worker's data channels.
 //!
-//! What a session's tasks came to can be asked after its end too, and while it is parked: then the store answers. So it does for those that a
-//! recovery has cost the session ([`super::recovered`]).
+//! What a session's tasks came to can be asked after its end too, and while it is parked: then the store answers. So it
+//! does for those that a recovery has cost the session ([`super::recovered`]), and each has one end whoever tells it
+//! ([`super::settled`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -183,10 +184,6 @@ impl Tasks {
     }
 }
 
-fn named(session: String, task: &str) -> Result<(SessionId, TaskId), Error> {
-    Ok((session.parse()?, task.parse()?))
-}
-
 /// A task of a session that is over. What a parked one kept of its output can be read when it is resumed.
 fn told(task: v1::Task, session: &Session) -> v1::Task {
     if session.state == SessionState::Parked { task } else { recovered::record(task, session) }
@@ -198,26 +195,35 @@ fn unread(error: StoreError) -> Error {
         .cause(error)
 }
 
+/// The methods by what is done with their answers; written out they differ in their types alone.
 macro_rules! passed_on {
-    ($($method:ident: $request:ident => $response:ty,)*) => {
+    (
+        streams { $($stream:ident: $stream_request:ident,)* }
+        tasks { $($ask:ident: $ask_request:ident,)* }
+        plain { $($method:ident: $request:ident => $response:ty,)* }
+    ) => {
         #[tonic::async_trait]
         impl TaskService for Tasks {
             type RunStream = TaskEvents;
             type WatchTaskStream = TaskEvents;
 
-            async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<TaskEvents>, Status> {
+            $(async fn $stream(&self, request: Request<v1::$stream_request>) -> Result<Response<TaskEvents>, Status> {
                 let session = request.get_ref().session_id.clone();
                 let settled = Settled::new(&self.context, &session);
-                let answer = self.relay.run(request).await.map_err(|status| self.told(&session, status))?;
+                let answer = self.relay.$stream(request).await.map_err(|status| self.told(&session, status))?;
                 Ok(answer.map(|events| settled.events(events)))
-            }
+            })*
 
-            async fn watch_task(&self, request: Request<v1::WatchTaskRequest>) -> Result<Response<TaskEvents>, Status> {
-                let session = request.get_ref().session_id.clone();
+            $(async fn $ask(&self, request: Request<v1::$ask_request>) -> Result<Response<v1::Task>, Status> {
+                let (session, task) = (request.get_ref().session_id.clone(), request.get_ref().task_id.clone());
+                if let Some(over) = self.over(&session).await? {
+                    return self.stored(&over, &task).await;
+                }
+                let (id, task) = (session.parse()?, task.parse()?);
                 let settled = Settled::new(&self.context, &session);
-                let answer = self.relay.watch_task(request).await.map_err(|status| self.told(&session, status))?;
-                Ok(answer.map(|events| settled.events(events)))
-            }
+                let answer = self.relay.$ask(request).await;
+                Ok(settled.answer(self.or_stored(answer, id, task).await?).await)
+            })*
 
             async fn cancel_task(&self, request: Request<v1::CancelTaskRequest>) -> Result<Response<v1::Task>, Status> {
                 let session = request.get_ref().session_id.clone();
@@ -226,47 +232,16 @@ macro_rules! passed_on {
                 Ok(settled.answer(answer).await)
             }
 
-            async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
-                match self.over(&request.get_ref().session_id).await? {
-                    Some(session) => self.stored(&session, &request.get_ref().task_id).await,
-                    None => {
-                        let (session, task) = named(request.get_ref().session_id.clone(), &request.get_ref().task_id)?;
-                        let settled = Settled::new(&self.context, &request.get_ref().session_id);
-                        let answer = self.relay.get_task(request).await;
-                        Ok(settled.answer(self.or_stored(answer, session, task).await?).await)
-                    }
-                }
-            }
-
-            async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<v1::Task>, Status> {
-                match self.over(&request.get_ref().session_id).await? {
-                    Some(session) => self.stored(&session, &request.get_ref().task_id).await,
-                    None => {
-                        let (session, task) = named(request.get_ref().session_id.clone(), &request.get_ref().task_id)?;
-                        let settled = Settled::new(&self.context, &request.get_ref().session_id);
-                        let answer = self.relay.wait_task(request).await;
-                        Ok(settled.answer(self.or_stored(answer, session, task).await?).await)
-                    }
-                }
-            }
-
             async fn list_tasks(
                 &self,
                 request: Request<v1::ListTasksRequest>,
             ) -> Result<Response<v1::ListTasksResponse>, Status> {
-                match self.over(&request.get_ref().session_id).await? {
-                    Some(session) => self.stored_list(&session, request.get_ref()).await,
-                    None => {
-                        let settled = Settled::new(&self.context, &request.get_ref().session_id);
-                        let mut answer = self.relay.list_tasks(request).await?;
-                        if settled.recovered() {
-                            for task in std::mem::take(&mut answer.get_mut().tasks) {
-                                answer.get_mut().tasks.push(settled.known(task).await);
-                            }
-                        }
-                        Ok(answer)
-                    }
+                let session = request.get_ref().session_id.clone();
+                if let Some(over) = self.over(&session).await? {
+                    return self.stored_list(&over, request.get_ref()).await;
                 }
+                let settled = Settled::new(&self.context, &session);
+                Ok(settled.list(self.relay.list_tasks(request).await?).await)
             }
 
             $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<$response>, Status> {
@@ -278,9 +253,19 @@ macro_rules! passed_on {
 }
 
 passed_on! {
-    start_task: StartTaskRequest => v1::Task,
-    write_stdin: WriteStdinRequest => v1::WriteStdinResponse,
-    close_stdin: CloseStdinRequest => v1::CloseStdinResponse,
-    resize_pty: ResizePtyRequest => v1::ResizePtyResponse,
-    signal_task: SignalTaskRequest => v1::SignalTaskResponse,
+    streams {
+        run: RunRequest,
+        watch_task: WatchTaskRequest,
+    }
+    tasks {
+        get_task: GetTaskRequest,
+        wait_task: WaitTaskRequest,
+    }
+    plain {
+        start_task: StartTaskRequest => v1::Task,
+        write_stdin: WriteStdinRequest => v1::WriteStdinResponse,
+        close_stdin: CloseStdinRequest => v1::CloseStdinResponse,
+        resize_pty: ResizePtyRequest => v1::ResizePtyResponse,
+        signal_task: SignalTaskRequest => v1::SignalTaskResponse,
+    }
 }

@@ -28,7 +28,6 @@ use crate::{
 pub type TaskEvents = Pin<Box<dyn Stream<Item = Result<v1::TaskEvent, Status>> + Send>>;
 
 /// The session that a call is about, as it was when the call came.
-#[derive(Clone)]
 pub struct Settled {
     context: Context,
     /// `None`: there is no such session; whoever the call goes to says so.
@@ -42,9 +41,9 @@ impl Settled {
         Self { context: context.clone(), session }
     }
 
-    /// Whether anything is known of its tasks that its worker does not know.
-    pub fn recovered(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.recovered.is_some())
+    /// The session, if its worker may not know how all of its tasks ended.
+    fn recovered(&self) -> Option<&Arc<Session>> {
+        self.session.as_ref().filter(|session| session.recovered.is_some())
     }
 
     /// A task's end is noted, if this is one.
@@ -59,8 +58,8 @@ impl Settled {
     }
 
     /// The task as it was told before, if it was.
-    pub async fn known(&self, told: v1::Task) -> v1::Task {
-        let Some(session) = self.session.as_ref().filter(|session| session.recovered.is_some()) else {
+    async fn known(&self, told: v1::Task) -> v1::Task {
+        let Some(session) = self.recovered() else {
             self.noted(&told);
             return told;
         };
@@ -83,13 +82,24 @@ impl Settled {
         Response::from_parts(metadata, self.known(task).await, extensions)
     }
 
+    /// The same for a list. What it says of tasks that ended is no news, and is not noted.
+    pub async fn list(&self, mut answer: Response<v1::ListTasksResponse>) -> Response<v1::ListTasksResponse> {
+        if self.recovered().is_some() {
+            for task in std::mem::take(&mut answer.get_mut().tasks) {
+                answer.get_mut().tasks.push(self.known(task).await);
+            }
+        }
+        answer
+    }
+
     /// The same for a stream of events.
     pub fn events<S>(self, events: S) -> TaskEvents
     where
         S: Stream<Item = Result<v1::TaskEvent, Status>> + Send + 'static,
     {
+        let this = Arc::new(self);
         Box::pin(events.then(move |event| {
-            let this = self.clone();
+            let this = this.clone();
             async move {
                 match event {
                     Ok(v1::TaskEvent { event: Some(task_event::Event::Ended(task)) }) => {

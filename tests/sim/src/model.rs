@@ -12,7 +12,7 @@ use std::{
 use berth_coordinator::{fleet, store::Batch};
 use berth_proto::{
     SessionId, TaskId,
-    domain::{EndReason, OnWorkerLoss, SessionState},
+    domain::{EndReason, SessionState},
 };
 use berth_worker::sandbox::fake::Observed;
 
@@ -61,7 +61,6 @@ struct Seen {
     ended: Option<EndReason>,
     /// Its client has asked for its end.
     deleting: bool,
-    restorable: bool,
     /// Something that ends or sets back a session has happened to the machine that had it.
     excused: bool,
 }
@@ -313,7 +312,6 @@ impl Inner {
         let (epoch, was) = (session.epoch.0, seen.epoch);
         let ended = seen.ended;
         let moved = worker.is_some() && seen.worker.is_some() && epoch > was;
-        seen.restorable = session.spec.on_worker_loss == OnWorkerLoss::Restore;
         seen.epoch = seen.epoch.max(epoch);
         if epoch > was {
             seen.worker = worker;

@@ -6,8 +6,8 @@
 //!
 //! Shutdown is a sequence: say "not ready" and refuse → tell the coordinator that this worker stops, and by when →
 //! let tasks end by themselves, and sessions be moved elsewhere, for the grace (what is quiet is not waited for) → end
-//! the sessions and remove all that was theirs → tell the coordinator, and that this worker leaves → close. A [`Running`] that is dropped without it leaves
-//! everything as a killed process would, for the next one to take up.
+//! the sessions and remove all that was theirs → tell the coordinator, and that this worker leaves → close. A [`Running`]
+//! that is dropped without it leaves everything as a killed process would, for the next one to take up.
 
 mod stop;
 

@@ -75,8 +75,6 @@ pub struct Observed {
     pub epoch: u64,
     /// Its tasks stand still.
     pub frozen: bool,
-    /// It stands still because nobody renewed its lease.
-    pub fenced: bool,
     /// Whatever was in it has ended.
     pub gone: bool,
     /// Each task that ever ran here: id, command line, whether it still runs.
@@ -145,7 +143,6 @@ impl Machine {
             session: session.to_owned(),
             epoch: state.epoch,
             frozen: *self.frozen.borrow(),
-            fenced: state.fenced,
             gone: self.gone.is_cancelled(),
             tasks: state.tasks.iter().map(|(id, task)| (*id, task.command_line(), !task.done())).collect(),
         }
