@@ -197,6 +197,7 @@ impl Link {
         v1::Hello {
             worker_id: self.name.clone(),
             process_id: self.name.clone(),
+            instance: self.name.clone(),
             incarnation: *self.incarnation.lock().expect("no panic"),
             version: "simulated".into(),
             capacity: Some(v1::Capacity {

@@ -242,12 +242,17 @@ pub fn hello(wire: v1::Hello, link: LinkId) -> Result<Hello, Error> {
         return Err(Error::invalid("process_id", format!("must be 1 to {} bytes", bounds::LABEL))
             .hint("any text drawn at random when the process starts"));
     }
+    if wire.instance.is_empty() || wire.instance.len() > bounds::LABEL {
+        return Err(Error::invalid("instance", format!("must be 1 to {} bytes", bounds::LABEL))
+            .hint("any text drawn at random once, and kept where the worker keeps its sessions"));
+    }
     let capacity = convert::required("capacity", wire.capacity)?;
     let running = at_most("running", wire.running)?.into_iter().map(running).collect::<Result<_, _>>()?;
     Ok(Hello {
         worker: wire.worker_id.parse()?,
         link,
         process: wire.process_id,
+        instance: wire.instance,
         incarnation: Incarnation(wire.incarnation),
         version: wire.version,
         capacity: capacity.into(),
@@ -365,15 +370,17 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_needs_a_process_and_a_capacity() {
+    fn a_hello_needs_a_process_an_instance_and_a_capacity() {
         let good = v1::Hello {
             worker_id: "w".into(),
             process_id: "p".into(),
+            instance: "i".into(),
             capacity: Some(v1::Capacity::default()),
             ..Default::default()
         };
         assert!(hello(good.clone(), LinkId(1)).is_ok());
         assert!(hello(v1::Hello { process_id: String::new(), ..good.clone() }, LinkId(1)).is_err());
+        assert!(hello(v1::Hello { instance: String::new(), ..good.clone() }, LinkId(1)).is_err());
         assert!(hello(v1::Hello { capacity: None, ..good.clone() }, LinkId(1)).is_err());
         assert!(hello(v1::Hello { incarnation: u64::MAX, ..good }, LinkId(1)).is_err());
     }

@@ -152,6 +152,8 @@ pub struct Hello {
     pub worker: WorkerId,
     pub link: LinkId,
     pub process: String,
+    /// Of its state directory.
+    pub instance: String,
     /// 0: its process has none yet.
     pub incarnation: Incarnation,
     pub version: String,

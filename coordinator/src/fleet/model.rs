@@ -354,6 +354,8 @@ pub struct Worker {
     pub liveness: Liveness,
     /// Drawn by its process.
     pub process: String,
+    /// Of its state directory. Not in the record: one of which only that is known may be any.
+    pub(super) instance: String,
     pub version: String,
     /// Zero until its first hello to this coordinator: then `known` is false too.
     pub capacity: Capacity,
@@ -373,6 +375,8 @@ pub struct Worker {
     /// What it should hold and did not name in its hello. Its reports, which come before its first heartbeat, may say
     /// how that ended; what they don't is concluded then.
     pub(super) missing: Vec<(SessionId, Epoch)>,
+    /// Nothing is concluded from that before: what is missing may live on with another instance of this id.
+    pub(super) missing_until: Duration,
 }
 
 impl Worker {
@@ -385,6 +389,7 @@ impl Worker {
             stopping: None,
             liveness: Liveness::Suspect,
             process: String::new(),
+            instance: String::new(),
             version: String::new(),
             capacity: Capacity::default(),
             known: false,
@@ -400,6 +405,7 @@ impl Worker {
             down_since: Duration::ZERO,
             drain_at: None,
             missing: Vec::new(),
+            missing_until: Duration::ZERO,
         }
     }
 

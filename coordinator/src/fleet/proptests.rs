@@ -35,6 +35,8 @@ struct Machine {
     link: Option<LinkId>,
     incarnation: u64,
     process: u64,
+    /// Of its state directory.
+    instance: u64,
     /// It said that it stops.
     stops: bool,
     held: BTreeMap<SessionId, Epoch>,
@@ -58,6 +60,8 @@ struct World {
     now: Now,
     rng: StdRng,
     machines: BTreeMap<&'static str, Machine>,
+    /// Machines that live on, cut off, while another one has come under their id.
+    cut_off: Vec<Machine>,
     sessions: Vec<SessionId>,
     next: u64,
     states: BTreeMap<SessionId, (SessionState, Epoch)>,
@@ -86,6 +90,7 @@ impl World {
             now,
             rng: StdRng::seed_from_u64(seed),
             machines: NAMES.iter().map(|name| (*name, Machine::default())).collect(),
+            cut_off: Vec::new(),
             sessions: Vec::new(),
             next: 0,
             states: BTreeMap::new(),
@@ -141,9 +146,12 @@ impl World {
             40..42 => {
                 self.machines[name].link.map(|link| Event::LinkLost { worker: name.parse().unwrap(), link })
             }
+            42..43 if self.rng.random_bool(0.5) => {
+                self.replace(name);
+                None
+            }
             42..43 => {
-                // The process dies, and its sandboxes with it.
-                self.machines.insert(name, Machine::default());
+                self.another_machine(name);
                 None
             }
             43..58 => self.reachable(name).map(|link| self.beat(name, link)),
@@ -167,6 +175,19 @@ impl World {
         if let Some(event) = event {
             self.apply(event);
         }
+    }
+
+    /// The process dies, and its sandboxes with it: the next one finds none in its state directory.
+    fn replace(&mut self, name: &'static str) -> Machine {
+        let instance = self.machines[name].instance;
+        self.machines.insert(name, Machine { instance, ..Machine::default() }).expect("all are there")
+    }
+
+    /// It is cut off, and another one comes under its id.
+    fn another_machine(&mut self, name: &'static str) {
+        let old = self.replace(name);
+        self.machines.get_mut(name).unwrap().instance += 1;
+        self.cut_off.push(old);
     }
 
     /// Now and then it can't serve the template.
@@ -271,6 +292,7 @@ impl World {
         }
         let mut greeting = hello(name, link, 4);
         greeting.process = machine.process.to_string();
+        greeting.instance = format!("{name}, {}", machine.instance);
         greeting.incarnation = Incarnation(machine.incarnation);
         greeting.stopping_within = machine.stops.then_some(Duration::from_secs(10));
         greeting.capacity = CAPACITY;
@@ -319,7 +341,7 @@ impl World {
             // What it held is gone with it, whatever it forgot to say.
             self.machines.get_mut(name).unwrap().held.clear();
             self.apply(Event::Leaving { worker: name.parse().unwrap(), link });
-            self.machines.insert(name, Machine::default());
+            self.replace(name);
         }
     }
 
@@ -433,7 +455,8 @@ impl World {
     }
 
     /// INVARIANTS 2: whoever still holds an older placement of a session that is placed again has been silent for a
-    /// lease, and so its agent has frozen it. (Take the lease out of `restore_at`, and this fails.)
+    /// lease, and so its agent has frozen it. (Take the lease out of `restore_at`, and this fails; or believe at once
+    /// what another instance does not hold, in `missing_until` or in `unsure`.)
     fn fenced_before_placed(&self, effects: &[Effect]) {
         for effect in effects {
             let Effect::Send { command: Command::Place(place), .. } = effect else { continue };
@@ -441,7 +464,7 @@ impl World {
                 let held = m.held.get(&place.session);
                 held.is_some_and(|epoch| *epoch < place.epoch && self.used.contains(&(place.session, *epoch)))
             };
-            for machine in self.machines.values().filter(older) {
+            for machine in self.machines.values().chain(&self.cut_off).filter(older) {
                 // Of a parked one its worker may not know yet: but it stands still there, and nobody makes it go on.
                 if machine.paused.contains(&place.session)
                     && self.parked.contains(&(place.session, machine.held[&place.session]))
@@ -557,7 +580,7 @@ impl World {
                 let now = self.now;
                 let Ok(effects) = self.fleet.apply(Event::Hello(Box::new(greeting)), now) else {
                     // Told that it is stale: such a process ends, and a new one comes.
-                    self.machines.insert(name, Machine::default());
+                    self.replace(name);
                     continue;
                 };
                 self.commit(&effects);
@@ -565,6 +588,9 @@ impl World {
                 break;
             }
         }
+        // What a worker can't know of another one of its id counts from then on.
+        let sure = self.fleet.workers.values().map(|w| w.missing_until).max().unwrap_or_default();
+        self.now.mono = self.now.mono.max(sure);
         for name in NAMES {
             let Some(link) = self.machines[name].link else { continue };
             let effects = self.fleet.apply(beat(name, link), self.now).unwrap();

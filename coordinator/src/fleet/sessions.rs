@@ -223,7 +223,12 @@ impl Fleet {
     // ---- reports of workers --------------------------------------------------
 
     pub(super) fn report(&mut self, report: Report, now: Now) {
-        if self.linked(&report.worker, report.link).is_none() {
+        let Some(worker) = self.linked(&report.worker, report.link) else { return };
+        if report.state == SessionState::Ended
+            && self.unsure(worker, now).contains(&(report.session, report.epoch))
+        {
+            // Told to end what it never held, it says that this is done. Of what the other one of its id holds that
+            // says nothing.
             return;
         }
         let current = self.sessions.get(&report.session).filter(|s| {

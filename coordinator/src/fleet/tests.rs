@@ -80,6 +80,7 @@ pub(super) fn hello(worker: &str, link: LinkId, sessions: u32) -> Hello {
         worker: worker.parse().unwrap(),
         link,
         process: format!("process of link {}", link.0),
+        instance: format!("state of {worker}"),
         incarnation: Incarnation(0),
         version: "test".into(),
         capacity: Capacity {

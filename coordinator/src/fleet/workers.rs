@@ -5,7 +5,7 @@
 //! told to end; what it no longer has we place anew (never ready: nobody has seen it) or
 //! call lost.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use berth_proto::{
     Epoch, Incarnation, SessionId, WorkerId,
@@ -56,6 +56,8 @@ impl Fleet {
             down_since: now.mono,
             drain_at: old.as_ref().and_then(|w| w.drain_at),
             missing: Vec::new(),
+            missing_until: self.missing_until(old.as_deref(), &hello.instance),
+            instance: hello.instance,
         });
         // The welcome must be the first that goes over the link, with what reconciling finds.
         let others = std::mem::take(&mut self.out);
@@ -84,6 +86,30 @@ impl Fleet {
             told if told == newest => Ok(told),
             // Given by a coordinator whose store we don't have: never the same number twice.
             told => Ok(Incarnation(told.0.saturating_add(1))),
+        }
+    }
+
+    /// From when on it counts that a worker does not hold a session. One that comes under the id of another, from another
+    /// state directory (a second machine, or this one made anew), can't know what that one holds; and that one may only
+    /// be stopped, or cut off. So it counts when whatever the other may hold has been fenced.
+    fn missing_until(&self, old: Option<&Worker>, instance: &str) -> Duration {
+        let known = old.filter(|w| w.known);
+        let before = known.map_or(Duration::ZERO, |w| w.missing_until);
+        if known.is_some_and(|w| w.instance == instance) {
+            return before;
+        }
+        let lease = known.map_or(Duration::ZERO, |w| w.lease_until);
+        before.max(lease.max(self.old_fences) + self.config.restore_grace)
+    }
+
+    /// What it does not hold, and another one of its id may. Not what was never ready: no client has used that.
+    pub(super) fn unsure(&self, worker: &Worker, now: Now) -> Vec<(SessionId, Epoch)> {
+        let used = |held: &&(SessionId, Epoch)| {
+            self.sessions.get(&held.0).is_some_and(|s| s.state != SessionState::Placed)
+        };
+        match now.mono < worker.missing_until {
+            true => worker.missing.iter().filter(used).copied().collect(),
+            false => Vec::new(),
         }
     }
 
@@ -121,9 +147,11 @@ impl Fleet {
                 SessionState::Pending | SessionState::Placed | SessionState::Parked => {}
             }
         }
-        let missing = self.held_by(worker).filter(|(id, _)| !held.contains_key(id)).collect();
+        let missing: Vec<_> = self.held_by(worker).filter(|(id, _)| !held.contains_key(id)).collect();
         if let Some(known) = self.workers.get(worker).cloned() {
-            self.put_worker(Worker { missing, ..(*known).clone() });
+            // What is placed here from now on is this one's own to know of.
+            let missing_until = if missing.is_empty() { Duration::ZERO } else { known.missing_until };
+            self.put_worker(Worker { missing, missing_until, ..(*known).clone() });
         }
         end
     }
@@ -158,12 +186,13 @@ impl Fleet {
             link: None,
             liveness: Liveness::Dead,
             lease_until: now.mono,
-            down_since: now.mono,
+            down_since: now.mono.max(known.missing_until.saturating_sub(self.config.restore_grace)),
             ..(*known).clone()
         });
-        let all = self.held_by(id).collect();
-        self.not_held(id, all, "left without it", now);
-        if known.scheduling == Scheduling::Active {
+        let unsure = self.unsure(&known, now);
+        let held = self.held_by(id).filter(|held| !unsure.contains(held)).collect();
+        self.not_held(id, held, "left without it", now);
+        if known.scheduling == Scheduling::Active && unsure.is_empty() {
             self.forget_worker(id.clone());
         }
     }
@@ -176,6 +205,7 @@ impl Fleet {
 
     pub(super) fn heartbeat(&mut self, beat: Heartbeat, now: Now) {
         let Some(known) = self.linked(&beat.worker, beat.link).cloned() else { return };
+        let unsure = self.unsure(&known, now);
         if self.index.alive == 0 {
             self.blackout_over = now.mono;
         }
@@ -187,10 +217,11 @@ impl Fleet {
             backends: beat.backends,
             templates: beat.templates,
             template_problems: beat.template_problems,
-            missing: Vec::new(),
+            missing: unsure.clone(),
             ..(*known).clone()
         });
-        self.not_held(&beat.worker, known.missing.clone(), "came back without it", now);
+        let gone = known.missing.iter().filter(|missing| !unsure.contains(missing)).copied().collect();
+        self.not_held(&beat.worker, gone, "came back without it", now);
         self.out.push(Effect::Send {
             link: beat.link,
             command: Command::LeaseRenewed { sequence: beat.sequence },
@@ -280,14 +311,14 @@ impl Fleet {
     }
 
     /// When a dead worker's sessions are given up, or `None` while no worker at all is alive.
-    pub(super) fn eviction_at(&self, worker: &Worker) -> Option<std::time::Duration> {
+    pub(super) fn eviction_at(&self, worker: &Worker) -> Option<Duration> {
         let since = worker.down_since.max(self.blackout_over).max(self.started);
         (self.index.alive > 0).then(|| since + self.config.worker_loss_grace)
     }
 
     /// When those of a dead worker's sessions that may be restored are placed elsewhere: their agents have frozen them
     /// by then. `None`: there are none, or no worker at all is alive.
-    pub(super) fn restore_at(&self, worker: &Worker) -> Option<std::time::Duration> {
+    pub(super) fn restore_at(&self, worker: &Worker) -> Option<Duration> {
         let load = self.index.load.get(&worker.id)?;
         let restorable = |id: &SessionId| self.sessions.get(id).is_some_and(|s| may_restore(s));
         if self.index.alive == 0 || !load.sessions.iter().any(restorable) {

@@ -226,6 +226,7 @@ pub fn hello(name: &str, script: &Script) -> v1::Hello {
     v1::Hello {
         worker_id: name.to_owned(),
         process_id: script.process.clone(),
+        instance: format!("state of {name}"),
         incarnation: script.incarnation,
         version: "test".into(),
         capacity: Some(v1::Capacity {

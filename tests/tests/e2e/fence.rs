@@ -217,6 +217,32 @@ async fn a_worker_that_hears_no_answer_is_fenced() {
     cluster.stop().await;
 }
 
+/// A second machine comes under the id of one that is cut off. It has not the session, and that says nothing. Red when
+/// the fleet believes it at once (`missing_until` zero): the tasks run when the session leaves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_machine_of_its_workers_id_moves_no_session_before_the_fence() {
+    if skip::without_root("e2e a_second_machine_of_its_workers_id") {
+        return;
+    }
+    let mut cluster = Cluster::start(proxied("native")).await;
+    let watched = watched(&cluster).await;
+    let id = cluster.workers[watched.old].id.clone();
+    // Else it may go on with the second one, and would seem not to have left.
+    cluster.admin().cordon(v1::CordonRequest { worker_id: id.clone() }).await.expect("a worker");
+    cluster.proxies[watched.old].hold(true);
+    let second = cluster.workers.len();
+    cluster.join("second", &[("WORKER_ID", &id)]).await;
+    let last = watched.leaves(&cluster).await;
+    let now = watched.goes_on(&cluster, &last).await;
+
+    cluster.workers[second].process.terminate().await;
+    cluster.workers[watched.old].process.kill().await;
+    cluster.proxies[watched.old].hold(false);
+    cluster.restart_worker(watched.old);
+    watched.is_reaped(&cluster, &last, &now).await;
+    cluster.stop().await;
+}
+
 /// INVARIANT 15. It is the coordinator that is cut off, from all of them, for longer than every lease and grace there
 /// is: that says nothing about the workers. Red when graces run while no worker is alive (`eviction_at`, `restore_at`).
 async fn a_blackhole(sandbox: &str) {

@@ -97,6 +97,8 @@ pub struct Settings {
     pub labels: Labels,
     /// Drawn for this process.
     pub process_id: String,
+    /// Of the state directory.
+    pub instance: String,
 }
 
 /// Why an attach ended.
@@ -243,6 +245,7 @@ impl Link {
         v1::Hello {
             worker_id: self.settings.worker.to_string(),
             process_id: self.settings.process_id.clone(),
+            instance: self.settings.instance.clone(),
             incarnation: self.state.borrow().incarnation,
             version: VERSION.to_owned(),
             capacity: Some(self.sessions.capacity().into()),

@@ -197,6 +197,7 @@ impl Worker {
                 worker: id.clone(),
                 labels: config.labels.clone(),
                 process_id: format!("{:032x}", u128::from_le_bytes(world::random_bytes())),
+                instance: state.instance()?,
             },
             sessions: sessions.clone(),
             outbox: outbox.clone(),

@@ -109,6 +109,54 @@ fn a_worker_that_comes_back_without_it_gives_it_up_at_once() {
     assert_eq!(placed(&effects), [(session, 2, Some("newer".into()), true)]);
 }
 
+/// Of the id of `w`, but from another state directory.
+fn another(link: LinkId) -> Event {
+    Event::Hello(Box::new(Hello { instance: "another state".into(), ..hello("w", link, 5) }))
+}
+
+/// INVARIANT 2, where two machines have one WORKER_ID: what the second does not hold, the first may. Red when
+/// `missing_until` is zero, when it is not kept for the next hello, or when a heartbeat does not ask `unsure`.
+#[test]
+fn what_another_instance_of_its_worker_does_not_hold_is_fenced_first() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    let other = desk.attach("other", 5);
+    desk.pass_beating(Duration::from_secs(3), &[("w", link), ("other", other)]);
+    let second = LinkId(98);
+    desk.apply(another(second));
+    desk.apply(beat("w", second));
+    // Its next process knows no more.
+    let third = LinkId(99);
+    desk.apply(another(third));
+    let effects = desk.pass_beating(Duration::from_secs(18), &[("w", third), ("other", other)]);
+    assert_eq!(placed(&effects), [], "the first one's agent may not have frozen it yet");
+    let effects = desk.pass_beating(Duration::from_secs(3), &[("w", third), ("other", other)]);
+    assert_eq!(placed(&effects), [(session, 2, Some("first".into()), true)]);
+}
+
+/// Red when `report` does not ask `unsure`, or `leaving` does not.
+#[test]
+fn that_another_instance_ended_it_or_leaves_says_nothing_of_it() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = restorable(&mut desk, "w", link, true);
+    let other = desk.attach("other", 5);
+    let second = LinkId(99);
+    desk.apply(another(second));
+    desk.apply(Event::Move { session, epoch: Epoch(1) });
+    let Event::Report(mut done) = report("w", second, session, 1, SessionState::Ended) else {
+        unreachable!()
+    };
+    done.reason = Some(EndReason::Drained);
+    assert_eq!(placed(&desk.apply(Event::Report(done))), []);
+    desk.apply(Event::Leaving { worker: id("w"), link: second });
+    let effects = desk.pass_beating(Duration::from_secs(18), &[("other", other)]);
+    assert_eq!(placed(&effects), [], "the first one's agent may not have frozen it yet");
+    let effects = desk.pass_beating(Duration::from_secs(3), &[("other", other)]);
+    assert_eq!(placed(&effects), [(session, 2, Some("first".into()), true)]);
+}
+
 #[test]
 fn an_older_or_another_placements_checkpoint_is_not_its_newest() {
     let mut desk = Desk::new();
