@@ -189,7 +189,7 @@ mod tests {
     fn rig(limit: Option<u64>, detached: bool) -> Rig {
         let (read, write) = unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
         let dir = std::env::temp_dir().join("berth-output-never-made");
-        let spool = Spool::new(dir, "stdout", 64 << 10, Arc::new(Budget::default()));
+        let spool = Spool::new(dir, "stdout", 64 << 10, Arc::new(Budget::new(1 << 20)));
         let meter = Arc::new(Meter::new(limit, watch::Sender::new(())));
         let ending = CancellationToken::new();
         let (tell, drained) = oneshot::channel();

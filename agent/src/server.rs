@@ -107,7 +107,7 @@ async fn serve(
     let shared = Arc::new(Shared {
         spawner: spawner.clone(),
         clock: Arc::new(TaskClock::new()),
-        budget: Arc::new(Budget::default()),
+        budget: Arc::new(Budget::new(config.spools_bytes)),
         cgroups: config.cgroups.clone(),
         spool_dir: config.spool_dir.clone(),
         files: files.clone(),

@@ -28,23 +28,27 @@ use tokio::sync::Notify;
 pub const MEMORY: usize = 16 << 10;
 /// Bytes of all streams together that may stay in memory.
 pub const MEMORY_ALL: u64 = 8 << 20;
-/// Bytes of all spools of a session on disk: then the oldest done tasks' go.
-pub const DISK_ALL: u64 = 512 << 20;
 const SEGMENT_MAX: u64 = 4 << 20;
 const SEGMENT_MIN: u64 = 8 << 10;
 
 /// What all spools of a session share.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Budget {
+    /// Bytes of all of them on disk: then the oldest done tasks' go.
+    cap: u64,
     memory: AtomicU64,
     disk: AtomicU64,
     over: Notify,
 }
 
 impl Budget {
+    pub fn new(cap: u64) -> Self {
+        Self { cap, memory: AtomicU64::new(0), disk: AtomicU64::new(0), over: Notify::new() }
+    }
+
     /// Bytes on disk above the cap.
     pub fn excess(&self) -> u64 {
-        self.disk.load(Ordering::Relaxed).saturating_sub(DISK_ALL)
+        self.disk.load(Ordering::Relaxed).saturating_sub(self.cap)
     }
 
     /// Waits until something was written over the cap.
@@ -359,7 +363,7 @@ mod tests {
         }
 
         fn spool(&self, retention: u64) -> Arc<Spool> {
-            Spool::new(self.0.join("task"), "stdout", retention, Arc::new(Budget::default()))
+            Spool::new(self.0.join("task"), "stdout", retention, Arc::new(Budget::new(512 << 20)))
         }
 
         fn files(&self) -> usize {
@@ -456,7 +460,7 @@ mod tests {
     async fn a_restored_stream_keeps_its_offsets() {
         let dir = Dir::new();
         let of = |length, tail: &[u8]| {
-            Spool::restored(dir.0.join("task"), "stdout", length, tail, Arc::new(Budget::default()))
+            Spool::restored(dir.0.join("task"), "stdout", length, tail, Arc::new(Budget::new(512 << 20)))
         };
         let spool = of(1_000_000, &piece(1_000_000 - 5000, 5000));
         assert_eq!(spool.bounds(), (1_000_000, 995_000));

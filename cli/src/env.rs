@@ -95,7 +95,12 @@ pub const KNOWN: &[Variable] = &[
     ),
     var("BERTH_CPU_MILLIS", WORKERS, "CPU to offer, in thousandths of a core (4000 for each core)"),
     var("BERTH_MEMORY", WORKERS, "memory to offer (what the machine has)"),
-    var("BERTH_DISK", WORKERS, "disk to offer (what is free)"),
+    var("BERTH_DISK", WORKERS, "disk to offer (of what is free, what leaves room for output)"),
+    var(
+        "BERTH_WORKSPACE",
+        WORKERS,
+        "what holds sessions' files to their size: auto, ext4, tmpfs, or directory: nothing does (auto)",
+    ),
     var(
         "BERTH_SHUTDOWN_GRACE",
         "coordinator, worker, berth up, berth doctor",

@@ -41,6 +41,14 @@ pub struct AgentConfig {
     /// Whether tasks get the seccomp filter. False only where the kernel has none and
     /// the operator allowed that.
     pub seccomp: bool,
+    /// Bytes of all output of the session that is kept on the worker's disk.
+    #[serde(default = "spools_bytes")]
+    pub spools_bytes: u64,
+}
+
+/// What agents kept before there was a word for it: sandboxes live on while the worker changes.
+fn spools_bytes() -> u64 {
+    512 << 20
 }
 
 /// Who tasks and file operations run as: numbers, never a name that is looked up.

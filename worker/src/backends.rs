@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -32,6 +32,8 @@ const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Backends {
     all: BTreeMap<Backend, Arc<dyn SandboxBackend>>,
     seen: RwLock<Seen>,
+    /// What is the same for all of them.
+    common: OnceLock<Preflight>,
 }
 
 struct Seen {
@@ -44,6 +46,7 @@ fn construct(
     config: &Config,
     instance: &str,
     scratch: &std::path::Path,
+    mounts: bool,
 ) -> (Vec<Arc<dyn SandboxBackend>>, BTreeMap<Backend, Preflight>) {
     let mut made: Vec<Arc<dyn SandboxBackend>> = Vec::new();
     let mut failed = BTreeMap::new();
@@ -61,6 +64,7 @@ fn construct(
     })));
     let mut settings = docker::Settings::new(instance, agent);
     settings.default_image.clone_from(&config.docker_image);
+    settings.workspaces_are_mounts = mounts;
     match docker::DockerBackend::new(settings) {
         Ok(docker) => made.push(Arc::new(docker)),
         Err(error) => {
@@ -79,8 +83,9 @@ fn broken(what: &str, hint: &str) -> Preflight {
 
 /// Looks at each backend as this configuration would use it, for `berth doctor`. Starts nothing, and leaves
 /// nothing: the state directory need not be there, and is not made.
-pub async fn preflight(config: &Config) -> Vec<(Backend, Preflight)> {
-    let (made, mut seen) = construct(config, "doctor", &std::env::temp_dir());
+/// `mounts`: sessions' files are to be in file systems that the worker mounts.
+pub async fn preflight(config: &Config, mounts: bool) -> Vec<(Backend, Preflight)> {
+    let (made, mut seen) = construct(config, "doctor", &std::env::temp_dir(), mounts);
     for backend in made {
         let preflight = look(&*backend).await;
         seen.insert(backend.backend(), preflight);
@@ -100,10 +105,11 @@ async fn look(backend: &dyn SandboxBackend) -> Preflight {
 }
 
 impl Backends {
-    /// Makes the backends, looks at them and chooses. The state directory is this process' alone.
-    pub async fn open(config: &Config, instance: &str) -> Result<Self, StartError> {
+    /// Makes the backends, looks at them and chooses. The state directory is this process' alone. `mounts`: sessions'
+    /// files are in file systems that this process mounts.
+    pub async fn open(config: &Config, instance: &str, mounts: bool) -> Result<Self, StartError> {
         native::sweep_scratch(&config.state_dir);
-        let (made, failed) = construct(config, instance, &config.state_dir);
+        let (made, failed) = construct(config, instance, &config.state_dir, mounts);
         Self::with(made, failed, config.sandbox).await
     }
 
@@ -114,7 +120,8 @@ impl Backends {
         choice: BackendChoice,
     ) -> Result<Self, StartError> {
         let all: BTreeMap<_, _> = made.into_iter().map(|backend| (backend.backend(), backend)).collect();
-        let this = Self { all, seen: RwLock::new(Seen { choice, preflights: failed }) };
+        let this =
+            Self { all, seen: RwLock::new(Seen { choice, preflights: failed }), common: OnceLock::new() };
         this.refresh().await;
         match this.say_which(choice) {
             Ok(()) => Ok(this),
@@ -124,6 +131,11 @@ impl Backends {
                 Err(error)
             }
         }
+    }
+
+    /// Has all of them tell this too.
+    pub fn note(&self, common: Preflight) {
+        let _ = self.common.set(common);
     }
 
     /// Removes what the backends made for themselves, as far as no sandbox is in it.
@@ -263,7 +275,10 @@ impl Backends {
             .map(|(backend, preflight)| v1::BackendStatus {
                 name: backend.to_string(),
                 ready: preflight.ready(),
-                message: preflight.summary(),
+                message: match self.common.get().filter(|_| preflight.ready()) {
+                    Some(common) => preflight.with(common).summary(),
+                    None => preflight.summary(),
+                },
                 chosen: chosen == Some(*backend),
             })
             .collect()

@@ -17,7 +17,7 @@ use berth_proto::{
     domain::{Backend, BackendChoice, Labels, TaskDefaults},
 };
 
-use crate::sandbox::fake;
+use crate::{sandbox::fake, workspace::store};
 
 /// Settings of one worker.
 #[derive(Clone)]
@@ -32,6 +32,8 @@ pub struct Config {
     /// Sessions live under `<this>/sessions`. `None`: the state directory. At most 44 bytes long, for
     /// the sake of the agents' sockets.
     pub base_workspace: Option<PathBuf>,
+    /// What holds sessions' files to their size. Fake sandboxes need nothing: theirs are in memory.
+    pub workspace: store::Choice,
     pub max_sessions: u32,
     pub sandbox: BackendChoice,
     /// Native sandboxes although the worker is its container's main process, so that a restart of it ends them.
@@ -90,6 +92,7 @@ impl Config {
             worker_id: None,
             state_dir: state_dir.into(),
             base_workspace: None,
+            workspace: store::Choice::Auto,
             max_sessions: 5,
             sandbox: BackendChoice::Auto,
             native_in_container: false,
@@ -172,6 +175,8 @@ pub enum StartError {
     Backend { backend: Backend, problems: String, hint: String },
     #[error("no sandbox backend can be used here: {problems}")]
     NoBackend { problems: String, hint: String },
+    #[error("{what}")]
+    Workspace { what: String, hint: String },
     #[error("{address} can be reached from other machines, and nothing is encrypted yet")]
     Exposed { address: SocketAddr },
     #[error("can't listen on {address}: {source}")]
@@ -193,7 +198,7 @@ impl StartError {
             Self::Backend { hint, .. } | Self::NoBackend { hint, .. } if hint.is_empty() => {
                 "`berth doctor` says what each backend lacks here"
             }
-            Self::Backend { hint, .. } | Self::NoBackend { hint, .. } => hint,
+            Self::Backend { hint, .. } | Self::NoBackend { hint, .. } | Self::Workspace { hint, .. } => hint,
             Self::Exposed { .. } => {
                 "listen on 127.0.0.1 (BERTH_LISTEN), or allow it on a network that you trust: \
                  BERTH_INSECURE_LISTEN=true"

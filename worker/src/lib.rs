@@ -31,3 +31,4 @@ mod tests;
 pub use backends::preflight;
 pub use config::{CapacityOverride, Config, StartError};
 pub use worker::{Running, Status, Worker};
+pub use workspace::store;

@@ -175,6 +175,7 @@ impl Rig {
             spool_dir: dir.join("spool"),
             cgroups,
             seccomp: true,
+            spools_bytes: 512 << 20,
         };
         fs::write(dir.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
         let process = Command::new("setpriv")

@@ -10,7 +10,11 @@ use std::{
 };
 
 use berth_client::{Client, Error, local};
-use berth_worker::{Config, preflight, sandbox::Preflight};
+use berth_worker::{
+    Config, preflight,
+    sandbox::Preflight,
+    store::{self, Choice, Kind},
+};
 use clap::Args;
 use serde::Serialize;
 
@@ -42,8 +46,9 @@ pub struct DoctorArgs {
     pub machine: MachineArgs,
 }
 
-/// Free disk below which sessions are in doubt.
-const DISK_WANTED: u64 = 1 << 30;
+/// Free disk below which sessions are in doubt: what one with the default limits takes, and the margin.
+const DISK_WANTED: u64 = 2 << 30;
+const NOT_HELD: Choice = Choice::Only(Kind::Directory);
 /// The coordinator has this long to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(6);
 
@@ -98,7 +103,10 @@ pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
     let dir = state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
     let config = args.machine.config("localhost:50051", "", &dir.join("w1"));
     findings.push(agent(&config.agent));
-    findings.extend(backends(&config).await);
+    let limits = store::preflight(&config).await;
+    findings.extend(disk_limits(&limits));
+    // `directory` alone mounts nothing.
+    findings.extend(backends(&config, limits.ready() && config.workspace != NOT_HELD).await);
     findings.push(coordinator(global).await);
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Problem);
     if global.json() {
@@ -164,7 +172,7 @@ fn disk(dir: &Path) -> Finding {
                 Finding::new("disk", Verdict::Ok, text)
             } else {
                 Finding::new("disk", Verdict::Problem, text)
-                    .hint("free at least 1 GiB, or put the state directory elsewhere")
+                    .hint("free at least 2 GiB, or put the state directory elsewhere")
             }
         }
     }
@@ -229,9 +237,24 @@ fn agent(path: &Path) -> Finding {
     }
 }
 
+/// Whether sessions can be held to their disk limit.
+fn disk_limits(seen: &Preflight) -> Vec<Finding> {
+    let what = "disk limits";
+    let mut findings: Vec<Finding> =
+        seen.facts.iter().map(|fact| Finding::new(what, Verdict::Ok, fact)).collect();
+    findings.extend(
+        seen.weaker.iter().map(|weaker| Finding::new(what, Verdict::Note, format!("weaker: {weaker}"))),
+    );
+    let problems = seen.problems.iter();
+    findings.extend(
+        problems.map(|problem| Finding::new(what, Verdict::Problem, &problem.what).hint(&problem.hint)),
+    );
+    findings
+}
+
 /// One that works is enough; with a backend named, that one must.
-async fn backends(config: &Config) -> Vec<Finding> {
-    let seen = preflight(config).await;
+async fn backends(config: &Config, mounts: bool) -> Vec<Finding> {
+    let seen = preflight(config, mounts).await;
     let named = match config.sandbox {
         berth_proto::domain::BackendChoice::Only(backend) => Some(backend),
         berth_proto::domain::BackendChoice::Auto => None,

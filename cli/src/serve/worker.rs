@@ -12,7 +12,7 @@ use berth_proto::{
     convert::bounds,
     domain::{BackendChoice, PtySize, TaskDefaults, TaskDefaultsPatch},
 };
-use berth_worker::{CapacityOverride, Config, StartError, Worker};
+use berth_worker::{CapacityOverride, Config, StartError, Worker, store};
 use clap::{
     Args, Parser,
     builder::{BoolishValueParser, NonEmptyStringValueParser},
@@ -85,7 +85,11 @@ pub struct MachineArgs {
     #[arg(long, env = "BERTH_MEMORY", value_parser = value::size, value_name = "SIZE")]
     pub memory: Option<u64>,
 
-    /// Disk to offer [default: what is free]
+    /// What holds sessions' files to their size: auto, ext4, tmpfs, or directory: nothing does
+    #[arg(long, env = "BERTH_WORKSPACE", default_value = "auto", value_parser = workspace, value_name = "KIND")]
+    pub workspace: store::Choice,
+
+    /// Disk to offer [default: of what is free, what leaves room for output]
     #[arg(long, env = "BERTH_DISK", value_parser = value::size, value_name = "SIZE")]
     pub disk: Option<u64>,
 
@@ -104,6 +108,10 @@ pub struct MachineArgs {
     /// Tasks that a session may run at once, where neither it nor its template says [default: 32]
     #[arg(long, env = "BERTH_MAX_TASKS", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub max_tasks: Option<u32>,
+}
+
+fn workspace(text: &str) -> Result<store::Choice, String> {
+    text.parse()
 }
 
 fn task_timeout(text: &str) -> Result<Duration, String> {
@@ -130,6 +138,7 @@ impl MachineArgs {
         config.sandbox = self.sandbox;
         config.native_in_container = self.native_in_container;
         config.docker_image.clone_from(&self.sandbox_image);
+        config.workspace = self.workspace;
         if let Some(agent) = &self.agent {
             config.agent.clone_from(agent);
         }

@@ -10,7 +10,7 @@ mod restore;
 mod service;
 mod take;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use berth_checkpoint::{Bad, Digest};
 use berth_proto::{
@@ -52,7 +52,16 @@ impl Interceptor for Token {
 pub struct Source {
     coordinator: String,
     join_token: String,
-    staging: PathBuf,
+    staging: Staging,
+}
+
+/// Where archives wait to be cut.
+#[derive(Clone, Debug)]
+pub struct Staging {
+    /// A directory on the disk of the workspaces.
+    pub dir: PathBuf,
+    /// What must stay free there: it is promised to sessions that run.
+    pub margin_bytes: u64,
 }
 
 impl std::fmt::Debug for Source {
@@ -62,12 +71,11 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    pub fn new(coordinator: String, join_token: String, staging: PathBuf) -> Self {
+    pub fn new(coordinator: String, join_token: String, staging: Staging) -> Self {
         Self { coordinator, join_token, staging }
     }
 
-    /// A directory on the disk of the workspaces.
-    pub fn staging(&self) -> &Path {
+    pub fn staging(&self) -> &Staging {
         &self.staging
     }
 

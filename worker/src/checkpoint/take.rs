@@ -3,8 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    io::{Seek, SeekFrom, Write},
-    path::Path,
+    io::{self, Seek, SeekFrom, Write},
     time::Duration,
 };
 
@@ -20,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::{Blobs, TOGETHER, broken, damaged, from_status, wire};
+use super::{Blobs, Staging, TOGETHER, broken, damaged, from_status, wire};
+use crate::health::machine;
 
 /// Sealed pieces that wait for the network.
 const AHEAD: usize = 8;
@@ -55,8 +55,8 @@ pub struct Taken {
     pub skipped: u64,
 }
 
-/// Takes a checkpoint of the session behind `agent`. `staging` is a directory of the worker's.
-pub async fn take(agent: Channel, blobs: Blobs, staging: &Path, wanted: Wanted) -> Result<Taken, Error> {
+/// Takes a checkpoint of the session behind `agent`.
+pub async fn take(agent: Channel, blobs: Blobs, staging: &Staging, wanted: Wanted) -> Result<Taken, Error> {
     let staged = stage(agent, staging, wanted).await?;
     let mut manifest = staged.manifest;
     let (entries, skipped) = (manifest.entries.len() as u64, manifest.skipped);
@@ -89,8 +89,9 @@ struct Staged {
 }
 
 /// Writes what the agent exports to a file without a name.
-async fn stage(agent: Channel, staging: &Path, wanted: Wanted) -> Result<Staged, Error> {
-    let file = tempfile::tempfile_in(staging).map_err(|e| failed("no room to stage a checkpoint", &e))?;
+async fn stage(agent: Channel, staging: &Staging, wanted: Wanted) -> Result<Staged, Error> {
+    let file =
+        tempfile::tempfile_in(&staging.dir).map_err(|e| failed("no room to stage a checkpoint", &e))?;
     let request = v1::ExportRequest {
         max_bytes: wanted.max_bytes,
         freeze_limit: Some(duration_out(wanted.freeze_limit)),
@@ -106,7 +107,12 @@ async fn stage(agent: Channel, staging: &Path, wanted: Wanted) -> Result<Staged,
             Some(Part::Entry(entry)) => manifest.entries.push(entry),
             // What comes meanwhile waits in the connection's window.
             Some(Part::Data(data)) => {
-                let written = blocking(move || file.write_all(&data).map(|()| file)).await;
+                let staging = staging.clone();
+                let written = blocking(move || {
+                    room(&staging)?;
+                    file.write_all(&data).map(|()| file)
+                })
+                .await;
                 file = written.map_err(broken)?.map_err(unstaged)?;
             }
             Some(Part::Task(task)) => manifest.tasks.push(task),
@@ -122,6 +128,14 @@ async fn stage(agent: Channel, staging: &Path, wanted: Wanted) -> Result<Staged,
     manifest.skipped = end.skipped;
     let frozen_for = convert::duration("frozen_for", end.frozen_for.unwrap_or_default()).unwrap_or_default();
     Ok(Staged { manifest, file, frozen_for })
+}
+
+/// Whether there is room for more: what sessions were promised is not taken for archives.
+fn room(staging: &Staging) -> io::Result<()> {
+    if machine::disk_free(&staging.dir)? >= staging.margin_bytes {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::StorageFull, "the rest of it is kept for the sessions that run"))
 }
 
 /// The next pieces, some 16 MiB of them; none at the end.

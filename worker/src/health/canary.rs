@@ -61,7 +61,7 @@ async fn sing(backends: &Backends, workspaces: &Workspaces, deadline: Instant) -
     };
     let backend = backends.resolve(&template)?;
     let session = SessionId::new();
-    let dirs = workspaces.create(session).await.map_err(|error| {
+    let dirs = workspaces.create(session, LIMITS.disk_bytes).await.map_err(|error| {
         Error::unavailable(Reason::SandboxFailed, format!("the workspace could not be made: {error}"))
     })?;
     let launch = Launch {

@@ -5,26 +5,28 @@ use std::{io, path::Path};
 
 use berth_proto::domain::Capacity;
 
-use crate::config::CapacityOverride;
+use crate::{config::CapacityOverride, workspace::store::Kind};
 
 /// CPU time is offered this many times over: sessions are idle most of their time, and where
 /// they are not, the kernel shares by their limits. Memory and disk are offered once.
 const CPU_OVERCOMMIT: u32 = 4;
 
-/// What this machine can give, where the configuration does not say.
-pub fn capacity(given: &CapacityOverride, max_sessions: u32, workspaces: &Path) -> io::Result<Capacity> {
+/// What this machine can give, where the configuration does not say: of its disk, `disk_bytes`. Where sessions' files are
+/// in memory, that is halved: one half is offered as memory, the other as disk.
+pub fn capacity(given: &CapacityOverride, max_sessions: u32, kind: Kind, disk_bytes: u64) -> Capacity {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cpu_millis = u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(1000 * CPU_OVERCOMMIT);
-    let memory = memory().map(|memory| memory.total_bytes);
-    Ok(Capacity {
+    let memory = memory().map_or(0, |memory| memory.total_bytes);
+    let (memory, disk) = match kind {
+        Kind::Tmpfs => (memory / 2, memory / 2),
+        Kind::Ext4 | Kind::Directory => (memory, disk_bytes),
+    };
+    Capacity {
         cpu_millis: given.cpu_millis.unwrap_or(cpu_millis),
-        memory_bytes: given.memory_bytes.or(memory).unwrap_or(0),
-        disk_bytes: match given.disk_bytes {
-            Some(bytes) => bytes,
-            None => disk_free(workspaces)?,
-        },
+        memory_bytes: given.memory_bytes.unwrap_or(memory),
+        disk_bytes: given.disk_bytes.unwrap_or(disk),
         max_sessions,
-    })
+    }
 }
 
 /// Memory in bytes: of the machine, or of the worker's own cgroup where that has less.
@@ -154,8 +156,12 @@ mod tests {
         assert!(cpu_ticks().is_some());
         assert!(disk_free(Path::new("/")).unwrap() > 0);
         let given = CapacityOverride { cpu_millis: Some(7), ..Default::default() };
-        let capacity = capacity(&given, 3, Path::new("/")).unwrap();
-        assert_eq!((capacity.cpu_millis, capacity.max_sessions), (7, 3));
-        assert_eq!(capacity.memory_bytes, memory.total_bytes);
+        let machine = |kind| capacity(&given, 3, kind, 9);
+        let whole = machine(Kind::Ext4);
+        assert_eq!((whole.cpu_millis, whole.max_sessions), (7, 3));
+        assert_eq!((whole.memory_bytes, whole.disk_bytes), (memory.total_bytes, 9));
+        // No byte of memory is offered twice.
+        let halves = machine(Kind::Tmpfs);
+        assert!(halves.memory_bytes + halves.disk_bytes <= memory.total_bytes && halves.disk_bytes > 9);
     }
 }

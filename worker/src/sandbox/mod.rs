@@ -73,7 +73,16 @@ pub struct SandboxSpec {
     pub session: SessionId,
     pub template: TemplateSpec,
     pub limits: Limits,
+    /// Memory that the session's files may take on top of its limit.
+    pub files_in_memory: u64,
     pub dirs: SessionDirs,
+}
+
+impl SandboxSpec {
+    /// The limits as tasks are held to them: with the memory that their files may take.
+    pub fn charged(&self) -> Limits {
+        Limits { memory_bytes: self.limits.memory_bytes.saturating_add(self.files_in_memory), ..self.limits }
+    }
 }
 
 /// Where a session lives on the worker's disk.
@@ -95,13 +104,21 @@ impl SessionDirs {
     pub fn spool(&self) -> PathBuf {
         self.berth().join("spool")
     }
+    /// Holds the two that follow: a file system of its own, where the worker can make one.
+    pub fn files(&self) -> PathBuf {
+        self.root.join("files")
+    }
+    /// The image of that file system, if it is in one.
+    pub fn image(&self) -> PathBuf {
+        self.root.join("files.img")
+    }
     /// Becomes `/workspace`. 0755, the user's.
     pub fn workspace(&self) -> PathBuf {
-        self.root.join("files/workspace")
+        self.files().join("workspace")
     }
     /// Becomes `/home/user`. 0755, the user's.
     pub fn home(&self) -> PathBuf {
-        self.root.join("files/home")
+        self.files().join("home")
     }
     /// What the agent prints.
     pub fn agent_log(&self) -> PathBuf {
@@ -168,6 +185,17 @@ pub struct Problem {
 impl Preflight {
     pub fn ready(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let join = |a: &[String], b: &[String]| [a, b].concat();
+        Self {
+            problems: [&self.problems[..], &other.problems].concat(),
+            weaker: join(&self.weaker, &other.weaker),
+            facts: join(&self.facts, &other.facts),
+        }
     }
 
     /// One line for a status or a log.

@@ -25,11 +25,17 @@ impl Reserved {
     }
 }
 
-/// Free disk that must stay free.
+/// The worker's own disk, as it is now. Others fill it too, so what sessions are promised is counted against what is
+/// free, and in full.
 #[derive(Clone, Copy, Debug)]
 pub struct Disk {
     pub free_bytes: u64,
+    /// What must stay free.
     pub margin_bytes: u64,
+    /// What the sessions that are held may still take.
+    pub promised_bytes: u64,
+    /// What this one may take.
+    pub wanted_bytes: u64,
 }
 
 /// `Err`: what is missing, for people.
@@ -62,6 +68,13 @@ pub fn admit(capacity: &Capacity, reserved: &Reserved, want: &Limits, disk: Disk
             disk.free_bytes, disk.margin_bytes
         ));
     }
+    let free = disk.free_bytes - disk.margin_bytes;
+    if disk.wanted_bytes > free.saturating_sub(disk.promised_bytes) {
+        return Err(format!(
+            "the session takes up to {} bytes of the worker's disk, and of the {free} that are free there {} are promised",
+            disk.wanted_bytes, disk.promised_bytes
+        ));
+    }
     Ok(())
 }
 
@@ -73,7 +86,8 @@ mod tests {
 
     const CAPACITY: Capacity =
         Capacity { cpu_millis: 2000, memory_bytes: 4 << 30, disk_bytes: 8 << 30, max_sessions: 3 };
-    const DISK: Disk = Disk { free_bytes: 1 << 40, margin_bytes: 1 << 20 };
+    const DISK: Disk =
+        Disk { free_bytes: 1 << 40, margin_bytes: 1 << 20, promised_bytes: 0, wanted_bytes: 1 };
 
     fn limits(cpu_millis: u32, memory_bytes: u64, disk_bytes: u64) -> Limits {
         Limits { cpu_millis, memory_bytes, disk_bytes, pids: 64 }
@@ -90,6 +104,10 @@ mod tests {
         assert_eq!(admit(&CAPACITY, &reserved, &limits(500, 1, 1), DISK), Ok(()));
         let low = Disk { free_bytes: 1, ..DISK };
         assert!(admit(&CAPACITY, &reserved, &limits(1, 1, 1), low).unwrap_err().contains("free"));
+        let promised = Disk { promised_bytes: (1 << 40) - (1 << 20), ..DISK };
+        assert!(admit(&CAPACITY, &reserved, &limits(1, 1, 1), promised).unwrap_err().contains("promised"));
+        let just = Disk { promised_bytes: promised.promised_bytes - 1, ..DISK };
+        assert_eq!(admit(&CAPACITY, &reserved, &limits(1, 1, 1), just), Ok(()));
         reserved.sessions = 3;
         assert!(admit(&CAPACITY, &reserved, &limits(1, 1, 1), DISK).unwrap_err().contains("may hold 3"));
     }

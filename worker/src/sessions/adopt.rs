@@ -68,6 +68,7 @@ impl Sessions {
                             alive.insert(session.to_string());
                             let calls = self.inner.settings.session_calls;
                             let slot = Slot::new(*placement, backend, paused, calls);
+                            slot.set_allocated();
                             let mut table = self.inner.lock();
                             self.enter(&mut table, slot, sandboxes, Origin::Adopted(running));
                         }
@@ -162,6 +163,10 @@ impl Sessions {
     /// Moves what can't be understood out of the way, for people to look at. It is never removed: where no
     /// place is to be had it stays where it is, and is said so at each start.
     async fn keep_aside(&self, state: &State, path: &Path) {
+        // Whoever looks at it mounts the image themselves; for us it is over.
+        if let Err(error) = self.inner.workspaces.release(path).await {
+            warn!(%error, path = %path.display(), "what is mounted there stays");
+        }
         let beside = self.inner.workspaces.base().parent().unwrap_or(Path::new("/")).to_owned();
         // The second is on the same file system, if BASE_WORKSPACE is on another than the state.
         match state.quarantine(path).or_else(|_| quarantine(&beside, path)) {

@@ -59,7 +59,8 @@ impl Launch {
         let Self { backend, workspaces, session, template, limits, dirs } = self;
         let (sender, receiver) = oneshot::channel();
         let starting = spawn("sandbox-start", async move {
-            let spec = SandboxSpec { session, template, limits, dirs };
+            let files_in_memory = workspaces.store().memory(&limits);
+            let spec = SandboxSpec { session, template, limits, files_in_memory, dirs };
             let result = backend.start(&spec).await;
             if let Err(Ok(running)) = sender.send(result) {
                 tracing::warn!(session.id = %session, "a sandbox started after its deadline: it is removed");

@@ -51,7 +51,7 @@ use crate::{
     health::machine,
     link::outbox::Outbox,
     sandbox::SandboxBackend,
-    workspace::Workspaces,
+    workspace::{Workspaces, store::Store},
 };
 
 /// Placements that are over and remembered. More than come within any delay of a message.
@@ -132,6 +132,13 @@ impl Table {
             sum.add(&slot.placement.limits);
         }
         sum
+    }
+
+    /// What all sessions but this one may still take of the disk.
+    fn promised(&self, store: &Store, but: SessionId) -> u64 {
+        let others = self.slots.iter().filter(|(id, _)| **id != but).map(|(_, slot)| slot);
+        let rests = others.map(|slot| slot.still_takes(store.footprint(&slot.placement.limits)));
+        rests.fold(0, u64::saturating_add)
     }
 }
 
@@ -265,10 +272,7 @@ impl Sessions {
             }
         };
         let (session, epoch) = (placement.session, placement.epoch);
-        let disk = Disk {
-            free_bytes: machine::disk_free(self.inner.workspaces.base()).unwrap_or(0),
-            margin_bytes: self.inner.settings.disk_margin_bytes,
-        };
+        let free_bytes = machine::disk_free(self.inner.workspaces.base()).unwrap_or(0);
         let mut table = self.inner.lock();
         let mut predecessor = None;
         if let Some(held) = table.slots.get(&session) {
@@ -296,7 +300,7 @@ impl Sessions {
             }
             return;
         }
-        match self.admit(&table, &placement, disk) {
+        match self.admit(&table, &placement, free_bytes) {
             Ok(backend) => {
                 let slot = Slot::new(placement, backend.backend(), false, self.inner.settings.session_calls);
                 self.enter(&mut table, slot, backend, Origin::Placed { predecessor });
@@ -320,7 +324,7 @@ impl Sessions {
         &self,
         table: &Table,
         placement: &Placement,
-        disk: Disk,
+        free_bytes: u64,
     ) -> Result<Arc<dyn SandboxBackend>, String> {
         if let Some(why) = &table.closed {
             return Err(why.clone());
@@ -329,6 +333,14 @@ impl Sessions {
             return Err("the worker is cordoned".to_owned());
         }
         let reserved = table.reserved(placement.session);
+        let store = self.inner.workspaces.store();
+        let wanted = store.footprint(&placement.limits);
+        let disk = Disk {
+            free_bytes,
+            margin_bytes: self.inner.settings.disk_margin_bytes,
+            promised_bytes: table.promised(store, placement.session),
+            wanted_bytes: wanted.files.saturating_add(wanted.later),
+        };
         admission::admit(&self.inner.settings.capacity, &reserved, &placement.limits, disk)?;
         self.inner.backends.resolve(&placement.template).map_err(|error| error.to_string())
     }

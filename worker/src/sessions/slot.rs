@@ -7,7 +7,10 @@ pub use parting::moves;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -24,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::{link::outbox::Outbox, sandbox::Identity};
+use crate::{link::outbox::Outbox, sandbox::Identity, workspace::store::Footprint};
 
 /// What is wanted of a session while it lives.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +76,8 @@ pub struct Slot {
     end: watch::Sender<Option<End>>,
     observed: Mutex<Observed>,
     calls: Arc<Semaphore>,
+    /// The room for its files is taken: the disk's free space is without it.
+    allocated: AtomicBool,
     /// Cancelled when nothing of the session is left.
     pub done: CancellationToken,
 }
@@ -106,12 +111,22 @@ impl Slot {
                 parting: None,
             }),
             calls: Arc::new(Semaphore::new(most_calls)),
+            allocated: AtomicBool::new(false),
             done: CancellationToken::new(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Observed> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_allocated(&self) {
+        self.allocated.store(true, Ordering::Relaxed);
+    }
+
+    /// What it may still take of the worker's disk.
+    pub fn still_takes(&self, of: Footprint) -> u64 {
+        if self.allocated.load(Ordering::Relaxed) { of.later } else { of.files.saturating_add(of.later) }
     }
 
     pub fn state(&self) -> SessionState {

@@ -35,6 +35,7 @@ impl Fake {
             session,
             template: placement.template,
             limits: placement.limits,
+            files_in_memory: 0,
             dirs: SessionDirs { root: "/nowhere".into() },
         };
         let running = backend.start(&spec).await.unwrap();

@@ -13,7 +13,7 @@ mod stop;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -23,6 +23,7 @@ use std::{
 
 use berth_proto::{
     Error, WorkerId,
+    domain::{Backend, BackendChoice},
     spawn::spawn,
     v1::{self, file_service_server::FileServiceServer, task_service_server::TaskServiceServer},
     world::{self, TcpListener},
@@ -38,10 +39,10 @@ use crate::{
     config::{Config, StartError},
     health::{self, Health, canary, machine},
     link::{self, Link, LinkState, data, outbox::Outbox},
-    sandbox::SandboxBackend,
+    sandbox::{Problem, SandboxBackend},
     sessions::{self, Sessions, route::SessionRoute},
     state::State,
-    workspace::Workspaces,
+    workspace::{OpenError, Workspaces},
 };
 
 /// How often readiness is looked at for those that watch the health service.
@@ -111,8 +112,11 @@ impl Worker {
         let state = State::open(&config.state_dir)?;
         let config = Config { state_dir: state.dir().to_owned(), ..config };
         let instance = state.instance()?;
-        let backends = Backends::open(&config, &instance).await?;
-        Self::start_in(config, state, backends).await
+        let workspaces = open_workspaces(&config).await;
+        // A machine without any backend is told that first.
+        let mounts = workspaces.as_ref().is_ok_and(|workspaces| workspaces.store().kind().mounts());
+        let backends = Backends::open(&config, &instance, mounts).await?;
+        Self::start_in(config, state, workspaces, backends).await
     }
 
     /// The same with backends that are there already.
@@ -122,13 +126,23 @@ impl Worker {
     ) -> Result<Running, StartError> {
         config.check()?;
         let state = State::open(&config.state_dir)?;
+        let config = Config { state_dir: state.dir().to_owned(), ..config };
+        let workspaces = open_workspaces(&config).await;
         let backends = Backends::with(made, Default::default(), config.sandbox).await?;
-        Self::start_in(config, state, backends).await
+        Self::start_in(config, state, workspaces, backends).await
     }
 
-    async fn start_in(config: Config, state: State, backends: Backends) -> Result<Running, StartError> {
+    async fn start_in(
+        config: Config,
+        state: State,
+        workspaces: Result<Workspaces, StartError>,
+        backends: Backends,
+    ) -> Result<Running, StartError> {
         let backends = Arc::new(backends);
-        let started = Self::start_with_backends(config, state, backends.clone()).await;
+        let started = match workspaces {
+            Ok(workspaces) => Self::start_with_backends(config, state, workspaces, backends.clone()).await,
+            Err(error) => Err(error),
+        };
         if started.is_err() {
             backends.close().await;
         }
@@ -138,14 +152,17 @@ impl Worker {
     async fn start_with_backends(
         config: Config,
         state: State,
+        workspaces: Workspaces,
         backends: Arc<Backends>,
     ) -> Result<Running, StartError> {
         let id = state.worker_id(config.worker_id.as_ref())?;
-        let base = config.base_workspace.clone().unwrap_or_else(|| state.dir().to_owned());
-        let failed = |source| StartError::State { path: base.clone(), source };
-        let workspaces = Workspaces::open(&base).map_err(failed)?;
-        let capacity =
-            machine::capacity(&config.capacity, config.max_sessions, workspaces.base()).map_err(failed)?;
+        let failed = |source| StartError::State { path: base(&config).to_owned(), source };
+        if !fake(&config) {
+            backends.note(workspaces.store().describe());
+        }
+        let offer = workspaces.offer(config.disk_margin_bytes).map_err(failed)?;
+        let kind = workspaces.store().kind();
+        let capacity = machine::capacity(&config.capacity, config.max_sessions, kind, offer);
         let listener = match config.data_listen {
             Some(address) => {
                 let bound = TcpListener::bind(address).await;
@@ -168,7 +185,10 @@ impl Worker {
                 checkpoints: checkpoint::Source::new(
                     config.coordinator.clone(),
                     config.join_token.clone(),
-                    workspaces.staging().map_err(failed)?,
+                    checkpoint::Staging {
+                        dir: workspaces.staging().map_err(failed)?,
+                        margin_bytes: config.disk_margin_bytes,
+                    },
                 ),
             },
             workspaces.clone(),
@@ -212,6 +232,7 @@ impl Worker {
             sequence: AtomicU64::new(0),
         });
         let (reporter, health_server) = tonic_health::server::health_reporter();
+        let workspace = workspaces.store().describe().summary();
         let parts = Arc::new(Parts { backends, sessions, outbox, health, link, workspaces, reporter });
         let (failure, failed) = watch::channel(None);
         let Served { canary, data_address, data_token } =
@@ -219,7 +240,7 @@ impl Worker {
         info!(
             worker.id = %id, coordinator = config.coordinator, cpu_millis = capacity.cpu_millis,
             memory_bytes = capacity.memory_bytes, disk_bytes = capacity.disk_bytes,
-            max_sessions = capacity.max_sessions, "worker started"
+            max_sessions = capacity.max_sessions, workspaces = %workspace, "worker started"
         );
         Ok(Running {
             id,
@@ -234,6 +255,30 @@ impl Worker {
             _state: state,
         })
     }
+}
+
+/// Where sessions live: their directory is below it.
+fn base(config: &Config) -> &Path {
+    config.base_workspace.as_deref().unwrap_or(&config.state_dir)
+}
+
+/// Its sandboxes hold their files themselves.
+fn fake(config: &Config) -> bool {
+    config.sandbox == BackendChoice::Only(Backend::Fake)
+}
+
+async fn open_workspaces(config: &Config) -> Result<Workspaces, StartError> {
+    let (base, choice, fake) = (base(config).to_owned(), config.workspace, fake(config));
+    let failed = |source| StartError::State { path: base.clone(), source };
+    let dir = base.clone();
+    let opened = world::blocking(move || match fake {
+        true => Ok(Workspaces::plain(&dir)?),
+        false => Workspaces::open(&dir, choice),
+    });
+    opened.await.map_err(failed)?.map_err(|error| match error {
+        OpenError::Io(source) => failed(source),
+        OpenError::Store(Problem { what, hint }) => StartError::Workspace { what, hint },
+    })
 }
 
 impl Parts {

@@ -20,7 +20,7 @@ use std::{
 use berth_client::local::{self, UnreadyWorker, UpRecord};
 use berth_coordinator::{Coordinator, checkpoints::Location};
 use berth_proto::WorkerId;
-use berth_worker::{Worker, health::machine};
+use berth_worker::{Worker, store};
 use clap::Args;
 use futures::future::{join_all, select_all};
 use nix::fcntl::{Flock, FlockArg};
@@ -280,7 +280,7 @@ fn share(config: &mut berth_worker::Config, workers: u32, dir: &Path) -> Result<
     if workers == 1 {
         return Ok(());
     }
-    let all = machine::capacity(&config.capacity, config.max_sessions, dir)
+    let all = store::machine_offers(config, dir)
         .map_err(|error| Failure::io("can't tell what this machine has", error))?;
     config.capacity = berth_worker::CapacityOverride {
         cpu_millis: Some((all.cpu_millis / workers).max(1)),

@@ -103,6 +103,28 @@ impl Engine {
         }
     }
 
+    /// Whether what this process mounts is there for the engine too: it would bind the empty directory below without a
+    /// word. `Err`: why not, or why that can't be told.
+    pub async fn sees_our_mounts(&self) -> Result<(), String> {
+        let path = self.answers().await.map_err(|problem| problem.what)?;
+        let stream = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
+        // Who listens there: the engine, or the machine's first process on its behalf.
+        let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+        let Some(pid) = peer else {
+            return Err("the engine runs outside of the worker's container".to_owned());
+        };
+        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt"));
+        match (namespace("self"), namespace(&pid.to_string())) {
+            (Ok(ours), Ok(theirs)) if ours == theirs => Ok(()),
+            (Ok(_), Ok(_)) => {
+                Err("the engine does not see what the worker mounts (another mount namespace)".to_owned())
+            }
+            (_, Err(error)) | (Err(error), _) => {
+                Err(format!("whether the engine sees what the worker mounts can't be told ({error})"))
+            }
+        }
+    }
+
     /// What kind of engine it is: asked once.
     pub async fn facts(&self) -> Result<&Facts, Error> {
         self.facts.get_or_try_init(|| async { self.look().await }).await

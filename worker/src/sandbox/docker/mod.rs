@@ -78,6 +78,8 @@ pub struct Settings {
     pub default_image: String,
     /// `DOCKER_HOST`. `None`: the default socket.
     pub docker_host: Option<String>,
+    /// Sessions' files are in file systems that the worker mounts: the engine has to see those.
+    pub workspaces_are_mounts: bool,
 }
 
 impl Settings {
@@ -88,6 +90,7 @@ impl Settings {
             agent: agent.into(),
             default_image: DEFAULT_IMAGE.into(),
             docker_host: std::env::var("DOCKER_HOST").ok(),
+            workspaces_are_mounts: false,
         }
     }
 }

@@ -24,6 +24,16 @@ pub(super) async fn check(inner: &Inner) -> Preflight {
         }
     };
     describe(&facts, &mut report);
+    if inner.settings.workspaces_are_mounts
+        && let Err(why) = inner.engine.sees_our_mounts().await
+    {
+        report.problems.push(Problem {
+            what: format!("sessions can't be held to their disk limit: {why}"),
+            hint: "run the worker beside the engine, in no container and no mount namespace of its own; or, if any \
+                   session may fill this disk, say so: BERTH_WORKSPACE=directory"
+                .into(),
+        });
+    }
     tree(inner, &facts, &mut report).await;
 
     let default = &inner.settings.default_image;

@@ -47,6 +47,8 @@ pub struct Plan<'a> {
     pub user: &'a str,
     pub image: &'a Image,
     pub limits: Limits,
+    /// Memory that the session's files may take on top.
+    pub files_in_memory: u64,
     pub mounts: Vec<Bind>,
     /// The session's directory on the worker.
     pub root: String,
@@ -115,7 +117,7 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
     let sizes = Sizes::of(plan.limits, plan.image);
     // Files that the agent writes to a tmpfs are charged to it, so its own share covers them all.
     let memory = if plan.own_cgroups { sizes.total() } else { plan.limits.memory_bytes } + AGENT_MEMORY;
-    let memory = i64::try_from(memory).unwrap_or(i64::MAX);
+    let memory = i64::try_from(memory.saturating_add(plan.files_in_memory)).unwrap_or(i64::MAX);
     let cpu_millis = plan.limits.cpu_millis.clamp(10, plan.facts.cpus.saturating_mul(1000));
     HostConfig {
         // ---- who it is on the host
@@ -254,6 +256,7 @@ mod tests {
             user: "user",
             image,
             limits,
+            files_in_memory: 0,
             root: "/s".into(),
             mounts: vec![Bind {
                 host: "/h".into(),

@@ -20,7 +20,10 @@ use super::{
     spec::{self, Bind, LABEL_INSTANCE, LABEL_SESSION, LABEL_UID, Plan},
     user,
 };
-use crate::sandbox::{Running, SandboxSpec};
+use crate::{
+    sandbox::{Running, SandboxSpec},
+    workspace::store,
+};
 
 /// How often another number is drawn, or a container of the same name removed, before it is
 /// taken for a defect. With 65,536 numbers even two draws in a row that collide are a wonder.
@@ -79,7 +82,7 @@ impl Start<'_> {
         if !self.inner.own_cgroups().await? {
             return Ok(Made::default());
         }
-        let (cgroups, session, limits) = (self.inner.cgroups.clone(), self.spec.session, self.spec.limits);
+        let (cgroups, session, limits) = (self.inner.cgroups.clone(), self.spec.session, self.spec.charged());
         blocking(move || cgroups.create(&session, &limits)).await?
     }
 
@@ -94,6 +97,7 @@ impl Start<'_> {
             spool_dir: Path::new(BERTH_DIR).join("spool"),
             cgroups: made.config.clone(),
             seccomp: true,
+            spools_bytes: store::spools(&self.spec.limits),
         };
         let (dirs, hostname) = (self.spec.dirs.clone(), spec::hostname(self.spec.session));
         let points: Vec<_> = made.binds.iter().map(|(_, name)| Path::new("cg").join(name)).collect();
@@ -169,6 +173,7 @@ impl Start<'_> {
             user: &self.spec.template.user,
             image: &self.image,
             limits: self.spec.limits,
+            files_in_memory: self.spec.files_in_memory,
             mounts: self.mounts(made).await?,
             root: self.spec.dirs.root.to_string_lossy().into_owned(),
             own_cgroups: !made.binds.is_empty(),

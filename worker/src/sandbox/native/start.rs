@@ -21,14 +21,17 @@ use super::{
     start_time, sys,
     uids::{self, UidRange},
 };
-use crate::sandbox::{Identity, SandboxSpec, SessionDirs, cgroup::SessionCgroups, memory_files::MemoryFiles};
+use crate::{
+    sandbox::{Identity, SandboxSpec, SessionDirs, cgroup::SessionCgroups, memory_files::MemoryFiles},
+    workspace::store,
+};
 
 impl Inner {
     pub(super) fn start(&self, spec: &SandboxSpec) -> Result<(Identity, OwnedFd), Error> {
         let tree = self.tree()?;
         let range = uids::claim().map_err(|e| Error::internal("no host ids for the session").cause(e))?;
-        let uploads = MemoryFiles::of(&spec.limits).charge();
-        let cgroups = tree.create(&spec.session, &spec.limits, uploads, (range.base, range.base))?;
+        let uploads = MemoryFiles::of(&spec.limits).charge() + spec.files_in_memory;
+        let cgroups = tree.create(&spec.session, &spec.charged(), uploads, (range.base, range.base))?;
         let started = self.launch(spec, &range, &cgroups);
         if started.is_err() {
             // Whatever got as far as its cgroup dies with it.
@@ -90,6 +93,7 @@ impl Inner {
             spool_dir: inside.join("spool"),
             cgroups: cgroups.agent_config(&inside.join("cg")),
             seccomp: true,
+            spools_bytes: store::spools(&spec.limits),
         };
         let berth = spec.dirs.berth();
         let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);

@@ -31,9 +31,12 @@ impl Actor {
             Ok(Err(error)) => return Started::Refused(error.to_string()),
             Err(_) => return Started::Refused(format!("the {} backend does not answer", self.slot.backend)),
         }
-        let made = self.inner.workspaces.create(placement.session);
+        let made = self.inner.workspaces.create(placement.session, placement.limits.disk_bytes);
         let dirs = match tokio::time::timeout_at(deadline, made).await {
-            Ok(Ok(dirs)) => dirs,
+            Ok(Ok(dirs)) => {
+                self.slot.set_allocated();
+                dirs
+            }
             Ok(Err(error)) => return Started::Refused(format!("the workspace could not be made: {error}")),
             Err(_) => return Started::Refused("the workspace could not be made in time".to_owned()),
         };

@@ -126,7 +126,7 @@ impl Bench {
         for dir in [dirs.berth(), dirs.run(), dirs.spool(), dirs.workspace(), dirs.home()] {
             fs::create_dir_all(dir).expect("made");
         }
-        SandboxSpec { session, template: template(None), limits: LIMITS, dirs }
+        SandboxSpec { session, template: template(None), limits: LIMITS, files_in_memory: 0, dirs }
     }
 
     pub async fn inspect(&self, identity: &Identity) -> Result<ContainerInspectResponse, CallError> {
