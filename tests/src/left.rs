@@ -1,4 +1,4 @@
-//! Looks for what a stopped fleet may have left behind: mounts, cgroups, processes,
+//! Looks for what a stopped fleet may have left behind: mounts, loop devices, cgroups, processes,
 //! session directories. Everything of ours carries the state directory or the worker's
 //! instance id in its name.
 
@@ -18,6 +18,7 @@ pub fn assert_nothing(dir: &Path) {
 pub fn everything(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     found.extend(mounts(dir).into_iter().map(|m| format!("mount {m}")));
+    found.extend(loop_devices(dir).into_iter().map(|l| format!("loop device {l}")));
     found.extend(processes(dir).into_iter().map(|p| format!("process {p}")));
     for instance in instances(dir) {
         found.extend(cgroups(&instance).into_iter().map(|c| format!("cgroup {}", c.display())));
@@ -32,6 +33,7 @@ pub fn sweep(dir: &Path) {
     for instance in instances(dir) {
         let _ = end(&instance);
     }
+    unmount(dir);
 }
 
 /// The id of a worker's state, if it has got one.
@@ -45,6 +47,7 @@ pub fn instance(worker_state: &Path) -> Option<String> {
 /// When one of them is still there.
 pub fn end_sandboxes(worker_state: &Path) {
     end_instance(&instance(worker_state).expect("a worker has an instance id"));
+    unmount(worker_state);
 }
 
 /// The same by the id of its state.
@@ -76,6 +79,29 @@ fn end(instance: &str) -> Vec<PathBuf> {
     cgroups(instance)
 }
 
+/// Takes away what is mounted below a directory, and says of how many mounts.
+pub fn unmount(dir: &Path) -> usize {
+    let points: Vec<String> =
+        mounts(dir).iter().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect();
+    // The last one made first.
+    for point in points.iter().rev() {
+        let _ = nix::mount::umount2(point.as_str(), nix::mount::MntFlags::MNT_DETACH);
+    }
+    points.len()
+}
+
+/// Loop devices of files below a directory, also of files that are gone.
+pub fn loop_devices(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+        if Path::new(file.trim_end()).starts_with(dir) {
+            found.push(format!("{} of {}", device.file_name().to_string_lossy(), file.trim_end()));
+        }
+    }
+    found
+}
+
 /// A cgroup and those below it, as far as they are empty.
 fn remove(cgroup: &Path) {
     for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
@@ -86,7 +112,8 @@ fn remove(cgroup: &Path) {
     let _ = fs::remove_dir(cgroup);
 }
 
-fn mounts(dir: &Path) -> Vec<String> {
+/// Lines of the mount table that name a directory.
+pub fn mounts(dir: &Path) -> Vec<String> {
     let dir = dir.to_string_lossy();
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table.lines().filter(|line| line.contains(&*dir)).map(str::to_owned).collect()

@@ -173,6 +173,11 @@ pub async fn run(name: &str, args: &[&str], env: &[(String, String)], stdin: &[u
 
 fn command(name: &str, env: &[(String, String)]) -> Command {
     let mut command = Command::new(binary(name));
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).envs(env.iter().cloned());
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    // Without root no worker can hold disk limits, and none starts unless that is said.
+    if !nix::unistd::geteuid().is_root() {
+        command.env("BERTH_WORKSPACE", "directory");
+    }
+    command.envs(env.iter().cloned());
     command
 }

@@ -15,7 +15,7 @@ pub fn without_docker(test: &str) -> bool {
 pub fn without_root(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        note(test, "native backend: needs root");
+        note(test, "native backend, and mounts: needs root");
     }
     !root
 }

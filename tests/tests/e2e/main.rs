@@ -13,6 +13,7 @@ mod command_line;
 mod commands;
 mod coordinator;
 mod copying;
+mod disk;
 mod doubt;
 mod engine;
 mod fence;
