@@ -43,6 +43,12 @@ case "$what" in
         ;;
 esac
 case "$what" in
+    demo | test | bench | all)
+        # Each session's files are in a file system of their own. (A root's PATH may be without /usr/sbin.)
+        if [ ! -x /usr/sbin/mkfs.ext4 ] && [ ! -x /sbin/mkfs.ext4 ]; then need mkfs.ext4 e2fsprogs; fi
+        ;;
+esac
+case "$what" in
     bench | all)
         # Only a yardstick in `make bench`: its absence is a line in the table, not an error.
         if ! have bwrap && can_apt; then apt_install bubblewrap || say "note: no bubblewrap; the benchmark leaves that row out"; fi
