@@ -108,6 +108,8 @@ fn it_is_parked_in_the_store_before_its_worker_hears_of_it_and_its_place_is_free
     let at = |what: &dyn Fn(&Effect) -> bool| effects.iter().position(what).expect("one of them");
     assert!(at(&saved) < at(&told));
     assert_eq!(desk.on(session).as_deref(), Some("w"), "its sandbox still ends");
+    desk.say("w", link, session, 1, SessionState::Paused);
+    assert_eq!(desk.state(session), SessionState::Parked, "that was said before");
     let next = desk.create();
     assert_eq!(desk.state(next), SessionState::Pending, "the place is not free yet");
 
@@ -146,6 +148,7 @@ fn a_resume_ends_the_attempt() {
     desk.apply(parks(session, 1, 3));
 }
 
+/// Red when state or epoch are not looked at, or any checkpoint is enough.
 #[test]
 fn only_what_is_paused_and_has_its_checkpoint_is_parked() {
     let mut desk = Desk::new();
@@ -159,8 +162,14 @@ fn only_what_is_paused_and_has_its_checkpoint_is_parked() {
     keep(&mut desk, session, 1, "parked");
     desk.apply(gone("parked"));
     assert_eq!(desk.refused(parks(session, 1, 1)), Refused::NotParked(session), "it was removed");
+    keep(&mut desk, session, 1, "parked");
+    let from = RestoreFrom { checkpoint: "older".into(), root: [1; 32] };
+    let older = Some((session, Kept { from, at: desk.now.wall }));
+    desk.apply(Event::CheckpointGone(Box::new(Gone { checkpoint: "parked".into(), damage: None, older })));
+    assert_eq!(desk.refused(parks(session, 1, 1)), Refused::NotParked(session), "an older one is not enough");
 }
 
+/// Red when another attempt may fail it, the reason is not told, or `is_up` takes the same pause for a new one.
 #[test]
 fn what_can_not_be_parked_stays_paused_and_says_why() {
     let mut desk = Desk::new();
@@ -183,6 +192,7 @@ fn what_can_not_be_parked_stays_paused_and_says_why() {
     assert_eq!((desk.session(session).paused_at, desk.session(session).message.as_str()), (None, ""));
 }
 
+/// Red when the TTL of what is parked is not looked at.
 #[test]
 fn its_ttl_runs_on_and_it_can_be_ended() {
     let mut desk = Desk::new();
@@ -204,6 +214,7 @@ fn its_ttl_runs_on_and_it_can_be_ended() {
     desk.apply(gone("parked"));
 }
 
+/// Red when a delete does not wait for the sandbox, or the worker's word on the TTL is lost.
 #[test]
 fn while_its_sandbox_ends_it_can_be_ended_or_its_ttl_be_over() {
     let mut desk = Desk::new();
@@ -224,6 +235,8 @@ fn while_its_sandbox_ends_it_can_be_ended_or_its_ttl_be_over() {
     }
 }
 
+/// Red when an attempt outlives its process, a resume under way is given up as nobody's, `reconcile` does not end what
+/// is parked, or for another reason.
 #[test]
 fn a_restart_keeps_it_parked_and_a_resume_under_way() {
     let mut desk = Desk::new();
@@ -290,6 +303,7 @@ fn a_word_that_is_lost_leaves_no_place_taken() {
     assert_eq!(desk.on(session).as_deref(), Some("other"));
 }
 
+/// Red when a late checkpoint takes its place, or it may be removed.
 #[test]
 fn what_it_was_parked_with_is_what_it_has() {
     let mut desk = Desk::new();
@@ -337,7 +351,8 @@ fn a_drain_waits_for_an_attempt_that_is_under_way() {
     assert_eq!(desk.session(fails).end, Some(EndReason::Drained));
 }
 
-/// What is paused on a worker that is lost goes by the rules of before.
+/// What is paused on a worker that is lost goes by the rules of before. Red when what is paused is never restored
+/// (`may_restore`).
 #[test]
 fn a_paused_session_is_lost_with_its_worker_like_any_other() {
     let mut desk = Desk::new();
@@ -353,4 +368,40 @@ fn a_paused_session_is_lost_with_its_worker_like_any_other() {
     assert_eq!(desk.session(plain).end, Some(EndReason::WorkerLost));
     assert_eq!((desk.on(kept).as_deref(), desk.state(kept)), (Some("other"), SessionState::Placed));
     assert_eq!(desk.session(kept).parked_at, None, "that was a recovery");
+}
+
+/// It is whole without its worker. Red when `evict_if_lost` takes it for lost: a grace may be shorter than the wait for
+/// a word on its end. Red when `park` waits for the word of a worker that is dead.
+#[test]
+fn a_worker_that_is_lost_takes_nothing_with_it_that_is_parked() {
+    let mut desk = Desk::new();
+    desk.fleet.config.worker_loss_grace = Duration::from_secs(1);
+    let link = desk.attach("w", 5);
+    let session = paused(&mut desk, link, |_| {});
+    let other = desk.attach("other", 5);
+    desk.pass_beating(Duration::from_secs(5), &[("other", other)]);
+    parked_but_there(&mut desk, session);
+    desk.pass_beating(Duration::from_secs(7), &[("other", other)]);
+    assert_eq!((desk.state(session), desk.on(session)), (SessionState::Parked, None));
+
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = paused(&mut desk, link, |_| {});
+    let other = desk.attach("other", 5);
+    desk.pass_beating(Duration::from_secs(11), &[("other", other)]);
+    parked_but_there(&mut desk, session);
+    assert_eq!(desk.on(session), None);
+}
+
+/// Red when `lose` leaves `parked_at`: a recovery that finds no place would park it.
+#[test]
+fn one_that_was_parked_and_is_lost_later_is_recovered_like_any_other() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 5);
+    let session = parked(&mut desk, link, |c| c.spec.on_worker_loss = OnWorkerLoss::Restore);
+    resume(&mut desk, session);
+    desk.say("w", link, session, 2, SessionState::Ready);
+    let other = desk.attach("other", 0);
+    desk.pass_beating(Duration::from_secs(25), &[("other", other)]);
+    assert_eq!((desk.state(session), desk.session(session).parked_at), (SessionState::Pending, None));
 }
