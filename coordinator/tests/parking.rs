@@ -90,7 +90,7 @@ async fn two_tasks(worker: &Puppet, session: &str) -> [String; 2] {
     ids
 }
 
-/// Red when `keep_parking` is not started, when `Park` does not tell the worker, or when a resume is not placed.
+/// Red when `keep_parking` is not started, or when a resume is not placed.
 #[tokio::test]
 async fn a_session_that_stays_paused_gives_its_place_up_and_comes_back() {
     let host = start(|config| config.paused_ttl = SHORT).await;
@@ -211,6 +211,7 @@ async fn a_resume_that_comes_while_the_checkpoint_is_taken_is_in_time() {
     assert!(!worker.has_heard(|m| matches!(m, Message::End(_))));
 }
 
+/// Red when the reason is not told, or a start that fails ends the session.
 #[tokio::test]
 async fn what_can_not_be_parked_stays_paused_with_the_reason_and_what_can_not_be_resumed_parked() {
     let host = start(|config| config.paused_ttl = SHORT).await;

@@ -94,6 +94,7 @@ async fn files_pass_through_in_both_directions() {
     failed(host.files().await.stat(unknown).await, Code::NotFound, Reason::SessionNotFound);
 }
 
+/// Red when the key is not looked for, or its body not compared.
 #[tokio::test]
 async fn the_same_request_id_is_the_same_session() {
     let host = Host::start().await;
@@ -180,6 +181,7 @@ async fn a_sandbox_that_fails_says_why() {
     assert_eq!(status.message(), "no user namespaces here");
 }
 
+/// Red when `Abandoned` does nothing.
 #[tokio::test]
 async fn a_client_that_goes_away_leaves_no_session_behind() {
     let host = Host::start().await;
@@ -359,6 +361,7 @@ async fn events_come_in_order_and_can_be_taken_up_again() {
     failed(host.fleet().await.watch_events(resume).await.map(|_| ()), Code::OutOfRange, Reason::EventsLost);
 }
 
+/// Red when a report counts whatever its epoch, or a hello is not answered with the end of what is unknown.
 #[tokio::test]
 async fn a_restart_keeps_sessions_and_ignores_stale_epochs() {
     let host = Host::start().await;
@@ -415,6 +418,7 @@ async fn a_restart_keeps_sessions_and_ignores_stale_epochs() {
     assert_eq!(still.state(), v1::SessionState::Ready);
 }
 
+/// Red when an older incarnation is taken, a known one gets another number, or the older link stays open.
 #[tokio::test]
 async fn of_two_processes_with_one_id_the_newest_wins() {
     let host = Host::start().await;
@@ -463,6 +467,7 @@ async fn a_data_connection_needs_the_token_of_the_attach() {
     assert!(answer.is_ok());
 }
 
+/// Red when a batch that was refused is not rolled back, or the links of those who spoke in it stay open.
 #[tokio::test]
 async fn a_store_that_fails_changes_nothing_and_is_said_to() {
     let store = Arc::new(MemoryStore::default());

@@ -247,6 +247,7 @@ mod tests {
         Some((step.then, step.parting.map(|parting| parting.anyway)))
     }
 
+    /// Red when what runs is not waited for, or half a minute is taken from any grace.
     #[test]
     fn what_runs_has_time_until_half_a_minute_before_the_deadline_or_half_of_a_short_grace() {
         use OnWorkerLoss::{End, Restore};

@@ -312,6 +312,7 @@ mod tests {
         due(candidates, ttl, &short).into_iter().map(|(id, cause)| (number(id), cause)).collect()
     }
 
+    /// Red when the time is not looked at.
     #[test]
     fn what_is_paused_for_long_and_what_is_drained_is_parked() {
         let mut sessions = vec![candidate(1, "a", 9), candidate(2, "a", 10), candidate(3, "b", 0)];
@@ -349,6 +350,7 @@ mod tests {
         assert_eq!(chosen(&sessions, TTL, &[]), [(1, Cause::Paused)]);
     }
 
+    /// Red when pressure alone is enough.
     #[test]
     fn a_worker_is_short_when_little_is_left_or_less_than_much_and_tasks_wait_for_it() {
         let with = |memory_available_bytes: u64, memory_pressure: Option<f64>| {

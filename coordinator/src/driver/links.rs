@@ -218,6 +218,7 @@ mod tests {
         (link, receiver)
     }
 
+    /// Red when a link whose queue is full stays.
     #[test]
     fn a_slow_link_is_dropped_and_never_waited_for() {
         let links = Links::default();

@@ -249,6 +249,7 @@ fn id(worker: &str) -> WorkerId {
     worker.parse().unwrap()
 }
 
+/// Red when what is to be sent is among the effects before what is to be saved.
 #[test]
 fn a_session_is_saved_before_its_worker_is_told() {
     let mut desk = Desk::new();
@@ -328,6 +329,7 @@ fn a_limit_above_every_worker_is_refused_at_once_but_not_without_workers() {
     assert_eq!(words, "memory: 100 GiB asked for, but the largest worker, w, has 64 GiB");
 }
 
+/// Red when the key is not looked for, or the body not compared.
 #[test]
 fn the_same_request_makes_one_session() {
     let mut desk = Desk::new();
@@ -418,6 +420,8 @@ fn a_worker_that_stays_away_loses_its_sessions_after_the_grace() {
     );
 }
 
+/// Red when a grace runs while no worker is alive, or does not begin anew with the first that is back
+/// (`blackout_over`).
 #[test]
 fn nobody_is_evicted_while_all_workers_are_gone_nor_at_once_when_one_is_back() {
     let mut desk = Desk::new();
@@ -445,6 +449,7 @@ fn a_session_never_seen_ready_is_placed_anew_when_its_worker_is_lost() {
     assert_eq!((desk.on(session).as_deref(), desk.session(session).epoch), (Some("two"), Epoch(2)));
 }
 
+/// Red when a hello is not answered with the end of what is unknown, when what is missing is lost at once, or never.
 #[test]
 fn a_hello_reconciles_both_sides() {
     let mut desk = Desk::new();
@@ -481,6 +486,7 @@ fn a_hello_reconciles_both_sides() {
     );
 }
 
+/// Red when an older incarnation is taken, a known one gets another number, or the older link stays open.
 #[test]
 fn the_newest_incarnation_wins_and_the_same_process_keeps_its_own() {
     let mut desk = Desk::new();
@@ -507,6 +513,7 @@ fn the_newest_incarnation_wins_and_the_same_process_keeps_its_own() {
     ));
 }
 
+/// Red when a drained worker is open for placement, or nothing happens at the deadline.
 #[test]
 fn draining_takes_nothing_new_and_ends_what_stays() {
     let mut desk = Desk::new();
@@ -589,6 +596,7 @@ fn running_tasks_end_with_their_session() {
     assert!(desk.apply(Event::Task(Box::new(late))).is_empty());
 }
 
+/// Red when `rollback` leaves the sessions as they are.
 #[test]
 fn a_rollback_is_as_if_nothing_had_happened() {
     let mut desk = Desk::new();
@@ -603,6 +611,7 @@ fn a_rollback_is_as_if_nothing_had_happened() {
     assert_eq!(desk.fleet.image(), before);
 }
 
+/// Red when nobody gives up what no client can come back for.
 #[test]
 fn a_restart_keeps_sessions_and_gives_up_those_that_nobody_can_claim() {
     let mut desk = Desk::new();

@@ -480,6 +480,7 @@ mod tests {
         body_hash(&CreateSession::try_from(request).unwrap(), None)
     }
 
+    /// Red when the hash is of nothing.
     #[test]
     fn the_same_body_has_the_same_hash_and_no_other() {
         let plain = wanted(|_| {});

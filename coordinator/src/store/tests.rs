@@ -150,6 +150,7 @@ async fn the_sqlite_store_keeps_what_it_is_told() {
     suite(&open(dir.path()).await.unwrap()).await;
 }
 
+/// Red when a commit returns before its COMMIT.
 #[tokio::test]
 async fn a_commit_survives_a_process_that_never_said_goodbye() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,6 +165,7 @@ async fn a_commit_survives_a_process_that_never_said_goodbye() {
     assert_eq!(format!("{:?}", loaded.sessions[0]), format!("{:?}", session(1)));
 }
 
+/// Red when the lock is not exclusive.
 #[tokio::test]
 async fn a_second_coordinator_is_kept_out_until_the_first_lets_go() {
     let dir = tempfile::tempdir().unwrap();
@@ -174,6 +176,7 @@ async fn a_second_coordinator_is_kept_out_until_the_first_lets_go() {
     assert!(open(dir.path()).await.is_ok());
 }
 
+/// Red when NOTADB is an error like any other.
 #[tokio::test]
 async fn a_file_that_is_no_store_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();

@@ -120,7 +120,7 @@ fn a_start_that_fails_leaves_it_parked() {
     assert_eq!((desk.on(session).as_deref(), desk.session(session).epoch), (Some("other"), Epoch(5)));
 }
 
-/// A resume that comes while the sandbox still ends.
+/// A resume that comes while the sandbox still ends. Red when `vacate` forgets the resume.
 #[test]
 fn a_resume_that_comes_too_late_to_stop_it_waits_for_its_end() {
     let mut desk = Desk::new();
@@ -134,6 +134,7 @@ fn a_resume_that_comes_too_late_to_stop_it_waits_for_its_end() {
     desk.say("w", link, session, 2, SessionState::Ready);
 }
 
+/// Red when `vacate` does not say that the resume was refused.
 #[test]
 fn one_that_finds_no_place_then_stays_parked() {
     let mut desk = Desk::new();

@@ -62,6 +62,7 @@ fn the_next_process_is_scheduled_as_the_operator_said() {
     }
 }
 
+/// Red when the operator's deadline holds whatever the worker says.
 #[test]
 fn of_two_deadlines_the_sooner_one_holds_and_an_uncordon_keeps_no_process_from_stopping() {
     let mut desk = Desk::new();
@@ -99,7 +100,8 @@ fn what_it_held_when_it_was_killed_is_not_ended_by_its_deadline() {
     assert_eq!((desk.state(session), in_force(&desk, "w")), (SessionState::Ready, Scheduling::Active));
 }
 
-/// The worker's own word may come first: it ends what still starts.
+/// The worker's own word may come first: it ends what still starts. Red when `reported_end` takes it for the end of the
+/// session.
 #[test]
 fn what_it_ends_before_it_was_ready_waits_for_another_place() {
     let mut desk = Desk::new();
@@ -114,6 +116,7 @@ fn what_it_ends_before_it_was_ready_waits_for_another_place() {
     assert_eq!((desk.on(session).as_deref(), desk.session(session).epoch), (Some("other"), Epoch(2)));
 }
 
+/// Red when `stopping` takes the word of any link.
 #[test]
 fn only_the_newest_link_can_say_that_its_worker_stops() {
     let mut desk = Desk::new();
