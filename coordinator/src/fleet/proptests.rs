@@ -20,7 +20,7 @@ use super::{
     tests::{GIB, beat, config, create, hello, report, start},
     *,
 };
-use crate::placement::{fits, share};
+use crate::placement::share;
 
 mod restarts;
 
@@ -565,7 +565,12 @@ impl World {
             .collect();
         assert_eq!(kept, loads, "a reservation leaked or was lost");
         for (worker, (_, reserved)) in &loads {
-            assert!(fits(&CAPACITY, reserved), "{worker} is oversubscribed");
+            // Not by `placement::fits`, which is what is looked at here.
+            let within = reserved.cpu_millis <= CAPACITY.cpu_millis
+                && reserved.memory_bytes <= CAPACITY.memory_bytes
+                && reserved.disk_bytes <= CAPACITY.disk_bytes
+                && reserved.max_sessions <= CAPACITY.max_sessions;
+            assert!(within, "{worker} is oversubscribed: {reserved:?}");
         }
         assert_eq!(self.fleet.index.queue.ids(), queue);
         let alive = self.fleet.workers.values().filter(|w| w.liveness == Liveness::Alive).count();
@@ -694,6 +699,8 @@ fn edge(from: SessionState, to: SessionState) -> bool {
 proptest! {
     #![proptest_config(crate::test_scale::proptests(24))]
 
+    /// Red when reports count whatever their epoch, or on sessions that have ended; when an epoch is given back, a
+    /// reservation leaks, capacity is not looked at, what is drained is open, or nobody waits for the fence.
     #[test]
     fn the_fleet_keeps_its_promises(seed in any::<u64>()) {
         let mut world = World::new(seed);

@@ -312,7 +312,7 @@ impl Fleet {
 
     /// When a dead worker's sessions are given up, or `None` while no worker at all is alive.
     pub(super) fn eviction_at(&self, worker: &Worker) -> Option<Duration> {
-        let since = worker.down_since.max(self.blackout_over).max(self.started);
+        let since = worker.down_since.max(self.blackout_over);
         (self.index.alive > 0).then(|| since + self.config.worker_loss_grace)
     }
 

@@ -190,13 +190,15 @@ pub(super) async fn fill_in(tx: &mut SqliteConnection) -> Result<(), StoreError>
 mod tests {
     use super::*;
 
+    /// Red when names are left out, or NULL is not.
     #[test]
     fn each_name_and_value_counts_and_null_does_not() {
         let of = |fields: &[(&'static str, Value)]| sum(fields.iter().map(|(name, value)| (*name, value)));
         let row: Fields = vec![("a", 1.into()), ("b", "x".into()), ("c", Value::Null)];
         assert_eq!(of(&row), of(&row.iter().rev().cloned().collect::<Vec<_>>()));
         assert_eq!(of(&row), of(&row[..2]));
-        let others: [Fields; 6] = [
+        let others: [Fields; 7] = [
+            vec![("a", 1.into()), ("d", "x".into())],
             vec![("a", 2.into()), ("b", "x".into())],
             vec![("b", 1.into()), ("a", "x".into())],
             vec![("a", 1.into()), ("b", "X".into())],

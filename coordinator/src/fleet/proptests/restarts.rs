@@ -170,8 +170,8 @@ impl World {
     }
 
     /// INVARIANTS 14: a session that was up is lost only by its worker's own word, or when that has stayed away for its
-    /// grace, counted from the coordinator's last start at the earliest. (Take `started` out of `eviction_at` or of
-    /// `restore_at`, and this fails.)
+    /// grace, counted from the coordinator's last start at the earliest. (Take `started` out of `promise`, and
+    /// this fails.)
     pub(super) fn nobody_is_given_up_early(&self, own_word: bool, effects: &[Effect]) {
         for effect in effects {
             let Effect::SessionChanged(session) = effect else { continue };
@@ -194,6 +194,7 @@ impl World {
 proptest! {
     #![proptest_config(crate::test_scale::proptests(16))]
 
+    /// Red when an epoch is given back, a reservation leaks, or capacity is not looked at; and see above.
     #[test]
     fn a_coordinator_that_is_killed_keeps_its_promises(seed in any::<u64>()) {
         let mut world = World::with_restarts(seed);
@@ -209,7 +210,8 @@ proptest! {
 
 /// INVARIANTS 14 in one picture: ten workers come back one after the other within a minute, in an order that nobody
 /// chose, and no session is lost. One that may be restored elsewhere may have been, after its fence.
-/// Red when a grace counts from when a worker was last seen by the coordinator before.
+/// Red when nothing counts from the start: workers that were loaded are dead at once, the old fences are over, and the
+/// first return puts off nothing. (Each of these alone is enough.)
 #[test]
 fn after_a_restart_nobody_is_lost_whose_worker_returns_within_a_minute() {
     let mut world = World::new(7);

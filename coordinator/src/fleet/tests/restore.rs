@@ -39,7 +39,8 @@ pub(super) fn placed(effects: &[Effect]) -> Vec<(SessionId, u64, Option<String>,
     sent(effects).iter().filter_map(place).collect()
 }
 
-/// The lease (10 s) and the grace (10 s) after the last heartbeat.
+/// The lease (10 s) and the grace (10 s) after the last heartbeat. Red when the grace is left out, when a hello keeps
+/// what it names whatever its epoch and worker, or when a report is taken so.
 #[test]
 fn it_is_placed_elsewhere_after_the_lease_and_the_grace_and_not_before() {
     let mut desk = Desk::new();
@@ -62,7 +63,7 @@ fn it_is_placed_elsewhere_after_the_lease_and_the_grace_and_not_before() {
     assert_eq!((desk.on(session).as_deref(), desk.session(session).epoch), (Some("other"), Epoch(2)));
     // What it says of it changes nothing.
     desk.say("w", link, session, 1, SessionState::Ended);
-    assert_eq!(desk.on(session).as_deref(), Some("other"));
+    assert_eq!((desk.on(session).as_deref(), desk.state(session)), (Some("other"), SessionState::Placed));
 }
 
 #[test]
@@ -82,6 +83,7 @@ fn without_a_checkpoint_or_without_leave_it_waits_for_its_worker() {
     }
 }
 
+/// Red when sessions are moved while no worker is alive, or at once when the first is back.
 #[test]
 fn nobody_is_moved_while_all_workers_are_gone() {
     let mut desk = Desk::new();
@@ -172,7 +174,8 @@ fn an_older_or_another_placements_checkpoint_is_not_its_newest() {
     assert_eq!(newest(&desk), None);
 }
 
-/// Told to end there; placed elsewhere only when that is done, since a word may be lost on its way.
+/// Told to end there; placed elsewhere only when that is done, since a word may be lost on its way. Red when it is
+/// placed elsewhere before its worker says that it ended, or is over when that is said.
 #[test]
 fn a_move_waits_for_its_end() {
     let mut desk = Desk::new();
