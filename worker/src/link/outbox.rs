@@ -242,6 +242,7 @@ mod tests {
             .collect()
     }
 
+    /// Red when an older epoch takes the place of a newer.
     #[test]
     fn only_the_newest_state_is_sent() {
         let (outbox, session) = (Outbox::default(), SessionId::new());
@@ -252,6 +253,7 @@ mod tests {
         assert!(states(&outbox, 1).is_empty());
     }
 
+    /// Red when any answer acknowledges it, none does, or a new attach does not send it again.
     #[test]
     fn an_end_is_told_until_it_is_acknowledged() {
         let (outbox, session) = (Outbox::default(), SessionId::new());
@@ -269,6 +271,7 @@ mod tests {
         assert!(states(&outbox, 7).is_empty());
     }
 
+    /// Red when a new report is taken for sent.
     #[test]
     fn a_report_that_changed_after_it_was_sent_is_sent_again() {
         let (outbox, session) = (Outbox::default(), SessionId::new());
@@ -279,6 +282,7 @@ mod tests {
         assert_eq!(states(&outbox, 2), [i32::from(v1::SessionState::Ended)]);
     }
 
+    /// Red when a later report takes the place of the last, or an acknowledged one stays.
     #[test]
     fn a_done_task_never_runs_again() {
         let (outbox, session, id) = (Outbox::default(), SessionId::new(), TaskId::new());

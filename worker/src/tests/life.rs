@@ -64,6 +64,7 @@ async fn place_run_end() {
     worker.shutdown().await;
 }
 
+/// Red when the second is taken for a new one, is not answered, or when nobody remembers what is over.
 #[tokio::test]
 async fn a_placement_that_comes_twice_starts_once() {
     let rig = Rig::new().await;
@@ -98,6 +99,8 @@ async fn a_placement_that_comes_twice_starts_once() {
     worker.shutdown().await;
 }
 
+/// Red when an older placement or end counts, or a newer placement does not take the older one's place when that is
+/// gone.
 #[tokio::test]
 async fn epochs_fence() {
     let rig = Rig::new().await;
@@ -117,7 +120,12 @@ async fn epochs_fence() {
     placement.epoch = Epoch(4);
     rig.script.send(Command::Place(placement.clone().into())).await;
     rig.script.end(session, 4).await;
-    // A newer one ends what is here first: its sandbox is another.
+    // Commands are obeyed in order: those before this one have had their effect.
+    rig.placed(SessionId::new()).await;
+    let other = v1::MakeDirRequest { path: "other".into(), ..path.clone() };
+    FileServiceClient::new(channel.clone()).make_dir(other).await.expect("it is as it was");
+    // A newer one ends what is here first, however long that takes: its sandbox is another.
+    rig.backend.faults(|faults| faults.fail_removes = 2);
     placement.epoch = Epoch(6);
     rig.script.send(Command::Place(placement.into())).await;
     rig.script
@@ -125,7 +133,7 @@ async fn epochs_fence() {
             seen.last(session).filter(|r| r.epoch == 6 && r.state() == READY).cloned()
         })
         .await;
-    assert_eq!((worker.status().sessions, rig.backend.sandboxes().len()), (1, 1));
+    assert_eq!((worker.status().sessions, rig.backend.sandboxes().len()), (2, 2));
     FileServiceClient::new(channel).make_dir(path).await.expect("a fresh tree has no such directory");
     rig.script.look(|seen| {
         let epochs: Vec<u64> =
@@ -219,6 +227,7 @@ async fn an_agent_that_never_answers_is_given_up_and_leaves_nothing() {
     worker.shutdown().await;
 }
 
+/// Red when it is tried once, or the end is told before.
 #[tokio::test]
 async fn a_removal_that_fails_is_tried_again() {
     let rig = Rig::new().await;

@@ -103,6 +103,7 @@ async fn an_end_that_nobody_heard_is_told_again() {
     worker.shutdown().await;
 }
 
+/// Red when the end of the lease is not looked at.
 #[tokio::test]
 async fn a_lease_that_is_not_renewed_ends_the_link() {
     let rig = Rig::new().await;
@@ -136,6 +137,7 @@ async fn data_connections_follow_the_token() {
     worker.shutdown().await;
 }
 
+/// Red when STALE_INCARNATION is a broken link like any other.
 #[tokio::test]
 async fn the_newest_process_wins() {
     let rig = Rig::new().await;

@@ -11,6 +11,7 @@ use super::script::{Rig, eventually};
 
 const READY: v1::SessionState = v1::SessionState::Ready;
 
+/// Red when nothing is taken up, or a start that was cut short stays.
 #[tokio::test]
 async fn a_restarted_worker_takes_up_what_lives_and_removes_the_rest() {
     let rig = Rig::new().await;
@@ -80,7 +81,8 @@ fn quarantined(dir: &Path, name: &str) -> Vec<std::path::PathBuf> {
     entries.map(|e| e.path()).filter(|p| p.file_name().unwrap().to_string_lossy().starts_with(name)).collect()
 }
 
-/// A record that can't be read is kept, with the session's files, although its sandbox is a leftover that goes.
+/// A record that can't be read is kept, with the session's files, although its sandbox is a leftover that goes. Red
+/// when nobody sweeps, or the sweep takes the files along.
 #[tokio::test]
 async fn a_broken_record_keeps_its_files_while_its_sandbox_goes() {
     let rig = Rig::new().await;

@@ -28,6 +28,7 @@ fn outcome(end: v1::TaskEnd) -> Outcome {
     end.outcome.unwrap().try_into().unwrap()
 }
 
+/// Red when nothing is ended, nothing is removed, or placements are still taken.
 #[tokio::test]
 async fn shutdown_ends_all_and_leaves_nothing() {
     let rig = Rig::new().await;
@@ -60,7 +61,7 @@ async fn shutdown_ends_all_and_leaves_nothing() {
     assert!(rig.on_disk().is_empty() && rig.backend.sandboxes().is_empty());
 }
 
-/// A paused one is the coordinator's to end: it parks it.
+/// A paused one is the coordinator's to end: it parks it. Red when a stop ends what is paused by itself.
 #[tokio::test]
 async fn a_session_in_which_nothing_runs_is_not_waited_for() {
     let rig = Rig::new().await;

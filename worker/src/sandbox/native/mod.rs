@@ -205,7 +205,10 @@ fn account(name: &str) -> User {
 
 /// Field 22 of /proc/PID/stat. `None`: there is no such process.
 pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    start_time_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn start_time_in(stat: &str) -> Option<u64> {
     // The second field, the name, may hold spaces and parentheses: count from its end.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
@@ -221,8 +224,13 @@ impl Inner {
 mod tests {
     use super::*;
 
+    /// Whoever names a process names it as they like. Red when fields are counted from the first parenthesis.
     #[test]
     fn start_time_is_read_past_a_name_with_parentheses() {
+        let stat = |name: &str| format!("7 ({name}) S {} 4711 0", ["1"; 18].join(" "));
+        for name in ["sleep", "a) S 1 (b", "x) y) ("] {
+            assert_eq!(start_time_in(&stat(name)), Some(4711), "{name}");
+        }
         assert!(start_time(std::process::id() as i32).is_some_and(|ticks| ticks > 0));
         assert_eq!(start_time(i32::MAX), None);
     }
