@@ -158,6 +158,7 @@ mod tests {
         assert_eq!(began.elapsed(), Duration::from_secs(1));
     }
 
+    /// Red when the timer is not set.
     #[tokio::test]
     async fn the_boot_alarm_rings() {
         let alarm = BootAlarm::new().unwrap();

@@ -183,6 +183,7 @@ mod tests {
         assert!(boot_now() >= ended + Duration::from_millis(30));
     }
 
+    /// Red when it is passed again and again, can't be put off, or never rings.
     #[tokio::test]
     async fn the_fence_is_passed_once_and_can_be_put_off() {
         let deadlines = Deadlines::new();

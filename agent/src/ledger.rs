@@ -214,6 +214,7 @@ mod tests {
         .unwrap()
     }
 
+    /// Red when they are not read again, or a release is not.
     #[test]
     fn keys_survive_the_process() {
         let dir = Dir::new();
@@ -229,6 +230,7 @@ mod tests {
         assert_eq!(ledger.get("gone"), None);
     }
 
+    /// Red when a torn line fails the start, or stays where the next one is written.
     #[test]
     fn a_torn_line_is_dropped_and_the_rest_kept() {
         let dir = Dir::new();
@@ -260,6 +262,7 @@ mod tests {
         assert!(ledger.lines <= 2 * KEYS);
     }
 
+    /// Red when the hash is of nothing.
     #[test]
     fn another_body_has_another_hash() {
         assert_eq!(BodyHash::of(&spec("a")), BodyHash::of(&spec("a")));

@@ -102,6 +102,7 @@ mod tests {
         assert_eq!(decide(facts(11 | 0x80)).0, Outcome::Signaled(11));
     }
 
+    /// Red when the cause does not come first.
     #[test]
     fn a_timeout_is_never_an_exit() {
         for status in [EXIT_0, EXIT_3, KILLED, TERMINATED] {
@@ -110,6 +111,7 @@ mod tests {
         }
     }
 
+    /// Red when the cause does not come first.
     #[test]
     fn the_cause_names_the_outcome() {
         let with = |cause| decide(Facts { cause: Some(cause), ..facts(TERMINATED) }).0;
@@ -135,6 +137,7 @@ mod tests {
         assert!(with(EXIT_0).1.contains("memory"));
     }
 
+    /// Red when no status is taken for 0.
     #[test]
     fn an_end_that_nobody_saw_is_not_made_up() {
         let f = Facts { cause: Some(Cause::TimedOut), status: None, ..facts(0) };

@@ -212,6 +212,7 @@ mod tests {
         }
     }
 
+    /// Red when nothing is drained, or the pipe's end is waited for.
     #[tokio::test]
     async fn a_drain_takes_what_is_there_although_the_pipe_stays_open() {
         let rig = rig(None, false);

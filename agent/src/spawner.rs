@@ -246,6 +246,7 @@ mod tests {
         }
     }
 
+    /// Red when who waits is not told that init is gone.
     #[tokio::test]
     async fn a_lost_init_ends_the_wait() {
         let (spawner, result) =

@@ -413,7 +413,8 @@ mod tests {
         assert_eq!(spool.read(12, 1).await.unwrap(), Read::Beyond(11));
     }
 
-    /// Random sizes, offsets and retentions against the definition of the stream.
+    /// Random sizes, offsets and retentions against the definition of the stream. Red when a segment is read from its
+    /// beginning, or none is ever dropped.
     #[tokio::test]
     async fn any_offset_gives_the_bytes_that_were_written_there() {
         let mut seed = 0x9e37_79b9_7f4a_7c15u64;
@@ -471,6 +472,7 @@ mod tests {
         assert_eq!(of(0, b"").bounds(), (0, 0));
     }
 
+    /// Red when what is lost is not counted, not told, or thought to be kept.
     #[tokio::test]
     async fn a_disk_that_takes_nothing_loses_output_but_no_offset() {
         let dir = Dir::new();

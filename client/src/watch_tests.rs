@@ -26,6 +26,7 @@ async fn placed(options: ConnectOptions) -> Session {
     session
 }
 
+/// Red when what comes twice is handed out twice, or a break is an error.
 #[tokio::test]
 async fn a_stream_that_breaks_is_resumed_without_loss_or_repetition() {
     for overlap in [0, 5, 1000] {
@@ -48,6 +49,7 @@ async fn a_stream_that_breaks_is_resumed_without_loss_or_repetition() {
     }
 }
 
+/// Red when a break is an error.
 #[tokio::test]
 async fn a_cut_connection_is_resumed_too() {
     let hold = CancellationToken::new();
@@ -78,6 +80,7 @@ async fn a_cut_connection_is_resumed_too() {
     assert_eq!(seen, stub.stdout);
 }
 
+/// Red when each try has a request id of its own.
 #[tokio::test]
 async fn a_run_whose_answer_is_lost_is_sent_again_under_the_same_id() {
     let (stub, address) = Stub { stdout: data(10, 1), lost_answers: 2, ..Stub::default() }.serve().await;
@@ -140,6 +143,7 @@ async fn a_task_that_is_lost_with_its_machine_ends_as_its_record_says() {
     assert_eq!(stub.seen.request_ids.lock().unwrap().len(), 1, "it is not started again");
 }
 
+/// Red when a gap is passed over in silence.
 #[tokio::test]
 async fn lost_output_is_told_or_is_an_error() {
     let (stub, address) = Stub { stdout: data(100, 1), first_kept: 40, ..Stub::default() }.serve().await;
@@ -162,6 +166,7 @@ async fn lost_output_is_told_or_is_an_error() {
     assert_eq!(error.detail("first_kept"), Some("40"));
 }
 
+/// Red when what is missing at the end is passed over in silence.
 #[tokio::test]
 async fn output_of_which_nothing_is_kept_is_told_before_the_end() {
     let (stub, address) = Stub { stdout: data(100, 1), first_kept: 100, ..Stub::default() }.serve().await;

@@ -230,6 +230,7 @@ async fn a_terminal_has_a_size_an_owner_and_an_end() {
     refused(rig.tasks.clone().resize_pty(resize).await, Code::FailedPrecondition, Reason::NoPty);
 }
 
+/// Red when the ledger is not asked, the body not compared, or a start that failed keeps its key.
 #[tokio::test]
 async fn a_key_starts_one_task() {
     let Some(rig) = Rig::start("a_key_starts_one_task").await else { return };
@@ -256,6 +257,7 @@ async fn a_key_starts_one_task() {
     assert_eq!(ledger.lines().filter(|line| line.contains(&a.id)).count(), 1);
 }
 
+/// Red when the ledger is not read at the start, or not asked.
 #[tokio::test]
 async fn a_key_of_an_earlier_agent_starts_nothing_again() {
     let options = Options { earlier: Some(("k", sh("echo again > ran"))), ..Default::default() };
