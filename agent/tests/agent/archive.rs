@@ -217,7 +217,8 @@ async fn finished_tasks_come_along() {
     assert_eq!((seen.stdout.as_slice(), seen.err().as_str()), (&whole[first as usize..], "bad\n"));
 }
 
-/// INVARIANTS 5 and 7 over a move: a client that repeats its call finds what its first one came to.
+/// INVARIANTS 5 and 7 over a move: a client that repeats its call finds what its first one came to. Red when keys are
+/// not taken up, or not asked for.
 #[tokio::test]
 async fn request_ids_come_along_and_start_nothing_again() {
     let name = "request_ids_come_along_and_start_nothing_again";

@@ -113,9 +113,10 @@ mod tests {
     }
 
     proptest! {
-        /// Invariant 27: whatever comes, what was admitted never adds up to more than there is.
+        /// Invariant 27: whatever comes, what was admitted never adds up to more than there is. Red when the shortage
+        /// is not looked at, or the number of sessions.
         #[test]
-        fn capacity_is_never_exceeded(wishes in prop::collection::vec((1u32..3000, 1u64..6 << 30, 1u64..9 << 30), 0..20)) {
+        fn capacity_is_never_exceeded(wishes in prop::collection::vec((1u32..1200, 1u64..2 << 30, 1u64..4 << 30), 0..20)) {
             let mut reserved = Reserved::default();
             for (cpu, memory, disk) in wishes {
                 let want = limits(cpu, memory, disk);
