@@ -23,6 +23,8 @@ const fn var(name: &'static str, used_by: &'static str, what: &'static str) -> V
 pub const BERTH_ADDRESS: &str = "BERTH_ADDRESS";
 pub const BERTH_TOKEN: &str = "BERTH_TOKEN";
 pub const BERTH_STATE_DIR: &str = "BERTH_STATE_DIR";
+pub const BERTH_TLS_CA: &str = "BERTH_TLS_CA";
+pub const BERTH_TLS_DIR: &str = "BERTH_TLS_DIR";
 pub const COORDINATOR_ADDR: &str = "COORDINATOR_ADDR";
 pub const LOG_LEVEL: &str = "LOG_LEVEL";
 pub const BERTH_LOG_FORMAT: &str = "BERTH_LOG_FORMAT";
@@ -46,11 +48,21 @@ pub const KNOWN: &[Variable] = &[
     var(BERTH_ADDRESS, "berth, client library", "address of the coordinator; goes before COORDINATOR_ADDR"),
     var(BERTH_TOKEN, "berth, client library", "token to call the coordinator with"),
     var(BERTH_STATE_DIR, "coordinator, worker, berth, client library", "state directory"),
+    var(
+        BERTH_TLS_DIR,
+        "coordinator, worker, berth, berth tls, client library",
+        "directory of the certificates; with it everything goes over TLS (for `berth tls`: tls in the state directory)",
+    ),
+    var(
+        BERTH_TLS_CA,
+        "berth, client library",
+        "certificate of the CA that the coordinator's must be of (ca.pem in BERTH_TLS_DIR)",
+    ),
     var("BERTH_LISTEN", "coordinator, worker", "IP address to listen on (127.0.0.1)"),
     var(
         "BERTH_INSECURE_LISTEN",
         "coordinator, worker",
-        "true or 1: listen beyond loopback although the port has no TLS (false)",
+        "true or 1: listen beyond loopback although there is no TLS (false)",
     ),
     var("BERTH_TEMPLATES", "coordinator, berth up", "TOML file with templates"),
     var("BERTH_LEASE", "coordinator", "how long a worker holds its sessions after its last heartbeat (10s)"),

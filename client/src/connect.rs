@@ -3,7 +3,7 @@
 
 use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
-use berth_proto::{transport, world};
+use berth_net::{Dialer, Files, Trust};
 use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataValue},
@@ -15,8 +15,11 @@ use crate::{Error, backoff::Backoff, local};
 /// Where to connect, and as whom.
 #[derive(Clone)]
 pub struct ConnectOptions {
-    /// `host:port`, or a URI.
+    /// `host:port`, or a URI. `https://`: over TLS, with `ca`.
     pub address: String,
+    /// The certificate of the CA that issued the coordinator's (`ca.pem` of `berth tls init`): no other is trusted, and
+    /// with it nothing goes without TLS.
+    pub ca: Option<PathBuf>,
     /// Sent with each call. `None`: none is sent.
     pub token: Option<String>,
     /// How long an interrupted stream tries to resume, counted from the last sign of
@@ -27,12 +30,18 @@ pub struct ConnectOptions {
 impl ConnectOptions {
     /// With no token.
     pub fn new(address: impl Into<String>) -> Self {
-        Self { address: address.into(), token: None, resume_for: Duration::from_secs(30) }
+        Self { address: address.into(), ca: None, token: None, resume_for: Duration::from_secs(30) }
     }
 
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
+        self
+    }
+
+    #[must_use]
+    pub fn ca(mut self, ca: impl Into<PathBuf>) -> Self {
+        self.ca = Some(ca.into());
         self
     }
 
@@ -46,7 +55,26 @@ impl ConnectOptions {
     /// [`ConnectOptions::find`].
     pub fn from_env() -> Result<Self, Error> {
         let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        Self::find(var("BERTH_ADDRESS").or_else(|| var("COORDINATOR_ADDR")), var("BERTH_TOKEN"), None)
+        let options =
+            Self::find(var("BERTH_ADDRESS").or_else(|| var("COORDINATOR_ADDR")), var("BERTH_TOKEN"), None)?;
+        Ok(options.trust(
+            var("BERTH_TLS_CA").map(PathBuf::from),
+            var("BERTH_TLS_DIR").map(PathBuf::from),
+            None,
+        ))
+    }
+
+    /// Fills in the CA's certificate: the file that was named, else that of the directory that was named; for an `https`
+    /// address else that in `<state>/tls`, where `berth tls init` puts it.
+    #[must_use]
+    pub fn trust(mut self, ca: Option<PathBuf>, dir: Option<PathBuf>, state_dir: Option<PathBuf>) -> Self {
+        let in_state = || {
+            let state = state_dir.or_else(|| local::default_state_dir().ok())?;
+            let ca = Files::new(local::tls_dir(&state)).ca().certificate;
+            (self.address.starts_with("https://") && ca.exists()).then_some(ca)
+        };
+        self.ca = ca.or_else(|| dir.map(|dir| Files::new(dir).ca().certificate)).or_else(in_state);
+        self
     }
 
     /// Fills in what is not given: the address from `<state>/up.json` (else
@@ -83,6 +111,7 @@ impl fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectOptions")
             .field("address", &self.address)
+            .field("ca", &self.ca)
             .field("token", &self.token.as_ref().map(|_| "(set)"))
             .field("resume_for", &self.resume_for)
             .finish()
@@ -128,7 +157,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 impl Client {
     /// Connects, or says that nothing answers there.
     pub async fn connect(options: ConnectOptions) -> Result<Self, Error> {
-        let ConnectOptions { address, token, resume_for } = options;
+        let ConnectOptions { address, ca, token, resume_for } = options;
         let token = match token {
             None => None,
             Some(token) => Some(
@@ -136,12 +165,12 @@ impl Client {
                     .map_err(|_| Error::invalid("the token has characters that no token has"))?,
             ),
         };
-        let endpoint = transport::endpoint(transport::uri_of(&address)).map_err(|_| {
-            Error::invalid(format!("{address:?} is no address"))
-                .or_hint("give host:port, for example localhost:50051")
+        let dialer = Dialer::new(&address, ca.map(Trust::client)).map_err(|error| match error {
+            berth_net::Error::Address(_) => Error::invalid(format!("{address:?} is no address"))
+                .or_hint("give host:port, for example localhost:50051"),
+            other => Error::invalid(other.to_string()).or_hint(other.hint()),
         })?;
-        let channel =
-            world::connect(&endpoint).await.map_err(|error| Error::not_connected(&address, &error))?;
+        let channel = dialer.connect().await.map_err(|error| Error::not_connected(&address, &error))?;
         Ok(Self { inner: Arc::new(Inner { channel, address, token, resume_for }) })
     }
 

@@ -85,7 +85,12 @@ impl Error {
     }
 
     /// Nothing answers at this address.
-    pub(crate) fn not_connected(address: &str, cause: &dyn std::error::Error) -> Self {
+    pub(crate) fn not_connected(address: &str, cause: &(dyn std::error::Error + 'static)) -> Self {
+        if let Some(tls) = berth_net::error_in(cause) {
+            let message = format!("no connection to the coordinator at {address}: {tls}");
+            let error = Self::new(Origin::NotConnected, Code::Unavailable, message);
+            return error.or_hint(tls.hint());
+        }
         let mut error = Self::new(
             Origin::NotConnected,
             Code::Unavailable,
@@ -103,6 +108,15 @@ impl Error {
         {
             if failed_to_connect(source) {
                 return Self::not_connected(address, source);
+            }
+            if let Some(said) = sent_away(source) {
+                let message = format!("the coordinator at {address} closed the connection: {said}");
+                return Self::new(Origin::NotConnected, Code::Unavailable, message).or_hint(match said {
+                    berth_net::WANTS_TLS => {
+                        "write https://host:port, and set BERTH_TLS_CA to the cluster's ca.pem (`berth tls`)"
+                    }
+                    _ => "close some, or try again later",
+                });
             }
             let message = format!("the connection to the coordinator at {address} broke");
             let mut error = Self::new(Origin::Broken, Code::Unavailable, message)
@@ -242,6 +256,14 @@ fn failed_to_connect(error: &(dyn std::error::Error + 'static)) -> bool {
     chain(error).any(|error| {
         let text = error.to_string();
         text.contains("connect error") || text.contains("dns error") || text.contains("deadline has elapsed")
+    })
+}
+
+/// What a port says that does not let us in: see `berth_net::listen`. h2 shows it in its text only.
+fn sent_away(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    chain(error).find_map(|error| {
+        let text = error.to_string();
+        [berth_net::WANTS_TLS, berth_net::TOO_MANY].into_iter().find(|said| text.contains(said))
     })
 }
 

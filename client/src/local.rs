@@ -81,6 +81,11 @@ pub fn join_token_path(state_dir: &Path) -> PathBuf {
     state_dir.join("credentials/join.token")
 }
 
+/// Where `berth tls init` puts certificates.
+pub fn tls_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("tls")
+}
+
 /// Where the record of a running `berth up` is.
 pub fn up_record_path(state_dir: &Path) -> PathBuf {
     state_dir.join("up.json")

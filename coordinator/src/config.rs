@@ -2,6 +2,8 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
+use berth_net::Limits;
+
 use crate::{
     checkpoints::Location,
     fleet::{FleetConfig, tenant_queue_limit},
@@ -16,7 +18,11 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// A TOML file; see [`crate::templates`].
     pub templates: Option<PathBuf>,
-    /// Listen beyond loopback although nothing is encrypted yet.
+    /// The directory with the CA's and the coordinator's certificates. `None`: no TLS.
+    pub tls: Option<PathBuf>,
+    /// How many connections there may be.
+    pub connections: Limits,
+    /// Listen beyond loopback although there is no TLS.
     pub insecure_listen: bool,
     /// Where checkpoints are kept. `None`: `blobs` in the state directory.
     pub blobs: Option<Location>,
@@ -51,6 +57,8 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             state_dir: PathBuf::from("/var/lib/berth/coordinator"),
             templates: None,
+            tls: None,
+            connections: Limits::default(),
             insecure_listen: false,
             blobs: None,
             lease: fleet.lease,
@@ -86,10 +94,11 @@ impl Config {
     /// What of it can't be, apart from what only trying tells.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if !self.listen.ip().is_loopback() && !self.insecure_listen {
+        if !self.listen.ip().is_loopback() && self.tls.is_none() && !self.insecure_listen {
             problems.push(Problem::new(
-                format!("{} can be reached from other machines, and nothing is encrypted yet", self.listen),
-                "listen on 127.0.0.1 (BERTH_LISTEN), or allow it on a network that you trust: BERTH_INSECURE_LISTEN=true",
+                format!("{} can be reached from other machines, and there is no TLS", self.listen),
+                "`berth tls init` makes certificates, and BERTH_TLS_DIR names their directory; or listen on 127.0.0.1 \
+                 (BERTH_LISTEN), or allow it on a network that you trust: BERTH_INSECURE_LISTEN=true",
             ));
         }
         if self.lease < Duration::from_millis(300) {

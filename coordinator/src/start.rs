@@ -4,6 +4,7 @@
 
 use std::{net::SocketAddr, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
+use berth_net::{Acceptor, Files};
 use berth_proto::{
     spawn::{spawn, spawn_fallible},
     v1,
@@ -78,15 +79,15 @@ impl Coordinator {
             }),
         };
         let credentials = prepare(&config.state_dir).map_err(|p| problems.push(p)).ok();
-        let listener = bind(config.listen).await.map_err(|p| problems.push(p)).ok();
-        let (Some(credentials), Some(listener), true) = (credentials, listener, problems.is_empty()) else {
+        let door = Door::open(&config).await.map_err(|p| problems.extend(p)).ok();
+        let (Some(credentials), Some(door), true) = (credentials, door, problems.is_empty()) else {
             return Err(StartError { problems });
         };
         let state_dir = StateDir::share(&config.state_dir).map_err(StartError::one)?;
         let path = config.state_dir.join(STORE_FILE);
         let store = SqliteStore::open(&path).await.map_err(|e| store_problem(&e, &config))?;
         let storage = checkpoint_storage(&config, Arc::new(store)).await?;
-        let running = run(config, templates, credentials, listener, storage).await?;
+        let running = run(config, templates, credentials, door, storage).await?;
         Ok(Running { _state_dir: Some(state_dir), ..running })
     }
 
@@ -104,8 +105,8 @@ impl Coordinator {
             return Err(StartError { problems });
         }
         let credentials = prepare(&config.state_dir).map_err(StartError::one)?;
-        let listener = bind(config.listen).await.map_err(StartError::one)?;
-        run(config, Templates::default(), credentials, listener, storage).await
+        let door = Door::open(&config).await.map_err(|problems| StartError { problems })?;
+        run(config, Templates::default(), credentials, door, storage).await
     }
 }
 
@@ -123,6 +124,23 @@ fn prepare(state_dir: &Path) -> Result<Credentials, Problem> {
                 "give a directory that this user may write to (BERTH_STATE_DIR), or correct its owner",
             )
         })
+}
+
+/// The port, and the certificate for it.
+struct Door {
+    listener: TcpListener,
+    acceptor: Option<Arc<Acceptor>>,
+}
+
+impl Door {
+    async fn open(config: &Config) -> Result<Self, Vec<Problem>> {
+        let acceptor = config.tls.as_ref().map(|dir| Acceptor::coordinator(&Files::new(dir))).transpose();
+        let acceptor = acceptor.map_err(|error| Problem::new(error.to_string(), error.hint()));
+        match (bind(config.listen).await, acceptor) {
+            (Ok(listener), Ok(acceptor)) => Ok(Self { listener, acceptor }),
+            (listener, acceptor) => Err(listener.err().into_iter().chain(acceptor.err()).collect()),
+        }
+    }
 }
 
 async fn bind(listen: SocketAddr) -> Result<TcpListener, Problem> {
@@ -201,7 +219,7 @@ async fn run(
     config: Config,
     templates: Templates,
     credentials: Credentials,
-    listener: TcpListener,
+    Door { listener, acceptor }: Door,
     storage: Storage,
 ) -> Result<Running, StartError> {
     let failed = |e: StoreError| store_problem(&e, &config);
@@ -261,7 +279,7 @@ async fn run(
     spawn("checkpoint sweep", async move {
         until.run_until_cancelled(sweep_for_ever(sweeper)).await;
     });
-    let clients = listen(listener, shared.links.clone(), stopping.clone());
+    let clients = listen(listener, acceptor, config.connections, shared.links.clone(), stopping.clone());
     let until = stopping.clone().cancelled_owned();
     let server = spawn_fallible("grpc server", async move {
         let incoming = ReceiverStream::new(clients);

@@ -626,7 +626,7 @@ async fn everything_that_is_wrong_is_said_at_once() {
 
     let open = Config { listen: ([0, 0, 0, 0], 0).into(), ..common::config(state.path()) };
     let error = Coordinator::start(open.clone()).await.err().expect("must not start");
-    assert!(error.to_string().contains("nothing is encrypted"), "{error}");
+    assert!(error.to_string().contains("there is no TLS"), "{error}");
     let running = Coordinator::start(Config { insecure_listen: true, ..open }).await.expect("it was allowed");
     let second = Coordinator::start(common::config(state.path())).await.err().expect("the state is in use");
     assert!(second.to_string().contains("in use by another coordinator"), "{second}");

@@ -137,6 +137,8 @@ reasons! {
         "use the token in <state>/credentials of the coordinator that you call";
     TokenScope = "TOKEN_SCOPE": "The token is good, but not for this call.",
         "clients use admin.token, workers join.token, both in <state>/credentials";
+    WorkerCertificate = "WORKER_CERTIFICATE": "The connection's certificate is not that of the worker it speaks for.",
+        "`berth tls worker ID` on the CA's machine makes a worker's certificate; BERTH_TLS_DIR names its directory";
     EventsLost = "EVENTS_LOST": "The event token is too old, or of an earlier coordinator.",
         "list sessions and workers, then watch anew without a token";
     StoreFailed = "STORE_FAILED": "The coordinator's store refused a write.",

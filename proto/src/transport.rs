@@ -1,6 +1,6 @@
 //! Settings that both ends of a connection must agree on, in one place: windows,
 //! keepalive, message sizes, TCP_NODELAY, and the preface by which a worker's data
-//! connection is told from a client's on the one port.
+//! connection is told from a client's on the one port. (Who dials and who is let in: `net`.)
 //!
 //! Numbers come from measurements in ARCHITECTURE.md: without NODELAY on accepted
 //! sockets every call took 44 ms; without keepalive a healed partition is never noticed.
@@ -11,7 +11,7 @@ use futures::Stream;
 use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::UnixStream,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -43,9 +43,6 @@ pub const CLIENT_STREAMS: u32 = 128;
 pub const DATA_STREAMS: u32 = 4096;
 /// What a data connection begins with. HTTP/2 begins with `PRI * HT`.
 pub const DATA_MAGIC: &[u8; 8] = b"BERTHDC1";
-/// Time for a new connection to say what it is.
-pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// HTTP/2 flow-control window of a connection with so many streams: what all of them may hold together. With less, some
 /// that nobody reads would hold up all others, answers to other calls included: what is not read is held against the
 /// connection too.
@@ -183,60 +180,22 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
     }
 }
 
-/// What a new connection on the coordinator's port turned out to be.
-pub enum Arrival {
-    /// A gRPC client, with nothing read from it yet.
-    Client(TcpStream),
-    /// A worker's data connection, its preface read.
-    Data(TcpStream, DataPreface),
-}
-
-/// Looks at the first bytes of a connection. Bounded by [`PREFACE_TIMEOUT`].
-pub async fn arrival(stream: TcpStream) -> io::Result<Arrival> {
-    match tokio::time::timeout(PREFACE_TIMEOUT, classify(stream)).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the connection did not say what it is")),
-    }
-}
-
-async fn classify(mut stream: TcpStream) -> io::Result<Arrival> {
-    let mut head = [0u8; DATA_MAGIC.len()];
-    // Peeked, not read: HTTP/2 needs these bytes. A peek returns what is there, so a
-    // preface that comes byte by byte is waited for without spinning.
-    loop {
-        let seen = stream.peek(&mut head).await?;
-        if head[..seen] != DATA_MAGIC[..seen] || seen == 0 {
-            return Ok(Arrival::Client(stream));
-        }
-        if seen == head.len() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    stream.read_exact(&mut head).await?;
-    let length = stream.read_u16().await?;
-    let mut body = vec![0u8; usize::from(length)];
-    stream.read_exact(&mut body).await?;
-    let preface = DataPreface::decode(&body[..]).map_err(io::Error::other)?;
-    Ok(Arrival::Data(stream, preface))
-}
-
-/// Dials the coordinator and announces a data connection. The caller serves HTTP/2 on it.
-pub async fn dial_data(address: &str, preface: &DataPreface) -> io::Result<TcpStream> {
+/// What a data connection begins with.
+pub fn data_head(preface: &DataPreface) -> io::Result<Vec<u8>> {
     let body = preface.encode_to_vec();
     let length = u16::try_from(body.len()).map_err(io::Error::other)?;
     let mut bytes = DATA_MAGIC.to_vec();
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(&body);
-    let connect = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        stream.write_all(&bytes).await?;
-        Ok(stream)
-    };
-    tokio::time::timeout(CONNECT_TIMEOUT, connect)
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the coordinator did not answer")))
+    Ok(bytes)
+}
+
+/// Reads what comes after [`DATA_MAGIC`].
+pub async fn read_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<DataPreface> {
+    let length = stream.read_u16().await?;
+    let mut body = vec![0u8; usize::from(length)];
+    stream.read_exact(&mut body).await?;
+    DataPreface::decode(&body[..]).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -250,27 +209,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_data_connection_is_told_from_a_client() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+    async fn a_preface_comes_back_as_it_was() {
         let sent = DataPreface { worker_id: "w".into(), incarnation: 3, data_token: "t".into() };
-        let (_dialled, accepted) = tokio::join!(dial_data(&address, &sent), listener.accept());
-        match arrival(accepted.unwrap().0).await.unwrap() {
-            Arrival::Data(_, seen) => assert_eq!(seen, sent),
-            Arrival::Client(_) => panic!("taken for a client"),
-        }
-
-        let (mut client, server) = pair().await;
-        client.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
-        assert!(matches!(arrival(server).await.unwrap(), Arrival::Client(_)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn half_a_preface_is_given_up() {
-        let (mut client, server) = pair().await;
-        client.write_all(&DATA_MAGIC[..3]).await.unwrap();
-        let error = arrival(server).await.err().expect("it never says what it is");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let head = data_head(&sent).unwrap();
+        let mut rest = head.strip_prefix(DATA_MAGIC).expect("it begins with that");
+        assert_eq!(read_preface(&mut rest).await.unwrap(), sent);
+        assert!(read_preface(&mut &head[DATA_MAGIC.len()..head.len() - 1]).await.is_err(), "half of it");
     }
 
     #[tokio::test]

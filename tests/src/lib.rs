@@ -15,13 +15,14 @@ use std::{
     time::Duration,
 };
 
-use berth_proto::{
-    transport,
-    v1::{
-        self, admin_service_client::AdminServiceClient, checkpoint_service_client::CheckpointServiceClient,
-        file_service_client::FileServiceClient, session_service_client::SessionServiceClient,
-        task_service_client::TaskServiceClient,
-    },
+use berth_net::{
+    Dialer, Files, Trust,
+    issue::{Authority, ISSUED_FOR, Validity},
+};
+use berth_proto::v1::{
+    self, admin_service_client::AdminServiceClient, checkpoint_service_client::CheckpointServiceClient,
+    file_service_client::FileServiceClient, session_service_client::SessionServiceClient,
+    task_service_client::TaskServiceClient,
 };
 use process::Process;
 pub use proxy::{Proxy, Way};
@@ -76,6 +77,8 @@ pub struct Setup {
     pub coordinator_env: Vec<(String, String)>,
     /// Give each worker its own data-plane listener.
     pub worker_listener: bool,
+    /// Everything over TLS: a CA is made, with a certificate for the coordinator and for each worker that joins.
+    pub tls: bool,
     /// Put a [`Proxy`] between each worker and the coordinator.
     pub proxied: bool,
 }
@@ -90,6 +93,7 @@ impl Setup {
             worker_env: Vec::new(),
             coordinator_env: Vec::new(),
             worker_listener: false,
+            tls: false,
             proxied: false,
         }
     }
@@ -138,11 +142,20 @@ impl Cluster {
     /// Starts a coordinator alone.
     pub async fn start_coordinator(setup: Setup) -> Self {
         let dir = tempfile::Builder::new().prefix("berth-t").tempdir().expect("a temporary directory");
+        let mut setup = setup;
+        if setup.tls {
+            let files = Files::new(dir.path().join("tls"));
+            let authority = Authority::make(&files).expect("a CA");
+            authority.coordinator(&[], Validity::lasting(ISSUED_FOR)).expect("a certificate");
+            let name = ("BERTH_TLS_DIR".to_owned(), text(files.dir()));
+            setup.coordinator_env.push(name.clone());
+            setup.worker_env.push(name);
+        }
         let state = dir.path().join("c");
         let (coordinator, address) = spawn_coordinator(&setup, dir.path(), 0).await;
         let token = state.join("credentials/admin.token");
         let admin_token = std::fs::read_to_string(&token).expect("the admin token").trim().to_owned();
-        let channel = connect(&address).await;
+        let channel = connect(&setup, dir.path(), &address).await;
         Self {
             setup,
             dir,
@@ -154,6 +167,11 @@ impl Cluster {
             lost: Vec::new(),
             channel,
         }
+    }
+
+    /// Where the certificates are, if there are any.
+    pub fn certificates(&self) -> Files {
+        Files::new(self.dir.path().join("tls"))
     }
 
     /// Starts one more worker. It is not ready yet when this returns.
@@ -180,6 +198,13 @@ impl Cluster {
 
     fn spawn_worker(&self, index: usize, id: &str, own: Vec<(String, String)>) -> WorkerProcess {
         let state = self.dir.path().join(id);
+        let worker = id.parse().expect("an id");
+        if self.setup.tls && !self.certificates().worker_dir(&worker).worker().certificate.exists() {
+            let authority = Authority::open(&self.certificates()).expect("the CA");
+            authority
+                .worker(&worker, &["127.0.0.1".into()], Validity::lasting(ISSUED_FOR))
+                .expect("a certificate");
+        }
         let ready = self.dir.path().join(format!("{id}.ready"));
         // That of an earlier process says nothing about this one.
         let _ = std::fs::remove_file(&ready);
@@ -266,10 +291,13 @@ impl Cluster {
 
     /// The same with standard input.
     pub async fn berth_with(&self, args: &[&str], stdin: &[u8]) -> process::Finished {
-        let env = [
+        let mut env = vec![
             ("BERTH_ADDRESS".to_owned(), self.address.clone()),
             ("BERTH_TOKEN".into(), self.admin_token.clone()),
         ];
+        if self.setup.tls {
+            env.push(("BERTH_TLS_CA".into(), text(&self.certificates().ca().certificate)));
+        }
         process::run("berth", args, &env, stdin).await
     }
 
@@ -313,7 +341,7 @@ impl Cluster {
         let (coordinator, address) = spawn_coordinator(&self.setup, self.dir.path(), port).await;
         assert_eq!(address, self.address);
         self.coordinator = coordinator;
-        self.channel = connect(&self.address).await;
+        self.channel = connect(&self.setup, self.dir.path(), &self.address).await;
     }
 }
 
@@ -351,12 +379,9 @@ async fn spawn_coordinator(setup: &Setup, dir: &Path, port: u16) -> (Process, St
     (process, address)
 }
 
-async fn connect(address: &str) -> Channel {
-    transport::endpoint(transport::uri_of(address))
-        .expect("an address")
-        .connect()
-        .await
-        .expect("a connection")
+async fn connect(setup: &Setup, dir: &Path, address: &str) -> Channel {
+    let trust = setup.tls.then(|| Trust::client(Files::new(dir.join("tls")).ca().certificate));
+    Dialer::new(address, trust).expect("an address").connect().await.expect("a connection")
 }
 
 fn text(path: &Path) -> String {

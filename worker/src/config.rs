@@ -63,7 +63,9 @@ pub struct Config {
     pub task_defaults: TaskDefaults,
     /// The worker's own data-plane listener. `None`: nothing listens.
     pub data_listen: Option<SocketAddr>,
-    /// Listen beyond loopback although nothing is encrypted yet.
+    /// The directory with the CA's certificate and this worker's, or the CA's own. `None`: no TLS.
+    pub tls: Option<PathBuf>,
+    /// Listen beyond loopback although there is no TLS.
     pub insecure_listen: bool,
     /// For `sandbox: fake` only.
     pub fake: fake::Settings,
@@ -109,6 +111,7 @@ impl Config {
             session_calls: 256,
             task_defaults: TaskDefaults::default(),
             data_listen: None,
+            tls: None,
             insecure_listen: false,
             fake: fake::Settings::default(),
         }
@@ -142,7 +145,7 @@ impl Config {
             return wrong("BERTH_MAX_TASKS is more than a session may have", "set it to at most 65536");
         }
         match self.data_listen {
-            Some(address) if !address.ip().is_loopback() && !self.insecure_listen => {
+            Some(address) if !address.ip().is_loopback() && self.tls.is_none() && !self.insecure_listen => {
                 Err(StartError::Exposed { address })
             }
             _ => Ok(()),
@@ -177,8 +180,10 @@ pub enum StartError {
     NoBackend { problems: String, hint: String },
     #[error("{what}")]
     Workspace { what: String, hint: String },
-    #[error("{address} can be reached from other machines, and nothing is encrypted yet")]
+    #[error("{address} can be reached from other machines, and there is no TLS")]
     Exposed { address: SocketAddr },
+    #[error(transparent)]
+    Tls(#[from] berth_net::Error),
     #[error("can't listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
 }
@@ -200,9 +205,10 @@ impl StartError {
             }
             Self::Backend { hint, .. } | Self::NoBackend { hint, .. } | Self::Workspace { hint, .. } => hint,
             Self::Exposed { .. } => {
-                "listen on 127.0.0.1 (BERTH_LISTEN), or allow it on a network that you trust: \
-                 BERTH_INSECURE_LISTEN=true"
+                "give this worker a certificate (`berth tls worker ID --host NAME`, BERTH_TLS_DIR), listen on 127.0.0.1 \
+                 (BERTH_LISTEN), or allow it on a network that you trust: BERTH_INSECURE_LISTEN=true"
             }
+            Self::Tls(error) => return error.hint(),
             Self::Listen { .. } => "set GRPC_PORT to a free port, or leave it out",
         };
         hint.to_owned()
@@ -237,6 +243,16 @@ mod tests {
             assert!(listen(address, false).is_none(), "{address}");
         }
         assert!(problem(|_| {}).is_none(), "nothing listens by default");
+    }
+
+    /// Red when `check` does not look at `tls`.
+    #[test]
+    fn with_tls_a_listener_may_be_reached() {
+        let with_tls = |config: &mut Config| {
+            config.data_listen = Some(([0, 0, 0, 0], 0).into());
+            config.tls = Some("/tls".into());
+        };
+        assert!(problem(with_tls).is_none());
     }
 
     #[test]

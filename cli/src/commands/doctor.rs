@@ -1,6 +1,8 @@
 //! `berth doctor`: looks at everything that Berth needs here, and says all that is wrong
 //! at once, each with what to do. "Cannot tell" is not "ok".
 
+mod tls;
+
 use std::{
     fs,
     net::TcpListener,
@@ -10,6 +12,7 @@ use std::{
 };
 
 use berth_client::{Client, Error, local};
+use berth_net::Files;
 use berth_worker::{
     Config, preflight,
     sandbox::Preflight,
@@ -87,7 +90,7 @@ pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
         Some(dir) => Some(dir.clone()),
         None => local::default_state_dir().ok(),
     };
-    let mut findings = Vec::new();
+    let mut findings = certificates(global);
     match &state_dir {
         None => findings.push(
             Finding::new("state directory", Verdict::Problem, "there is no HOME to put it in")
@@ -193,6 +196,18 @@ fn credentials(dir: &Path) -> Vec<Finding> {
             },
             Err(_) => findings.push(Finding::new(what, Verdict::Note, "made on first start")),
         }
+    }
+    findings
+}
+
+/// Those that were named, else those of the state directory, where there are any.
+fn certificates(global: &Global) -> Vec<Finding> {
+    let named = super::tls_dir();
+    let mut findings: Vec<Finding> = global.tls_ca.iter().map(|path| tls::ca(path)).collect();
+    let files = super::tls::files(global, named.as_ref()).ok();
+    let of_use = |files: &Files| named.is_some() || files.dir().exists() || findings.is_empty();
+    if let Some(files) = files.filter(of_use) {
+        findings.extend(tls::directory(&files, named.is_some(), global.connect_options().ok().as_ref()));
     }
     findings
 }

@@ -35,6 +35,7 @@ mod restore;
 mod run;
 mod shell;
 pub mod stream;
+mod tls;
 mod token;
 mod up;
 mod wait;
@@ -92,6 +93,10 @@ pub struct Global {
     #[arg(long, global = true, env = env::BERTH_TOKEN, hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<String>,
 
+    /// Certificate of the CA that the coordinator's must be of [default: ca.pem in BERTH_TLS_DIR]
+    #[arg(long, global = true, env = env::BERTH_TLS_CA, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+
     /// State directory [default: /var/lib/berth as root, else ~/.local/state/berth]
     #[arg(long, global = true, env = env::BERTH_STATE_DIR, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -111,12 +116,19 @@ impl Global {
         let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let fixed_name = std::env::var(env::COORDINATOR_ADDR).ok().filter(|text| !text.is_empty());
         let address = set(&self.address).or(fixed_name);
-        Ok(ConnectOptions::find(address, set(&self.token), self.state_dir.clone())?)
+        let options = ConnectOptions::find(address, set(&self.token), self.state_dir.clone())?;
+        let ca = self.tls_ca.clone().filter(|path| !path.as_os_str().is_empty());
+        Ok(options.trust(ca, tls_dir(), self.state_dir.clone()))
     }
 
     pub fn json(&self) -> bool {
         self.format == Format::Json
     }
+}
+
+/// The directory of certificates that was named.
+pub fn tls_dir() -> Option<PathBuf> {
+    std::env::var_os(env::BERTH_TLS_DIR).filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
 #[derive(Subcommand, Debug)]
@@ -183,6 +195,8 @@ pub enum Command {
     Events(events::EventsArgs),
     /// Show where the credentials of this machine are
     Token(token::TokenArgs),
+    /// Make, renew and show certificates
+    Tls(tls::TlsArgs),
     /// List the environment variables that Berth reads
     Env,
     /// Print a completion script for a shell
@@ -273,6 +287,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Info => admin::info(&global).await,
         Command::Events(args) => events::run(&global, args).await,
         Command::Token(args) => token::run(&global, args),
+        Command::Tls(args) => tls::run(&global, args),
         Command::Env => listing::env(&global),
         Command::Completions(args) => completions::run(&global, args),
     }

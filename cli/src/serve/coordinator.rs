@@ -44,7 +44,11 @@ pub struct CoordinatorArgs {
     #[arg(long, env = "BERTH_LISTEN", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
     pub listen: IpAddr,
 
-    /// Listen beyond loopback although nothing is encrypted yet
+    /// Directory of the certificates (`berth tls`); with it everything goes over TLS [default: no TLS]
+    #[arg(long, env = env::BERTH_TLS_DIR, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+
+    /// Listen beyond loopback although there is no TLS
     #[arg(long, env = "BERTH_INSECURE_LISTEN", value_parser = BoolishValueParser::new(), value_name = "BOOL",
           num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
     pub insecure_listen: bool,
@@ -119,6 +123,7 @@ impl CoordinatorArgs {
             listen: SocketAddr::new(self.listen, self.grpc_port),
             state_dir,
             templates: self.templates.clone(),
+            tls: self.tls_dir.clone().filter(|dir| !dir.as_os_str().is_empty()),
             insecure_listen: self.insecure_listen,
             lease: self.lease.unwrap_or(defaults.lease),
             shutdown_grace: self.shutdown_grace.unwrap_or(defaults.shutdown_grace),

@@ -37,6 +37,9 @@ at once, and the next start puts in order what is left.
 CPU is offered four times over, since sessions are idle most of their time; memory and disk are
 offered once. Nothing listens on a worker unless GRPC_PORT says so.
 
+With BERTH_TLS_DIR it shows its certificate (`berth tls worker ID`) and takes only the coordinator of
+that CA.
+
 On another machine than the coordinator's it needs the join token: the coordinator keeps it in
 <state>/credentials/join.token.
 
@@ -203,7 +206,11 @@ pub struct WorkerArgs {
     #[arg(long, env = "BERTH_LISTEN", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
     pub listen: IpAddr,
 
-    /// Listen there beyond loopback although nothing is encrypted yet
+    /// Directory of the certificates (`berth tls`); with it everything goes over TLS [default: no TLS]
+    #[arg(long, env = env::BERTH_TLS_DIR, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+
+    /// Listen there beyond loopback although there is no TLS
     #[arg(long, env = "BERTH_INSECURE_LISTEN", value_parser = BoolishValueParser::new(), value_name = "BOOL",
           num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
     pub insecure_listen: bool,
@@ -276,6 +283,7 @@ impl WorkerArgs {
         config.worker_id.clone_from(&self.worker_id);
         config.base_workspace.clone_from(&self.base_workspace);
         config.data_listen = self.grpc_port.map(|port| SocketAddr::new(self.listen, port));
+        config.tls = self.tls_dir.clone().filter(|dir| !dir.as_os_str().is_empty());
         config.insecure_listen = self.insecure_listen;
         Ok(config)
     }

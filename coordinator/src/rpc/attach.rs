@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use berth_net::Peer;
 use berth_proto::{Error, WorkerId, convert, spawn::spawn, v1};
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -47,10 +48,12 @@ impl v1::worker_service_server::WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<LinkStream>, Status> {
+        let peer = Peer::of(&request);
         let mut incoming = request.into_inner();
         let id = self.context.shared.links.draw();
         let hello = wire::hello(first(&mut incoming).await?, id)?;
         let worker = hello.worker.clone();
+        peer.speaks_for(&worker)?;
         // Room for what the hello is answered with as well: a word on each session that it names.
         let (sender, receiver) = mpsc::channel(LINK_QUEUE + hello.running.len());
         let closed = CancellationToken::new();

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use berth_checkpoint::Digest;
+use berth_net::Peer;
 use berth_proto::{
     Error,
     v1::{self, blob_service_server::BlobService},
@@ -44,6 +45,7 @@ impl BlobService for Blobs {
         &self,
         request: Request<v1::FindMissingRequest>,
     ) -> Result<Response<v1::FindMissingResponse>, Status> {
+        Peer::of(&request).is_worker()?;
         let asked = digests(&request.into_inner().digests)?;
         let missing = self.context.checkpoints.missing(&asked).await?;
         let digests = missing.into_iter().map(Digest::to_wire).collect();
@@ -54,6 +56,7 @@ impl BlobService for Blobs {
         &self,
         request: Request<Streaming<v1::Blob>>,
     ) -> Result<Response<v1::PutBlobsResponse>, Status> {
+        Peer::of(&request).is_worker()?;
         let checkpoints = &self.context.checkpoints;
         let mut stored = request
             .into_inner()
@@ -75,6 +78,7 @@ impl BlobService for Blobs {
         &self,
         request: Request<v1::GetBlobsRequest>,
     ) -> Result<Response<Self::GetBlobsStream>, Status> {
+        Peer::of(&request).is_worker()?;
         let asked = digests(&request.into_inner().digests)?;
         let checkpoints = self.context.checkpoints.clone();
 

@@ -14,13 +14,13 @@ use std::{
     task::{Context, Poll},
 };
 
+use berth_net::Peer;
 use berth_proto::{Code, Error, Reason, transport::MESSAGE_LIMIT};
 use tonic::{
     Status,
     body::Body,
     codegen::{BoxFuture, Service, http},
     server::NamedService,
-    transport::server::TcpConnectInfo,
 };
 
 use crate::{
@@ -64,8 +64,7 @@ impl Gate {
         let header = request.headers().get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
         match access {
             Access::OpenOnLoopback => {
-                let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-                if peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
+                if request.extensions().get::<Peer>().is_some_and(Peer::is_local) {
                     return Ok(None);
                 }
                 self.keyring.check(header, Scope::Admin).map(Some)

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use berth_checkpoint::{pack_manifest, seal};
+use berth_net::Dialer;
 use berth_proto::{
     Code, Error, Reason,
     convert::duration_out,
     spawn::spawn,
-    transport::{self, dial_data},
+    transport,
     v1::{
         self,
         blob_service_client::BlobServiceClient,
@@ -45,7 +46,8 @@ impl Keeper {
             incarnation: worker.welcome.incarnation,
             data_token: worker.welcome.data_token.clone(),
         };
-        let stream = dial_data(&host.running.addr().to_string(), &preface).await.expect("dials");
+        let dialer = Dialer::new(&host.running.addr().to_string(), None).expect("an address");
+        let stream = dialer.data(&preface).await.expect("dials");
         let keeper = Self {
             then: watch::Sender::new(OnCheckpoint::Taken),
             asked: Arc::default(),

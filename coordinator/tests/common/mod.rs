@@ -13,11 +13,12 @@ use std::{
 };
 
 use berth_coordinator::{Config, Coordinator, Running, store::Store};
+use berth_net::{Dialer, Trust};
 use berth_proto::{
     Code, Reason, TaskId,
     error::{detail_of, reason_of},
     spawn::spawn,
-    transport::{self, dial_data, endpoint, uri_of},
+    transport::{self, endpoint, uri_of},
     v1::{
         self,
         admin_service_client::AdminServiceClient,
@@ -114,6 +115,12 @@ impl Host {
         self.running.shutdown().await;
         let running = Coordinator::start(config(self.state.path())).await.expect("starts again");
         Self { running, state: self.state }
+    }
+
+    /// Over TLS, as whom the trust says.
+    pub async fn secure(&self, trust: Trust) -> Channel {
+        let dialer = Dialer::new(&self.running.addr().to_string(), Some(trust)).expect("an address");
+        dialer.connect().await.expect("connects")
     }
 
     pub async fn channel(&self) -> Channel {
@@ -423,7 +430,8 @@ pub async fn serve_data(
         incarnation: welcome.incarnation,
         data_token: token.to_owned(),
     };
-    let stream = dial_data(address, &preface).await.expect("dials");
+    let dialer = Dialer::new(address, None).expect("an address");
+    let stream = dialer.data(&preface).await.expect("dials");
     let tiny = Tiny::default();
     spawn("puppet data", async move {
         let incoming = futures::stream::once(async { Ok::<_, std::io::Error>(stream) })

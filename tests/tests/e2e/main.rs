@@ -30,5 +30,6 @@ mod s3;
 mod sessions;
 mod start;
 mod store;
+mod tls;
 mod util;
 mod worker;

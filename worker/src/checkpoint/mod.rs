@@ -13,11 +13,11 @@ mod take;
 use std::path::PathBuf;
 
 use berth_checkpoint::{Bad, Digest};
+use berth_net::Dialer;
 use berth_proto::{
     Code, Error, Reason,
-    transport::{self, MESSAGE_LIMIT},
+    transport::MESSAGE_LIMIT,
     v1::{self, blob_service_client::BlobServiceClient},
-    world,
 };
 use tonic::{
     Request, Status,
@@ -50,7 +50,7 @@ impl Interceptor for Token {
 /// The way to the coordinator's pieces, and where a checkpoint is staged on the way there.
 #[derive(Clone)]
 pub struct Source {
-    coordinator: String,
+    coordinator: Dialer,
     join_token: String,
     staging: Staging,
 }
@@ -71,7 +71,7 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    pub fn new(coordinator: String, join_token: String, staging: Staging) -> Self {
+    pub fn new(coordinator: Dialer, join_token: String, staging: Staging) -> Self {
         Self { coordinator, join_token, staging }
     }
 
@@ -87,8 +87,7 @@ impl Source {
         let token = MetadataValue::try_from(format!("Bearer {}", self.join_token));
         let mut token = token.map_err(|e| unusable(&e))?;
         token.set_sensitive(true);
-        let endpoint = transport::endpoint(transport::uri_of(&self.coordinator)).map_err(|e| unusable(&e))?;
-        let service = InterceptedService::new(world::connect_lazy(&endpoint), Token(token));
+        let service = InterceptedService::new(self.coordinator.connect_lazy(), Token(token));
         Ok(BlobServiceClient::new(service).max_decoding_message_size(MESSAGE_LIMIT))
     }
 }

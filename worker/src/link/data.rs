@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use berth_net::{Acceptor, Dialer, Limits, Stream};
 use berth_proto::{
     relay::Relay,
     spawn::spawn,
@@ -24,12 +25,13 @@ use berth_proto::{
         DataPreface, file_service_server::FileServiceServer, task_service_server::TaskServiceServer,
         worker_data_service_server::WorkerDataServiceServer,
     },
-    world::{TcpListener, TcpStream},
+    world::TcpListener,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::watch,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::{
     Request, Status,
@@ -95,7 +97,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 /// The data connections of a worker.
 pub struct DataPool {
-    address: String,
+    coordinator: Dialer,
     services: Routes,
     /// Dial only while this is true.
     attached: watch::Receiver<bool>,
@@ -112,12 +114,12 @@ struct Current {
 
 impl DataPool {
     pub fn new(
-        address: String,
+        coordinator: Dialer,
         services: Routes,
         attached: watch::Receiver<bool>,
         open: Arc<AtomicUsize>,
     ) -> Self {
-        Self { address, services, attached, open, current: None }
+        Self { coordinator, services, attached, open, current: None }
     }
 
     /// Has `count` connections with this preface. Those of another are ended.
@@ -129,7 +131,7 @@ impl DataPool {
         let stop = CancellationToken::new();
         for _ in 0..count {
             let keep = Keep {
-                address: self.address.clone(),
+                coordinator: self.coordinator.clone(),
                 preface: preface.clone(),
                 services: self.services.clone(),
                 attached: self.attached.clone(),
@@ -149,7 +151,7 @@ impl DataPool {
 
 /// Keeps one connection up.
 struct Keep {
-    address: String,
+    coordinator: Dialer,
     preface: DataPreface,
     services: Routes,
     attached: watch::Receiver<bool>,
@@ -168,7 +170,7 @@ impl Keep {
             }
             let dialled = tokio::select! {
                 () = stop.cancelled() => return,
-                dialled = transport::dial_data(&self.address, &self.preface) => dialled,
+                dialled = self.coordinator.data(&self.preface) => dialled,
             };
             match dialled {
                 Ok(stream) => {
@@ -190,7 +192,7 @@ impl Keep {
 
 /// Serves one connection until it ends. After `stop` it takes no new calls, and ends when the open ones have
 /// or the time to linger is over.
-async fn serve(stream: TcpStream, services: Routes, stop: CancellationToken) {
+async fn serve(stream: Stream, services: Routes, stop: CancellationToken) {
     // The server owns the connection: this ends it under its hands.
     let cut = CancellationToken::new();
     let _cut = cut.clone().drop_guard();
@@ -224,13 +226,13 @@ async fn serve(stream: TcpStream, services: Routes, stop: CancellationToken) {
 
 /// A connection that reports its end by being dropped, and that can be cut.
 struct Tracked {
-    io: TcpStream,
+    io: Stream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _closed: DropGuard,
 }
 
 impl Connected for Tracked {
-    type ConnectInfo = <TcpStream as Connected>::ConnectInfo;
+    type ConnectInfo = <Stream as Connected>::ConnectInfo;
     fn connect_info(&self) -> Self::ConnectInfo {
         self.io.connect_info()
     }
@@ -279,10 +281,13 @@ impl AsyncWrite for Tracked {
 /// Serves the optional listener until `stop`.
 pub fn listen(
     listener: TcpListener,
+    acceptor: Option<Arc<Acceptor>>,
     services: Routes,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + 'static {
-    let incoming = futures::StreamExt::map(transport::accept(listener), Ok::<_, io::Error>);
+    // Nobody has data connections to a worker.
+    let clients = berth_net::listen(listener, acceptor, Limits::default(), stop.clone(), |_, _| async {});
+    let incoming = ReceiverStream::new(clients);
     async move {
         let serving = transport::server(transport::CLIENT_STREAMS)
             .add_routes(services)

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use berth_net::Dialer;
 use berth_proto::{
     Code, Error, Reason, VERSION, WorkerId, convert,
     domain::Labels,
@@ -92,6 +93,8 @@ pub struct Link {
 /// What the link is told at start.
 pub struct Settings {
     pub coordinator: String,
+    /// The same, with what is needed to get there.
+    pub dialer: Dialer,
     pub join_token: String,
     pub worker: WorkerId,
     pub labels: Labels,
@@ -120,6 +123,13 @@ impl From<Status> for Ended {
         if reason_of(&status) == Some(Reason::StaleIncarnation) {
             return Self::Superseded(text);
         }
+        if reason_of(&status) == Some(Reason::WorkerCertificate) {
+            return Self::Broken(format!("the coordinator refused this worker's certificate: {text}"));
+        }
+        // Over TLS the coordinator's refusal comes after the handshake, as the end of the first call.
+        if let Some(source) = std::error::Error::source(&status) {
+            return Self::Broken(with_sources(source));
+        }
         match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => {
                 Self::Broken(format!("the coordinator refused the join token: {text}"))
@@ -137,8 +147,8 @@ impl Link {
     /// Keeps the link up until `stop`. `Err`: a newer process has this worker's id.
     pub async fn run(self: Arc<Self>, services: Routes, stop: CancellationToken) -> Result<(), Error> {
         let (attached, attached_seen) = watch::channel(false);
-        let address = self.settings.coordinator.trim_start_matches("http://").to_owned();
-        let mut pool = DataPool::new(address, services, attached_seen, self.open.clone());
+        let dialer = self.settings.dialer.clone();
+        let mut pool = DataPool::new(dialer, services, attached_seen, self.open.clone());
         let mut backoff = Backoff::default();
         let mut last_reason = String::new();
         loop {
@@ -207,9 +217,7 @@ impl Link {
         attached: &watch::Sender<bool>,
     ) -> Result<Infallible, Ended> {
         let broken = |error: &dyn std::error::Error| Ended::Broken(with_sources(error));
-        let endpoint =
-            transport::endpoint(transport::uri_of(&self.settings.coordinator)).map_err(|e| broken(&e))?;
-        let channel = world::connect(&endpoint).await.map_err(|e| broken(&e))?;
+        let channel = self.settings.dialer.connect().await.map_err(|e| not_reached(&e))?;
         let (sender, receiver) = mpsc::channel(SEND_AHEAD);
         let mut request = Request::new(ReceiverStream::new(receiver));
         let bearer = format!("Bearer {}", self.settings.join_token);
@@ -318,6 +326,14 @@ impl Link {
             ..self.health.sample()
         }
     }
+}
+
+/// No connection came up. What is wrong with certificates is told with what to do about it.
+fn not_reached(error: &tonic::transport::Error) -> Ended {
+    Ended::Broken(match berth_net::error_in(error) {
+        Some(tls) => format!("{tls} ({})", tls.hint()),
+        None => with_sources(error),
+    })
 }
 
 /// An error with its causes: tonic's own text for a refused connection is "transport error".

@@ -11,7 +11,7 @@ use berth_proto::{
     Error, Reason, SessionId, convert,
     domain::{Backend, BackendChoice, Limits, Placement},
     spawn::spawn,
-    transport::{self, Arrival},
+    transport,
     v1::{
         self,
         coordinator_message::Message as Command,
@@ -19,9 +19,9 @@ use berth_proto::{
         worker_service_server::{WorkerService, WorkerServiceServer},
     },
 };
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -126,30 +126,23 @@ impl Script {
             incarnation: Mutex::new(0),
         });
         let stop = CancellationToken::new();
-        let (clients, incoming) = mpsc::channel::<std::io::Result<TcpStream>>(16);
-        let (accepting, stopped) = (inner.clone(), stop.clone());
-        spawn("script-accept", async move {
-            let mut arrivals = Box::pin(transport::accept(listener));
-            loop {
-                let stream = tokio::select! {
-                    () = stopped.cancelled() => return,
-                    stream = arrivals.next() => stream.unwrap(),
-                };
-                match transport::arrival(stream).await {
-                    Ok(Arrival::Client(stream)) => {
-                        let _ = clients.send(Ok(stream)).await;
-                    }
-                    Ok(Arrival::Data(stream, preface)) => {
-                        let (channel, _closed) = transport::channel_over(stream).await.unwrap();
-                        accepting.seen.send_modify(|seen| {
-                            seen.prefaces.push(preface);
-                            seen.data.push(channel);
-                        });
-                    }
-                    Err(_) => {}
+        let accepting = inner.clone();
+        let incoming = berth_net::listen(
+            listener,
+            None,
+            berth_net::Limits::default(),
+            stop.clone(),
+            move |stream, preface| {
+                let accepting = accepting.clone();
+                async move {
+                    let (channel, _closed) = transport::channel_over(stream).await.unwrap();
+                    accepting.seen.send_modify(|seen| {
+                        seen.prefaces.push(preface);
+                        seen.data.push(channel);
+                    });
                 }
-            }
-        });
+            },
+        );
         let service = WorkerServiceServer::from_arc(inner.clone());
         let stopped = stop.clone();
         spawn("script-serve", async move {

@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use berth_net::{Acceptor, Dialer, Files, Trust};
 use berth_proto::{
     Error, WorkerId,
     domain::{Backend, BackendChoice},
@@ -76,6 +77,14 @@ struct Served {
     canary: JoinHandle<()>,
     data_address: Option<SocketAddr>,
     data_token: Option<PathBuf>,
+}
+
+/// The worker's own listener, if it is to have one.
+struct OwnListener {
+    listener: TcpListener,
+    acceptor: Option<Arc<Acceptor>>,
+    token: String,
+    token_path: PathBuf,
 }
 
 struct Parts {
@@ -163,11 +172,18 @@ impl Worker {
         let offer = workspaces.offer(config.disk_margin_bytes).map_err(failed)?;
         let kind = workspaces.store().kind();
         let capacity = machine::capacity(&config.capacity, config.max_sessions, kind, offer);
+        let tls = config.tls.as_ref().map(|dir| Files::new(dir).for_worker(&id));
+        let dialer = Dialer::new(&config.coordinator, tls.as_ref().map(Trust::worker))?;
+        if let Some(files) = &tls {
+            own_certificate(files, &id)?;
+        }
         let listener = match config.data_listen {
             Some(address) => {
                 let bound = TcpListener::bind(address).await;
                 let bound = bound.map_err(|source| StartError::Listen { address, source })?;
-                Some((bound, state.data_token()?))
+                let acceptor = tls.as_ref().map(Acceptor::worker).transpose()?;
+                let (token, token_path) = state.data_token()?;
+                Some(OwnListener { listener: bound, acceptor, token, token_path })
             }
             None => None,
         };
@@ -183,7 +199,7 @@ impl Worker {
                 session_calls: config.session_calls.max(1),
                 task_defaults: config.task_defaults,
                 checkpoints: checkpoint::Source::new(
-                    config.coordinator.clone(),
+                    dialer.clone(),
                     config.join_token.clone(),
                     checkpoint::Staging {
                         dir: workspaces.staging().map_err(failed)?,
@@ -213,6 +229,7 @@ impl Worker {
         let link = Arc::new(Link {
             settings: link::Settings {
                 coordinator: config.coordinator.clone(),
+                dialer,
                 join_token: config.join_token.clone(),
                 worker: id.clone(),
                 labels: config.labels.clone(),
@@ -281,6 +298,22 @@ async fn open_workspaces(config: &Config) -> Result<Workspaces, StartError> {
     })
 }
 
+/// A certificate that is another worker's would be refused at each attach: better told at once.
+fn own_certificate(files: &Files, id: &WorkerId) -> Result<(), berth_net::Error> {
+    let path = files.worker().certificate;
+    let named = berth_net::facts_of(&path)?.worker;
+    if named.as_ref() == Some(id) {
+        return Ok(());
+    }
+    let whose = named.map_or("no worker".to_owned(), |named| format!("worker {named}"));
+    Err(berth_net::Error::Bad {
+        path,
+        what: format!(
+            "is the certificate of {whose}, and this is worker {id} (`berth tls worker {id}` makes its own)"
+        ),
+    })
+}
+
 impl Parts {
     /// Starts all that runs in the background.
     fn serve(
@@ -288,7 +321,7 @@ impl Parts {
         crash: &CancellationToken,
         stop: &CancellationToken,
         failure: watch::Sender<Option<Failure>>,
-        listener: Option<(TcpListener, (String, PathBuf))>,
+        own: Option<OwnListener>,
         health: Routes,
     ) -> Served {
         let route = SessionRoute::new(self.sessions.clone());
@@ -316,13 +349,13 @@ impl Parts {
                 failure.send_replace(Some(Failure(Arc::new(error))));
             }
         });
-        let Some((listener, (token, path))) = listener else {
+        let Some(OwnListener { listener, acceptor, token, token_path }) = own else {
             return Served { canary, data_address: None, data_token: None };
         };
         let data_address = listener.local_addr().ok();
         let services = data::guarded_services(&route, health, &token);
-        spawn("data-listener", data::listen(listener, services, stop.clone()));
-        Served { canary, data_address, data_token: Some(path) }
+        spawn("data-listener", data::listen(listener, acceptor, services, stop.clone()));
+        Served { canary, data_address, data_token: Some(token_path) }
     }
 
     /// Why the worker is not ready, if so.
