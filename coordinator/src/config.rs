@@ -22,6 +22,8 @@ pub struct Config {
     pub tls: Option<PathBuf>,
     /// How many connections there may be.
     pub connections: Limits,
+    /// Calls that may wait for an answer at once. A few more are taken of those that must get through.
+    pub calls: usize,
     /// Listen beyond loopback although there is no TLS.
     pub insecure_listen: bool,
     /// Where checkpoints are kept. `None`: `blobs` in the state directory.
@@ -59,6 +61,7 @@ impl Default for Config {
             templates: None,
             tls: None,
             connections: Limits::default(),
+            calls: 4096,
             insecure_listen: false,
             blobs: None,
             lease: fleet.lease,

@@ -281,9 +281,10 @@ async fn run(
     });
     let clients = listen(listener, acceptor, config.connections, shared.links.clone(), stopping.clone());
     let until = stopping.clone().cancelled_owned();
+    let room = rpc::Room::new(config.calls);
     let server = spawn_fallible("grpc server", async move {
         let incoming = ReceiverStream::new(clients);
-        rpc::server().add_routes(routes).serve_with_incoming_shutdown(incoming, until).await
+        rpc::server().layer(room).add_routes(routes).serve_with_incoming_shutdown(incoming, until).await
     });
     rpc::set_health(&health, true).await;
     tracing::info!(%addr, "the coordinator is ready");

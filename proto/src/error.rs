@@ -143,6 +143,8 @@ reasons! {
         "list sessions and workers, then watch anew without a token";
     StoreFailed = "STORE_FAILED": "The coordinator's store refused a write.",
         "look at the disk under the coordinator's state directory, and try again";
+    Overloaded = "OVERLOADED": "Too many calls wait for an answer.",
+        "try again in a moment; fewer at once get through sooner";
     ShuttingDown = "SHUTTING_DOWN": "The component is stopping.",
         "try again in a few seconds";
     Unsupported = "UNSUPPORTED": "Known, but not to be had here.",

@@ -39,6 +39,14 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams that one client connection may have open.
 pub const CLIENT_STREAMS: u32 = 128;
+/// Bytes of headers that one request may have: a token, and little more.
+pub const HEADERS_LIMIT: u32 = 16 << 10;
+/// Bytes of one frame. Larger ones would only hold up those of other streams.
+const FRAME_LIMIT: u32 = 16 << 10;
+/// Streams that a peer opened and reset before they were looked at: one more ends its connection (rapid reset).
+const RESETS_PENDING: usize = 20;
+/// Streams that we reset for what the peer did wrong: one more ends its connection.
+const RESETS_FOR_ERRORS: usize = 128;
 /// Streams on one data connection: every watched task of a worker is one.
 pub const DATA_STREAMS: u32 = 4096;
 /// What a data connection begins with. HTTP/2 begins with `PRI * HT`.
@@ -56,6 +64,10 @@ pub fn server(streams: u32) -> Server {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(connection_window(streams))
         .max_concurrent_streams(streams)
+        .http2_max_header_list_size(HEADERS_LIMIT)
+        .max_frame_size(FRAME_LIMIT)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING))
+        .http2_max_local_error_reset_streams(Some(RESETS_FOR_ERRORS))
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .tcp_nodelay(true)

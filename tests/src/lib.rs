@@ -224,6 +224,9 @@ impl Cluster {
             env.push(("GRPC_PORT".into(), "0".into()));
         }
         env.extend(self.setup.worker_env.iter().chain(&own).cloned());
+        if own.iter().any(|(name, value)| name == "BERTH_TLS_DIR" && value.is_empty()) {
+            env.retain(|(name, _)| name != "BERTH_TLS_DIR");
+        }
         let args = ["--ready-file".to_owned(), text(&ready)];
         let process = Process::spawn("worker", &args, &env, self.dir.path().join(format!("{id}.log")));
         WorkerProcess { id: id.to_owned(), state, env: own, ready, process, data_plane: None }

@@ -7,6 +7,7 @@ mod blob;
 mod checkpoint;
 mod data;
 mod guard;
+mod load;
 mod recovered;
 mod session;
 mod settled;
@@ -32,6 +33,7 @@ use tonic_health::{
 
 use guard::Access;
 pub use guard::Gate;
+pub use load::Room;
 
 use crate::{
     auth::Scope,
