@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["common", "session", "task", "file", "worker", "admin", "agent", "checkpoint"]
+    let files = ["common", "session", "task", "file", "worker", "admin", "agent", "checkpoint", "identity"]
         .map(|name| format!("berth/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=berth");
     let mut compiler = protox::Compiler::new(["."])?;
@@ -13,9 +13,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     // `bytes` fields share their buffer with the frame they came in: no copy on a hop.
     // These hold secrets: src/redact.rs says what of them may be shown.
-    let secret =
-        ["CreateSessionRequest", "PlaceSession", "TaskSpec", "ConfigureRequest", "Welcome", "DataPreface"]
-            .map(|name| format!(".berth.v1.{name}"));
+    let secret = [
+        "CreateSessionRequest",
+        "PlaceSession",
+        "TaskSpec",
+        "ConfigureRequest",
+        "Welcome",
+        "DataPreface",
+        "CreateTokenResponse",
+    ]
+    .map(|name| format!(".berth.v1.{name}"));
     tonic_prost_build::configure().bytes(".").skip_debug(secret).compile_fds(set)?;
     Ok(())
 }

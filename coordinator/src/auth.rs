@@ -1,6 +1,5 @@
-//! Who may call. Two tokens to begin with, made on first start: `admin` for clients and
-//! operators, `join` for workers. (Tenants, more scopes and TLS come with their own issue;
-//! they change [`Credentials`] and [`Keyring`], not the services.)
+//! The two tokens that a coordinator begins with, made on first start: `admin` for clients and
+//! operators, `join` for workers. All others are made through the API ([`crate::identity`]).
 //!
 //! Invariants: there is no default and no empty token; a token is in a file of mode 0600
 //! below a directory of mode 0700 and nowhere else of ours, what we compare are SHA-256
@@ -13,10 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_proto::{Code, Error, Reason};
 use sha2::{Digest as _, Sha256};
-
-use crate::tenant::Tenant;
 
 /// SHA-256 of a token.
 pub type Digest = [u8; 32];
@@ -39,23 +35,6 @@ pub fn same(a: &Digest, b: &Digest) -> bool {
 pub fn random_hex() -> String {
     let bytes: [u8; 32] = berth_proto::world::random_bytes();
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// What a call may do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Scope {
-    /// Sessions, tasks, files, and the fleet.
-    Admin,
-    /// To attach as a worker.
-    Join,
-}
-
-/// Who makes a call, as its token says. Nothing in the call itself can change it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Caller {
-    pub scope: Scope,
-    /// Whose sessions it makes. There is one client token yet, and so one tenant.
-    pub tenant: Tenant,
 }
 
 /// The tokens of this coordinator and where they are kept.
@@ -113,58 +92,6 @@ fn token(path: &Path) -> io::Result<String> {
     }
 }
 
-/// The hashes that calls are checked against.
-#[derive(Clone)]
-pub struct Keyring {
-    admin: Digest,
-    join: Digest,
-}
-
-impl Keyring {
-    pub fn new(credentials: &Credentials) -> Self {
-        Self {
-            admin: digest(credentials.admin_token.as_bytes()),
-            join: digest(credentials.join_token.as_bytes()),
-        }
-    }
-
-    /// Checks the `authorization` header of a call that needs `scope`. Whose it is.
-    pub fn check(&self, header: Option<&[u8]>, scope: Scope) -> Result<Caller, Error> {
-        let which = match scope {
-            Scope::Admin => "admin.token",
-            Scope::Join => "join.token",
-        };
-        let hint = format!("send `authorization: Bearer <token>`; it is in <state>/credentials/{which}");
-        let Some(header) = header else {
-            return Err(Error::new(Code::Unauthenticated, Reason::TokenMissing, "the call carries no token")
-                .hint(hint));
-        };
-        let token = header.split_at_checked(7).filter(|(kind, _)| kind.eq_ignore_ascii_case(b"bearer "));
-        let presented = digest(token.map_or(&[][..], |(_, token)| token.trim_ascii()));
-        let held = match (same(&presented, &self.admin), same(&presented, &self.join)) {
-            (true, _) => Scope::Admin,
-            (_, true) => Scope::Join,
-            (false, false) => {
-                return Err(Error::new(
-                    Code::Unauthenticated,
-                    Reason::TokenInvalid,
-                    "the token is not known here",
-                )
-                .hint(hint));
-            }
-        };
-        if held != scope {
-            return Err(Error::new(
-                Code::PermissionDenied,
-                Reason::TokenScope,
-                "the token is good, but not for this call",
-            )
-            .hint(hint));
-        }
-        Ok(Caller { scope: held, tenant: Tenant::default() })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,21 +109,5 @@ mod tests {
         assert_eq!(mode(first.admin_path.parent().unwrap()), 0o700);
         fs::write(&first.join_path, "").unwrap();
         assert_eq!(Credentials::load_or_make(dir.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
-    }
-
-    #[test]
-    fn a_token_opens_its_own_scope_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let credentials = Credentials::load_or_make(dir.path()).unwrap();
-        let keyring = Keyring::new(&credentials);
-        let check = |token: &str, scope| keyring.check(Some(format!("Bearer {token}").as_bytes()), scope);
-        let caller = check(&credentials.admin_token, Scope::Admin).unwrap();
-        assert_eq!((caller.scope, caller.tenant.as_str()), (Scope::Admin, "default"));
-        assert!(check(&credentials.join_token, Scope::Join).is_ok());
-        assert_eq!(check(&credentials.join_token, Scope::Admin).unwrap_err().reason(), Reason::TokenScope);
-        assert_eq!(check("berth_", Scope::Admin).unwrap_err().reason(), Reason::TokenInvalid);
-        assert_eq!(check("", Scope::Admin).unwrap_err().reason(), Reason::TokenInvalid);
-        assert_eq!(keyring.check(Some(b"x"), Scope::Admin).unwrap_err().reason(), Reason::TokenInvalid);
-        assert_eq!(keyring.check(None, Scope::Join).unwrap_err().reason(), Reason::TokenMissing);
     }
 }

@@ -4,7 +4,8 @@
 //! rpc ──▶ driver ──▶ fleet (pure: events in, effects out) ──▶ placement (pure)
 //!  │         │
 //!  │         └─────▶ store (SQLite behind a trait)
-//!  └──▶ view, links, events: what the driver publishes, read without asking it
+//!  ├──▶ view, links, events: what the driver publishes, read without asking it
+//!  └──▶ identity: whose call it is
 //! ```
 //!
 //! A control call becomes an event for the [`driver`], which owns the [`fleet`]; a data call
@@ -16,6 +17,7 @@ pub mod checkpoints;
 mod config;
 pub mod driver;
 pub mod fleet;
+pub mod identity;
 mod listener;
 pub mod placement;
 mod port_owner;
@@ -23,6 +25,7 @@ pub mod restore;
 mod rpc;
 mod start;
 pub mod store;
+pub mod streams;
 pub mod templates;
 pub mod tenant;
 #[cfg(test)]

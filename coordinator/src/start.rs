@@ -16,13 +16,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::server::HealthReporter;
 
 use crate::{
-    auth::{Credentials, Keyring, random_hex},
+    auth::{Credentials, random_hex},
     checkpoints::{
         Blobs, Catalog, Checkpoints, Claim, Location, keep_parking, keep_policies, sweep_for_ever,
     },
     config::{Config, Problem, StartError},
     driver::{Clock, Driver, Events, Handle, Links, Shared, View, WelcomeTerms},
     fleet::Fleet,
+    identity::Identity,
     listener::listen,
     port_owner::port_owner,
     restore::StateDir,
@@ -234,7 +235,8 @@ async fn run(
         store: store.clone(),
     };
     let clock = Clock::start();
-    let loaded = store.load().await.map_err(failed)?;
+    let mut loaded = store.load().await.map_err(failed)?;
+    let identity = Identity::new(&credentials, store.clone(), std::mem::take(&mut loaded.tokens));
     tracing::info!(sessions = loaded.sessions.len(), workers = loaded.workers.len(), "the store is loaded");
     let (fleet, effects) = Fleet::restore(config.fleet(), world::random_u64(), loaded, clock.now());
     let welcome = WelcomeTerms {
@@ -251,13 +253,15 @@ async fn run(
         shared: shared.clone(),
         driver: handle.clone(),
         checkpoints: checkpoints.clone(),
+        identity: identity.clone(),
+        streams: Arc::default(),
         restore_timeout: config.fleet().restore_timeout,
         templates: Arc::new(templates),
         start_timeout: config.start_timeout,
         started_at: world::now(),
         stopping: stopping.clone(),
     };
-    let gate = Gate::new(Keyring::new(&credentials));
+    let gate = Gate::new(identity);
     let health = HealthReporter::new();
     let routes = rpc::routes(&context, &gate, &health).map_err(|error| {
         StartError::one(Problem::new(

@@ -1,6 +1,10 @@
 //! Whose a session is. Places are shared out between tenants, so nobody may choose one for himself: it comes with the
-//! token of the call, and not with its words. (There is one client token as yet, and so one tenant, `default`; tokens
-//! of tenants come with their own issue.)
+//! token of the call, and not with its words. (The tokens in the coordinator's credential files are of the tenant
+//! `default`.)
+//!
+//! And who may see it. Every look-up of something that is a tenant's takes a [`Sight`], down to the fleet, the view and the
+//! catalog of checkpoints: what is another's is not found there, and so no handler can forget to look. (Rejected: a check in
+//! each handler behind a look-up that finds everything. It holds until the first new handler.)
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -17,9 +21,34 @@ impl Tenant {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A request id as it is kept: two tenants may draw the same. A tenant's name has no slash, so none can be written that
+    /// is another's.
+    pub fn scoped(&self, request_id: &str) -> String {
+        format!("{self}/{request_id}")
+    }
 }
 
-/// The tenant of whoever has the one client token.
+/// Whose things a look-up finds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sight {
+    /// Everybody's: an operator's, and the coordinator's own when it minds its business.
+    All,
+    /// One tenant's.
+    Of(Tenant),
+}
+
+impl Sight {
+    /// Whether what is this tenant's is found.
+    pub fn covers(&self, tenant: &Tenant) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(own) => own == tenant,
+        }
+    }
+}
+
+/// The tenant of the tokens in the credential files.
 impl Default for Tenant {
     fn default() -> Self {
         Self("default".into())

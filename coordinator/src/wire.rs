@@ -126,19 +126,23 @@ fn ending(ending: &Ending) -> v1::EndSession {
 pub fn command(
     command: &Command,
     terms: &WelcomeTerms,
-    data_token: impl FnOnce() -> String,
+    secrets: impl FnOnce() -> (String, String),
 ) -> v1::coordinator_message::Message {
     use v1::coordinator_message::Message;
     match command {
-        Command::Welcome { incarnation, end } => Message::Welcome(v1::Welcome {
-            incarnation: incarnation.0,
-            lease: Some(duration_out(terms.lease)),
-            heartbeat_interval: Some(duration_out(terms.heartbeat)),
-            data_token: data_token(),
-            data_connections: terms.data_connections,
-            end: end.iter().map(ending).collect(),
-            templates: terms.templates.clone(),
-        }),
+        Command::Welcome { incarnation, end } => {
+            let (data_token, credential) = secrets();
+            Message::Welcome(v1::Welcome {
+                incarnation: incarnation.0,
+                lease: Some(duration_out(terms.lease)),
+                heartbeat_interval: Some(duration_out(terms.heartbeat)),
+                data_token,
+                data_connections: terms.data_connections,
+                end: end.iter().map(ending).collect(),
+                templates: terms.templates.clone(),
+                credential,
+            })
+        }
         Command::LeaseRenewed { sequence } => {
             Message::Lease(v1::LeaseRenewed { sequence: *sequence, lease: Some(duration_out(terms.lease)) })
         }

@@ -131,6 +131,22 @@ reasons! {
         "look the session up again: it has been placed anew";
     StaleIncarnation = "STALE_INCARNATION": "A newer process has registered under this worker id.",
         "two workers must not share a WORKER_ID";
+    TokenNotFound = "TOKEN_NOT_FOUND": "No such token.",
+        "`berth token list --all` lists them";
+    TokenRevoked = "TOKEN_REVOKED": "The token was revoked.",
+        "ask the operator for a new token (`berth token create`)";
+    TokenExpired = "TOKEN_EXPIRED": "The token's time is over.",
+        "ask the operator for a new token (`berth token create`)";
+    TokenUsedUp = "TOKEN_USED_UP": "As many workers as the token is for have registered with it.",
+        "make another: `berth token create --scope worker --uses 1`";
+    WorkerIdBound = "WORKER_ID_BOUND": "The worker id belongs to another credential.",
+        "give the worker another WORKER_ID, or revoke the credential that has this one (`berth token list`)";
+    TooManyTokens = "TOO_MANY_TOKENS": "There are as many tokens or tenants as the coordinator keeps.",
+        "revoke tokens that nobody needs";
+    TenantNotFound = "TENANT_NOT_FOUND": "No such tenant.",
+        "`berth tenant list` lists them";
+    QuotaExceeded = "QUOTA_EXCEEDED": "The tenant has as much as its quota allows.",
+        "end sessions, or ask the operator for more (`berth tenant set`)";
     TokenMissing = "TOKEN_MISSING": "The call carries no token.",
         "send `authorization: Bearer <token>`; tokens are in <state>/credentials";
     TokenInvalid = "TOKEN_INVALID": "The token is not known, or is over.",

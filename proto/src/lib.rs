@@ -30,4 +30,4 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub use error::{Code, Error, Reason};
-pub use ids::{Epoch, Incarnation, SessionId, TaskId, WorkerId};
+pub use ids::{Epoch, Incarnation, SessionId, TaskId, TokenId, WorkerId};

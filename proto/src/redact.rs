@@ -63,8 +63,10 @@ debug!(v1::CreateSessionRequest: request_id template limits labels ttl idle_time
 debug!(v1::PlaceSession: session_id epoch template limits expires_at expires_in idle_timeout
     task_defaults start_timeout created_at; Names: env);
 debug!(v1::ConfigureRequest: session_id epoch task_defaults ttl_left idle_timeout; Names: env);
-debug!(v1::Welcome: incarnation lease heartbeat_interval data_connections end templates; Token: data_token);
+debug!(v1::Welcome: incarnation lease heartbeat_interval data_connections end templates; Token: data_token
+    credential);
 debug!(v1::DataPreface: worker_id incarnation; Token: data_token);
+debug!(v1::CreateTokenResponse: token; Token: value);
 
 /// Not a secret, but its message is on the list, and prost takes that for both.
 impl fmt::Debug for v1::task_spec::Program {
@@ -140,6 +142,8 @@ mod tests {
     #[test]
     fn a_token_is_never_shown() {
         hidden(v1::Welcome { data_token: SECRET.into(), ..Default::default() }, "data_token");
+        hidden(v1::Welcome { credential: SECRET.into(), ..Default::default() }, "credential");
+        hidden(v1::CreateTokenResponse { value: SECRET.into(), ..Default::default() }, "value");
         hidden(v1::DataPreface { data_token: SECRET.into(), ..Default::default() }, "data_token");
     }
 }

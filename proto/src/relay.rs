@@ -13,7 +13,7 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use tokio::sync::oneshot;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
+use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
 
 use crate::{
     error::{Error, Reason, reason_of},
@@ -43,12 +43,13 @@ pub type Guard = Option<Box<dyn std::any::Any + Send + Sync>>;
 
 /// What one hop adds to a data-plane call.
 pub trait Route: Send + Sync + 'static {
-    /// Decides whether this call may go on, and where to. `call` names the method, e.g. `Run`.
+    /// Decides whether this call may go on, and where to. `call` names the method, e.g. `Run`; in `extensions` is what
+    /// this hop's own layers know of the call, e.g. whose it is.
     fn route(
         &self,
         session: SessionId,
         call: &'static str,
-        metadata: &MetadataMap,
+        extensions: &Extensions,
     ) -> impl Future<Output = Result<Hop, Error>> + Send;
 
     /// What to answer when the session can't be reached although it should be there.
@@ -65,9 +66,9 @@ impl<R: Route> Relay<R> {
         Self { route }
     }
 
-    async fn hop(&self, session: &str, call: &'static str, metadata: &MetadataMap) -> Result<Hop, Status> {
+    async fn hop(&self, session: &str, call: &'static str, extensions: &Extensions) -> Result<Hop, Status> {
         let session: SessionId = session.parse()?;
-        Ok(self.route.route(session, call, metadata).await?)
+        Ok(self.route.route(session, call, extensions).await?)
     }
 
     /// A status of the next hop goes through as it is; a broken connection gets our words.
@@ -141,8 +142,8 @@ macro_rules! unary {
             Self: 'b,
         {
             Box::pin(async move {
-                let (metadata, _, message) = request.into_parts();
-                let hop = self.hop(&message.session_id, $call, &metadata).await?;
+                let (metadata, extensions, message) = request.into_parts();
+                let hop = self.hop(&message.session_id, $call, &extensions).await?;
                 let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
                 let call = async {
                     let answer = client.$method(passed_on(&metadata, message)).await;
@@ -162,8 +163,8 @@ macro_rules! streaming {
             Self: 'b,
         {
             Box::pin(async move {
-                let (metadata, _, message) = request.into_parts();
-                let hop = self.hop(&message.session_id, $call, &metadata).await?;
+                let (metadata, extensions, message) = request.into_parts();
+                let hop = self.hop(&message.session_id, $call, &extensions).await?;
                 let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
                 let response = client
                     .$method(passed_on(&metadata, message))
@@ -213,13 +214,13 @@ impl<R: Route> FileService for Relay<R> {
         &self,
         request: Request<Streaming<v1::WriteRequest>>,
     ) -> Result<Response<v1::FileInfo>, Status> {
-        let (metadata, _, mut incoming) = request.into_parts();
+        let (metadata, extensions, mut incoming) = request.into_parts();
         let first =
             incoming.message().await?.ok_or_else(|| Error::invalid("header", "the stream was empty"))?;
         let Some(v1::write_request::Part::Header(header)) = &first.part else {
             return Err(Error::invalid("header", "must come first").into());
         };
-        let hop = self.hop(&header.session_id, "Write", &metadata).await?;
+        let hop = self.hop(&header.session_id, "Write", &extensions).await?;
         let (failed, broken) = oneshot::channel();
         let body = Upload { first: Some(first), incoming, failed: Some(failed) };
         let mut client = FileServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);

@@ -24,7 +24,7 @@ use crate::{sandbox::fake, workspace::store};
 pub struct Config {
     /// `host:port` of the coordinator.
     pub coordinator: String,
-    /// Presented with each attach. Never logged.
+    /// What it registers with. May be empty where it has a credential of its own. Never logged.
     pub join_token: String,
     /// `None`: a unique id that is stored in the state directory.
     pub worker_id: Option<WorkerId>,
@@ -120,7 +120,7 @@ impl Config {
     /// What of it can't be, before anything is touched.
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let wrong = |what, hint| Err(StartError::Config { what, hint });
-        if self.join_token.is_empty() {
+        if self.join_token.is_empty() && !crate::credential::is_in(&self.state_dir) {
             return wrong(
                 "no join token was given",
                 "`berth token show --value join` on the coordinator's machine prints it: BERTH_JOIN_TOKEN_FILE",

@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`config`] | what it is told |
+//! | [`credential`] | what it shows to the coordinator |
 //! | [`worker`] | start, status, shutdown |
 //! | [`link`] | to the coordinator: attach, heartbeats, reports, data connections |
 //! | [`sessions`] | the sessions it holds |
@@ -17,6 +18,7 @@
 pub mod backends;
 pub mod checkpoint;
 pub mod config;
+pub mod credential;
 pub mod health;
 pub mod link;
 pub mod sandbox;

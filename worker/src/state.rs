@@ -6,6 +6,7 @@
 //! | `lock` | held by the process that uses the directory; its pid is in it, for messages |
 //! | `worker_id` | the worker's id where none was configured |
 //! | `instance` | random; marks everything that this worker's backends make |
+//! | `credential` | 0600; what the coordinator gave it, if it registered with a token that is used up ([`crate::credential`]) |
 //! | `data_token` | 0600; the bearer token of the optional data-plane listener |
 //! | `sessions/` | unless BASE_WORKSPACE is elsewhere |
 //! | `quarantine/` | session directories whose record can't be read: kept for people |

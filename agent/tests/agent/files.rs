@@ -214,7 +214,7 @@ impl berth_proto::relay::Route for OneHop {
         &self,
         _: berth_proto::SessionId,
         _: &'static str,
-        _: &tonic::metadata::MetadataMap,
+        _: &tonic::Extensions,
     ) -> Result<berth_proto::relay::Hop, berth_proto::Error> {
         Ok(berth_proto::relay::Hop { channel: self.0.clone(), guard: None, over: None })
     }

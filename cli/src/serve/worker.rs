@@ -271,6 +271,10 @@ impl WorkerArgs {
                 }
             }
         }
+        // It has registered before, and has a credential of its own.
+        if berth_worker::credential::is_in(&self.state_dir()?) {
+            return Ok(String::new());
+        }
         Err(Failure::new("this worker has no token to register with")
             .hint("the coordinator keeps it in <state>/credentials/join.token: `berth token show`")
             .hint(

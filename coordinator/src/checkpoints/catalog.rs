@@ -25,6 +25,7 @@ use super::steady::Steady;
 use crate::{
     fleet::{Kept, Spec},
     store::{StoreError, file, micros, spec_in, spec_out, time},
+    tenant::Sight,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./catalog");
@@ -63,6 +64,8 @@ pub struct Catalog {
 type Row = (Vec<u8>, String, String, Vec<u8>, i64, Option<i64>, bool);
 /// Its time is not over; the sweep may not have seen it yet.
 const VALID: &str = "(expires_at IS NULL OR expires_at > ?2)";
+/// Whose it must be, if anybody's.
+const SEEN: &str = "(?3 IS NULL OR tenant = ?3)";
 const COLUMNS: &str = "shown, session_id, spec, root, created_at, expires_at, held";
 
 impl Catalog {
@@ -142,33 +145,37 @@ impl Catalog {
         file::end(&mut connection, lost).await
     }
 
-    pub async fn get(&self, id: &str) -> Result<Option<Record>, StoreError> {
+    /// The checkpoint of this id, if this sight covers it.
+    pub async fn get(&self, by: &Sight, id: &str) -> Result<Option<Record>, StoreError> {
         let mut connection = self.connection.lock().await;
-        let sql = format!("SELECT {COLUMNS} FROM checkpoints WHERE id = ?1 AND {VALID}");
+        let sql = format!("SELECT {COLUMNS} FROM checkpoints WHERE id = ?1 AND {VALID} AND {SEEN}");
         let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(id)
             .bind(micros(self.now()))
+            .bind(tenant(by))
             .fetch_optional(&mut *connection)
             .await?;
         row.map(record).transpose()
     }
 
-    /// Newest first, older than `before`. Ids grow with time.
+    /// Newest first, older than `before`, of those that this sight covers. Ids grow with time.
     pub async fn list(
         &self,
+        by: &Sight,
         session: Option<SessionId>,
         before: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Record>, StoreError> {
         let mut connection = self.connection.lock().await;
         let sql = format!(
-            "SELECT {COLUMNS} FROM checkpoints WHERE id < ?1 AND {VALID} AND (?3 IS NULL OR session_id = ?3)
-             ORDER BY id DESC LIMIT ?4"
+            "SELECT {COLUMNS} FROM checkpoints WHERE id < ?1 AND {VALID} AND {SEEN}
+             AND (?4 IS NULL OR session_id = ?4) ORDER BY id DESC LIMIT ?5"
         );
         let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             // Behind every id, `g` comes after the last hex digit.
             .bind(before.unwrap_or("g"))
             .bind(micros(self.now()))
+            .bind(tenant(by))
             .bind(session.map(|id| id.to_string()))
             .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .fetch_all(&mut *connection)
@@ -272,8 +279,8 @@ async fn insert(
     pieces: &BTreeSet<Digest>,
 ) -> Result<Option<Digest>, StoreError> {
     sqlx::query(
-        "INSERT INTO checkpoints (id, shown, session_id, spec, root, created_at, expires_at, held, number)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
+        "INSERT INTO checkpoints (id, shown, session_id, spec, root, created_at, expires_at, held, tenant, number)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
                  (SELECT coalesce(max(number), 0) + 1 FROM checkpoints WHERE session_id = ?3))",
     )
     .bind(&record.shown.id)
@@ -284,6 +291,7 @@ async fn insert(
     .bind(micros(record.created_at))
     .bind(record.expires_at.map(micros))
     .bind(record.held)
+    .bind(record.spec.tenant.as_str())
     .execute(&mut *tx)
     .await?;
     for digest in pieces {
@@ -299,6 +307,13 @@ async fn insert(
     Ok(None)
 }
 
+fn tenant(by: &Sight) -> Option<&str> {
+    match by {
+        Sight::All => None,
+        Sight::Of(tenant) => Some(tenant.as_str()),
+    }
+}
+
 fn digest_in(bytes: &[u8]) -> Result<Digest, StoreError> {
     Digest::from_wire(bytes).map_err(|e| StoreError::Damaged(format!("the catalog: {e}")))
 }
@@ -307,10 +322,13 @@ fn record((shown, session, spec, root, created_at, expires_at, held): Row) -> Re
     let damaged = |what: &str, error: &dyn std::fmt::Display| {
         StoreError::Damaged(format!("the catalog: {what}: {error}"))
     };
+    let spec = spec_in(&spec)?;
+    let shown = v1::Checkpoint::decode(&shown[..]).map_err(|e| damaged("a checkpoint", &e))?;
     Ok(Record {
-        shown: v1::Checkpoint::decode(&shown[..]).map_err(|e| damaged("a checkpoint", &e))?,
+        // One of before that was told does not say it itself.
+        shown: v1::Checkpoint { tenant: spec.tenant.to_string(), ..shown },
         session: session.parse().map_err(|e: berth_proto::Error| damaged("a session's id", &e))?,
-        spec: spec_in(&spec)?,
+        spec,
         root: digest_in(&root)?,
         created_at: time(created_at),
         expires_at: expires_at.map(time),

@@ -20,7 +20,10 @@ use berth_proto::{
 use tokio::time::Instant;
 
 use super::{Checkpoints, Parting, Wanted};
-use crate::fleet::{Event, Scheduling, Session, Worker};
+use crate::{
+    fleet::{Event, Scheduling, Session, Worker},
+    tenant::Sight,
+};
 
 /// So long before the deadline nothing is waited for any more: what runs would be ended anyway. A worker that stops
 /// may have less than that in all: then it is half of that.
@@ -202,7 +205,9 @@ impl Checkpoints {
                     match step.then {
                         Then::Stay => return,
                         Then::Move => Event::Move { session: id, epoch },
-                        Then::End => Event::Delete { session: id, reason: EndReason::Drained },
+                        Then::End => {
+                            Event::Delete { by: Sight::All, session: id, reason: EndReason::Drained }
+                        }
                     }
                 }
                 // No failure: it is not its time yet.
@@ -218,7 +223,7 @@ impl Checkpoints {
 
     async fn take_for_drain(&self, session: &Session, parting: Option<Parting>) -> Result<(), Error> {
         let wanted = Wanted::by_policy(v1::CheckpointCause::Drain, &session.spec.checkpoints);
-        self.take(session.id, Wanted { parting, ..wanted }).await.map(drop)
+        self.take(&Sight::All, session.id, Wanted { parting, ..wanted }).await.map(drop)
     }
 }
 

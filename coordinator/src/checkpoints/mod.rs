@@ -46,6 +46,7 @@ use crate::{
     driver::{CallError, Handle, Shared},
     fleet::{Event, Gone, Kept, Session, no_session, not_ready, session_ended, session_parked},
     store::{self, StoreError},
+    tenant::Sight,
 };
 
 /// How often the store is asked to note a session's checkpoint ...
@@ -115,12 +116,12 @@ impl Checkpoints {
     }
 
     /// Takes a checkpoint, and returns when it is kept.
-    pub async fn take(&self, id: SessionId, wanted: Wanted) -> Result<Record, Error> {
-        let session = self.live(&id)?;
+    pub async fn take(&self, by: &Sight, id: SessionId, wanted: Wanted) -> Result<Record, Error> {
+        let session = self.live(by, &id)?;
         // One at a time of a session; the others wait.
         let turn = self.turn(id);
         let _turn = turn.lock().await;
-        let session = self.live(&session.id)?;
+        let session = self.live(by, &session.id)?;
         // Before any task stands still for it.
         self.ours().await?;
         let _slot = self.slots.acquire().await.map_err(|_| stopping())?;
@@ -177,8 +178,8 @@ impl Checkpoints {
         self.turn(id).try_lock().is_err()
     }
 
-    fn live(&self, id: &SessionId) -> Result<Arc<Session>, Error> {
-        let session = self.shared.view.session(id).ok_or_else(|| no_session(id))?;
+    fn live(&self, by: &Sight, id: &SessionId) -> Result<Arc<Session>, Error> {
+        let session = self.shared.view.session(by, id).ok_or_else(|| no_session(id))?;
         match session.state {
             SessionState::Ready | SessionState::Paused => Ok(session),
             SessionState::Pending | SessionState::Placed => Err(not_ready()),
@@ -233,9 +234,14 @@ impl Checkpoints {
 
     /// Forgets a checkpoint; nobody shall be restored from it any more: a session of which it is the newest goes to the
     /// next older one. Refused for one that a parked session needs.
-    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+    pub async fn delete(&self, by: &Sight, id: &str) -> Result<(), Error> {
         // One after the other: what is named as the next older one must not go before that is known.
         let _alone = self.forgetting.lock().await;
+        // Of one that is gone something may still be left to do; of another's nothing.
+        let seen = || async { world::on_thread(self.catalog.get(by, id)).await.map_err(unkept) };
+        if *by != Sight::All && seen().await?.is_none() {
+            return Ok(());
+        }
         self.gone(id, None, None).await?;
         world::on_thread(self.catalog.delete(id)).await.map(drop).map_err(unkept)
     }
@@ -258,7 +264,7 @@ impl Checkpoints {
         let names = |kept: &Kept| kept.from.root == digest.0 || broken.contains(&kept.from.checkpoint);
         let live = |s: &Session| s.state != SessionState::Ended && s.checkpoint.as_ref().is_some_and(names);
         let mut told = BTreeSet::new();
-        for session in self.shared.view.list(None, usize::MAX, live) {
+        for session in self.shared.view.list(&Sight::All, None, usize::MAX, live) {
             let Some(kept) = &session.checkpoint else { continue };
             if told.insert(kept.from.checkpoint.clone()) {
                 self.gone(&kept.from.checkpoint, Some(session.id), Some(why.to_owned())).await?;
@@ -345,6 +351,7 @@ fn record(
         frozen_for: taken.frozen_for,
         skipped: taken.skipped,
         expires_at: shown_until.map(time_out),
+        tenant: session.spec.tenant.to_string(),
     };
     let held = wanted.cause == v1::CheckpointCause::Parked;
     let spec = (*session.spec).clone();

@@ -17,7 +17,10 @@ use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{Checkpoints, Parting, Wanted};
-use crate::fleet::{Event, Liveness, Scheduling, Session, Worker};
+use crate::{
+    fleet::{Event, Liveness, Scheduling, Session, Worker},
+    tenant::Sight,
+};
 
 const EVERY: Duration = Duration::from_millis(500);
 /// An attempt that failed is made again after this ...
@@ -159,7 +162,7 @@ pub async fn keep_parking(checkpoints: Arc<Checkpoints>, ttl: Option<Duration>) 
 impl Keeper {
     fn look(&mut self) {
         let view = &self.checkpoints.shared.view;
-        let paused = view.list(None, usize::MAX, |s| s.state == SessionState::Paused);
+        let paused = view.list(&Sight::All, None, usize::MAX, |s| s.state == SessionState::Paused);
         let mut candidates = Vec::new();
         let mut seen = BTreeMap::new();
         for session in &paused {
@@ -283,7 +286,7 @@ impl Checkpoints {
             freeze_limit: FREEZE_LIMIT,
             parting: Some(Parting { settle, anyway: false }),
         };
-        let record = self.take(session.id, wanted).await?;
+        let record = self.take(&Sight::All, session.id, wanted).await?;
         let (session, epoch, checkpoint) = (session.id, session.epoch, record.shown.id);
         Ok(self.driver.call(Event::Park { session, epoch, attempt, checkpoint, why }).await?)
     }

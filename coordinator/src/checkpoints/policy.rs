@@ -10,7 +10,10 @@ use berth_proto::{SessionId, domain::SessionState, spawn::spawn, v1, world};
 use tokio::time::Instant;
 
 use super::{Checkpoints, Record, Wanted, drain::Drains};
-use crate::fleet::{Event, Session};
+use crate::{
+    fleet::{Event, Session},
+    tenant::Sight,
+};
 
 const EVERY: Duration = Duration::from_millis(500);
 
@@ -23,7 +26,7 @@ pub async fn keep_policies(checkpoints: Arc<Checkpoints>) {
         tokio::time::sleep(EVERY).await;
         let up = |s: &Session| matches!(s.state, SessionState::Ready | SessionState::Paused);
         let mut still = HashMap::new();
-        for session in checkpoints.shared.view.list(None, usize::MAX, up) {
+        for session in checkpoints.shared.view.list(&Sight::All, None, usize::MAX, up) {
             let now = Instant::now();
             let known = next.get(&session.id).copied();
             if drains.look(&checkpoints, &session) {
@@ -53,7 +56,7 @@ impl Checkpoints {
         let checkpoints = self.clone();
         spawn("checkpoint by policy", async move {
             let wanted = Wanted::by_policy(cause, &session.spec.checkpoints);
-            if let Err(error) = checkpoints.take(session.id, wanted).await {
+            if let Err(error) = checkpoints.take(&Sight::All, session.id, wanted).await {
                 tracing::warn!(session.id = %session.id, cause = cause.as_str_name(), error = error.message(),
                     "a checkpoint by policy failed");
                 let why = error.message().to_owned();
@@ -70,11 +73,11 @@ impl Checkpoints {
         let listed = world::on_thread(self.catalog.of_session(session.id)).await.unwrap_or_default();
         let asked = v1::CheckpointCause::Requested;
         let automatic = |record: &&Record| record.shown.cause() != asked && !record.held;
-        let now = self.shared.view.session(&session.id);
+        let now = self.shared.view.session(&Sight::All, &session.id);
         let named = now.and_then(|now| Some(now.checkpoint.as_ref()?.from.checkpoint.clone()));
         let unnamed = |record: &&Record| named.as_ref() != Some(&record.shown.id);
         for record in listed.iter().filter(automatic).skip(keep).filter(unnamed) {
-            if let Err(error) = self.delete(&record.shown.id).await {
+            if let Err(error) = self.delete(&Sight::All, &record.shown.id).await {
                 tracing::warn!(?error, checkpoint.id = record.shown.id, "an old checkpoint stays");
             }
         }

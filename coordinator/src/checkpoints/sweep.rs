@@ -8,7 +8,7 @@ use berth_proto::world;
 use futures::TryStreamExt;
 
 use super::{Checkpoints, Claim};
-use crate::fleet::Session;
+use crate::{fleet::Session, tenant::Sight};
 
 const EVERY: Duration = Duration::from_secs(60);
 /// Longer than any checkpoint may take.
@@ -48,13 +48,13 @@ impl Checkpoints {
     pub async fn hold_what_is_needed(&self) -> Result<(), berth_proto::Error> {
         // Held first, and then asked who needs it: what is held meanwhile is not in this list.
         let held = world::on_thread(self.catalog.held()).await.map_err(super::unkept)?;
-        let parked = self.shared.view.list(None, usize::MAX, |s| s.comes_from_park());
+        let parked = self.shared.view.list(&Sight::All, None, usize::MAX, |s| s.comes_from_park());
         for kept in parked.iter().filter_map(|session| session.checkpoint.as_ref()) {
             let id = &kept.from.checkpoint;
             if held.iter().any(|record| record.shown.id == *id) {
                 continue;
             }
-            match world::on_thread(self.catalog.get(id)).await.map_err(super::unkept)? {
+            match world::on_thread(self.catalog.get(&Sight::All, id)).await.map_err(super::unkept)? {
                 Some(record) => {
                     world::on_thread(self.catalog.hold(&record, None)).await.map_err(super::unkept)?;
                 }
@@ -63,7 +63,8 @@ impl Checkpoints {
         }
         for record in held {
             let needs = |s: &Session| s.parking.is_some() || s.needs(&record.shown.id);
-            if !self.shared.view.session(&record.session).is_some_and(|session| needs(&session)) {
+            let session = self.shared.view.session(&Sight::All, &record.session);
+            if !session.is_some_and(|session| needs(&session)) {
                 let keep = record.spec.checkpoints.keep_for;
                 world::on_thread(self.catalog.hold(&record, Some(keep))).await.map_err(super::unkept)?;
             }
@@ -77,7 +78,7 @@ impl Checkpoints {
         world::on_thread(self.catalog.note_time()).await.map_err(super::unkept)?;
         for id in world::on_thread(self.catalog.expired()).await.map_err(super::unkept)? {
             tracing::info!(checkpoint.id = id, "a checkpoint's time is over");
-            if let Err(error) = self.delete(&id).await {
+            if let Err(error) = self.delete(&Sight::All, &id).await {
                 tracing::warn!(?error, checkpoint.id = id, "a checkpoint whose time is over stays for now");
             }
         }

@@ -17,6 +17,7 @@ use crate::{
     driver::{Clock, Driver, Events, WelcomeTerms},
     fleet::{Fleet, FleetConfig, Spec},
     store::{Batch, Store, memory::MemoryStore},
+    tenant::Sight,
 };
 
 const HOUR: u64 = 3600;
@@ -143,7 +144,7 @@ impl Desk {
 
     /// What the session would be restored from.
     fn named(&self) -> Option<String> {
-        let session = self.checkpoints.shared.view.session(&self.session).expect("it is there");
+        let session = self.checkpoints.shared.view.session(&Sight::All, &self.session).expect("it is there");
         session.checkpoint.as_ref().map(|kept| kept.from.checkpoint.clone())
     }
 
@@ -174,7 +175,10 @@ async fn a_checkpoint_goes_when_its_time_is_over_and_its_pieces_an_hour_after_th
     assert_eq!(desk.checkpoints.sweep(GRACE).await.unwrap(), 0);
     assert_eq!(desk.ids().await, ["new", "old"]);
     desk.at(100);
-    assert!(desk.checkpoints.catalog.get("new").await.unwrap().is_none(), "over, although nobody has swept");
+    assert!(
+        desk.checkpoints.catalog.get(&Sight::All, "new").await.unwrap().is_none(),
+        "over, although nobody has swept"
+    );
     assert_eq!(desk.checkpoints.sweep(GRACE).await.unwrap(), 0);
     assert_eq!((desk.ids().await, desk.named().as_deref()), (vec!["old".to_owned()], Some("old")));
     assert_eq!(desk.there(&["a", "b", "shared"]).await, ["a", "b", "shared"]);
@@ -184,7 +188,7 @@ async fn a_checkpoint_goes_when_its_time_is_over_and_its_pieces_an_hour_after_th
     desk.at(1000 * HOUR);
     assert_eq!(desk.checkpoints.sweep(GRACE).await.unwrap(), 0);
     assert_eq!(desk.there(&["a", "b", "shared"]).await, ["a", "shared"], "one is kept until it is removed");
-    desk.checkpoints.delete("old").await.unwrap();
+    desk.checkpoints.delete(&Sight::All, "old").await.unwrap();
     assert_eq!((desk.checkpoints.sweep(GRACE).await.unwrap(), desk.named()), (2, None));
 }
 
@@ -201,7 +205,7 @@ async fn a_piece_that_is_counted_on_stays_for_an_hour_more() {
     desk.keep("late", &["x"], None, ASKED).await;
     desk.at(9 * HOUR);
     assert_eq!(desk.checkpoints.sweep(GRACE).await.unwrap(), 0);
-    desk.checkpoints.delete("late").await.unwrap();
+    desk.checkpoints.delete(&Sight::All, "late").await.unwrap();
     assert_eq!(desk.checkpoints.sweep(GRACE).await.unwrap(), 1);
     assert_eq!(desk.checkpoints.missing(&[digest]).await.unwrap(), [digest], "it has to be brought again");
 }
@@ -243,7 +247,7 @@ async fn of_those_by_policy_the_newest_stay() {
     {
         desk.keep(id, &[id], None, cause).await;
     }
-    let session = desk.checkpoints.shared.view.session(&desk.session).unwrap();
+    let session = desk.checkpoints.shared.view.session(&Sight::All, &desk.session).unwrap();
     desk.checkpoints.keep_newest(&session).await;
     assert_eq!(
         (desk.ids().await, desk.named().as_deref()),
@@ -251,7 +255,7 @@ async fn of_those_by_policy_the_newest_stay() {
     );
     // Without the newest it goes back in the order in which they were taken.
     for (id, next) in [("2", Some("4")), ("4", Some("7")), ("7", None)] {
-        desk.checkpoints.delete(id).await.unwrap();
+        desk.checkpoints.delete(&Sight::All, id).await.unwrap();
         assert_eq!(desk.named().as_deref(), next);
     }
 }
@@ -274,7 +278,7 @@ async fn a_session_passes_over_a_checkpoint_that_has_lost_a_piece() {
     assert_eq!(desk.named().as_deref(), Some("fourth"), "that one is whole");
     lose("d").await;
     assert_eq!(desk.named().as_deref(), Some("first"), "the two in between are not");
-    let message = desk.checkpoints.shared.view.session(&desk.session).unwrap().message.clone();
+    let message = desk.checkpoints.shared.view.session(&Sight::All, &desk.session).unwrap().message.clone();
     assert!(message.contains("damaged") && message.contains("fourth"), "{message}");
     // A checkpoint that has the piece brings it again.
     desk.keep("fifth", &["e", "x"], None, ASKED).await;
@@ -323,26 +327,29 @@ async fn what_a_parked_session_needs_stays_whatever_its_retention_says() {
     assert_eq!(held().await, ["p"], "it is about to be needed");
     let (checkpoint, why) = ("p".to_owned(), "it was paused".to_owned());
     checkpoints.driver.call(Event::Park { session, epoch, attempt, checkpoint, why }).await.unwrap();
-    checkpoints.keep_newest(&checkpoints.shared.view.session(&session).unwrap()).await;
+    checkpoints.keep_newest(&checkpoints.shared.view.session(&Sight::All, &session).unwrap()).await;
     assert_eq!(desk.ids().await, ["p", "r", "q"], "two beside it stay");
     // Whatever it is that has let it go.
-    let record = checkpoints.catalog.get("p").await.unwrap().unwrap();
+    let record = checkpoints.catalog.get(&Sight::All, "p").await.unwrap().unwrap();
     checkpoints.catalog.hold(&record, Some(Duration::from_secs(1000 * HOUR))).await.unwrap();
     checkpoints.sweep(GRACE).await.unwrap();
     assert_eq!(held().await, ["p"]);
     desk.at(1000 * HOUR);
     checkpoints.sweep(GRACE).await.unwrap();
-    assert_eq!(checkpoints.catalog.get("p").await.unwrap().unwrap().shown.expires_at, None);
-    let refused = checkpoints.delete("p").await.unwrap_err();
+    assert_eq!(checkpoints.catalog.get(&Sight::All, "p").await.unwrap().unwrap().shown.expires_at, None);
+    let refused = checkpoints.delete(&Sight::All, "p").await.unwrap_err();
     assert_eq!(refused.reason(), Reason::CheckpointInUse);
     assert_eq!((desk.ids().await.len(), desk.there(&["p"]).await), (3, vec!["p"]));
 
     // Its session is over: it is kept for a week more, as its policy says, and goes.
     let reason = berth_proto::domain::EndReason::Deleted;
-    checkpoints.driver.call(Event::Delete { session, reason }).await.unwrap();
+    checkpoints.driver.call(Event::Delete { by: Sight::All, session, reason }).await.unwrap();
     checkpoints.sweep(GRACE).await.unwrap();
     assert_eq!(held().await, [""; 0]);
-    assert!(checkpoints.catalog.get("p").await.unwrap().unwrap().shown.expires_at.is_some(), "that is told");
+    assert!(
+        checkpoints.catalog.get(&Sight::All, "p").await.unwrap().unwrap().shown.expires_at.is_some(),
+        "that is told"
+    );
     desk.at(1000 * HOUR + 6 * 24 * HOUR);
     checkpoints.sweep(GRACE).await.unwrap();
     assert_eq!(desk.ids().await, ["p", "r", "q"]);
@@ -361,7 +368,7 @@ async fn what_comes_late_of_an_earlier_placement_takes_nothing_away() {
         desk.keep_of(Epoch(0), late, &[late], None, BY_POLICY).await;
     }
     assert_eq!(desk.named().as_deref(), Some("base"), "the late ones are of no use to it");
-    let session = desk.checkpoints.shared.view.session(&desk.session).unwrap();
+    let session = desk.checkpoints.shared.view.session(&Sight::All, &desk.session).unwrap();
     desk.checkpoints.keep_newest(&session).await;
     assert_eq!(desk.ids().await, ["late-2", "late-1", "base"]);
     assert_eq!(desk.named().as_deref(), Some("base"));

@@ -43,6 +43,8 @@ pub struct Link {
     pub closed: CancellationToken,
     /// Shown by the data connections of this attach.
     pub data_token: String,
+    /// Handed over in the welcome: the worker's own from now on. Empty: it has what it needs.
+    pub credential: String,
 }
 
 /// See the module.
@@ -59,6 +61,7 @@ struct DataPlane {
     token: Mutex<Digest>,
     channels: Mutex<Vec<(u64, Channel, CancellationToken)>>,
     turn: AtomicUsize,
+    expelled: CancellationToken,
     /// Told of a new channel. One for all incarnations: who waits while a worker is away is told of the next one's.
     changed: Arc<Notify>,
 }
@@ -90,9 +93,11 @@ impl Links {
         lock(&self.control).insert(link.id, (worker, link));
     }
 
-    /// What the data connections of a link's attach are to show.
-    pub fn data_token(&self, id: LinkId) -> String {
-        lock(&self.control).get(&id).map(|(_, link)| link.data_token.clone()).unwrap_or_default()
+    /// What the data connections of a link's attach are to show, and the credential that the worker is given.
+    pub fn secrets(&self, id: LinkId) -> (String, String) {
+        let control = lock(&self.control);
+        let secrets = control.get(&id).map(|(_, link)| (link.data_token.clone(), link.credential.clone()));
+        secrets.unwrap_or_default()
     }
 
     /// Hands a message to a link. False: it is gone, or was too slow and is gone now.
@@ -174,6 +179,24 @@ impl Links {
         self.data(worker).map_or(0, |data| lock(&data.channels).len())
     }
 
+    /// A worker is not to be one any more: its links are closed, and its data connections are used no longer.
+    pub fn expel(&self, worker: &WorkerId, why: impl Fn() -> Error) {
+        let ids: Vec<LinkId> =
+            lock(&self.control).iter().filter(|(_, (of, _))| of == worker).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.close(id, Some(why()));
+        }
+        if let Some(data) = self.data(worker) {
+            data.expelled.cancel();
+        }
+        self.forget(worker);
+    }
+
+    /// Cancelled when the worker is expelled: calls that are under way on its data connections end then.
+    pub fn expelled(&self, worker: &WorkerId) -> CancellationToken {
+        self.data(worker).map(|data| data.expelled.clone()).unwrap_or_default()
+    }
+
     /// Forgets what is known of a worker's connections.
     pub fn forget(&self, worker: &WorkerId) {
         self.workers.write().unwrap_or_else(PoisonError::into_inner).remove(worker);
@@ -191,6 +214,7 @@ impl DataPlane {
             token: Mutex::new(token),
             channels: Mutex::new(Vec::new()),
             turn: AtomicUsize::new(0),
+            expelled: CancellationToken::new(),
             changed,
         }
     }
@@ -213,8 +237,13 @@ mod tests {
 
     fn link(links: &Links, room: usize) -> (Link, mpsc::Receiver<Outgoing>) {
         let (sender, receiver) = mpsc::channel(room);
-        let link =
-            Link { id: links.draw(), sender, closed: CancellationToken::new(), data_token: "t".into() };
+        let link = Link {
+            id: links.draw(),
+            sender,
+            closed: CancellationToken::new(),
+            data_token: "t".into(),
+            credential: String::new(),
+        };
         (link, receiver)
     }
 

@@ -35,11 +35,12 @@ pub use events::{Events, Watcher};
 use handle::Message;
 pub use handle::{CallError, Handle};
 pub use links::{LINK_QUEUE, Link, Links, Outgoing};
-pub use view::{Load, View};
+pub use view::{Load, Used, View};
 
 use crate::{
     fleet::{Command, Effect, Event, Fleet, LinkId, Liveness, Now, Refused, Worker},
     store::{Batch, Store, TaskRecord},
+    tenant::Sight,
     wire,
 };
 
@@ -140,6 +141,9 @@ impl Driver {
         }
         for worker in fleet.workers() {
             shared.view.publish_worker(worker.clone());
+        }
+        for (tenant, quota) in fleet.quotas() {
+            shared.view.publish_quota(tenant.clone(), *quota);
         }
         let mut driver = Self {
             fleet,
@@ -253,6 +257,10 @@ impl Driver {
                     writes.workers.push(worker);
                 }
                 Effect::SaveKey(key) => writes.keys.push(key),
+                Effect::SaveQuota(tenant, quota) => {
+                    writes.quotas.retain(|(of, _)| *of != tenant);
+                    writes.quotas.push((tenant, quota));
+                }
                 Effect::SaveLease(lease) => writes.promised_lease = Some(lease),
                 Effect::SaveTask { session, task, summary } => {
                     self.tasks.push(TaskRecord { session, task, summary });
@@ -326,8 +334,9 @@ impl Driver {
             match effect {
                 Effect::SessionChanged(session) => {
                     let subject = v1::event::Subject::Session(wire::session(&session));
+                    let tenant = session.spec.tenant.clone();
                     self.shared.view.publish_session(session);
-                    self.shared.events.push(subject, at);
+                    self.shared.events.push(subject, Some(tenant), at);
                 }
                 Effect::WorkerChanged { worker, visible } => {
                     self.shared.view.publish_worker(worker.clone());
@@ -335,13 +344,17 @@ impl Driver {
                         let load = self.shared.view.load(&worker.id);
                         let channels = self.shared.links.channels(&worker.id);
                         let subject = v1::event::Subject::Worker(wire::worker(&worker, &load, channels));
-                        self.shared.events.push(subject, at);
+                        self.shared.events.push(subject, None, at);
                     }
                 }
                 Effect::TaskChanged(task) => {
                     self.shared.view.task_changed(&task);
-                    self.shared.events.push(v1::event::Subject::Task((*task).clone()), at);
+                    let session = task.session_id.parse().ok();
+                    let session = session.and_then(|id| self.shared.view.session(&Sight::All, &id));
+                    let tenant = session.map(|session| session.spec.tenant.clone());
+                    self.shared.events.push(v1::event::Subject::Task((*task).clone()), tenant, at);
                 }
+                Effect::QuotaChanged(tenant, quota) => self.shared.view.publish_quota(tenant, quota),
                 Effect::ForgetSession(id) => self.shared.view.forget_session(&id),
                 Effect::ForgetWorker(id) => self.forget_worker(&id, at),
                 _ => {}
@@ -355,14 +368,14 @@ impl Driver {
             let mut gone = (*last).clone();
             gone.liveness = Liveness::Dead;
             let subject = v1::event::Subject::Worker(wire::worker(&gone, &Load::default(), 0));
-            self.shared.events.push(subject, at);
+            self.shared.events.push(subject, None, at);
         }
         self.shared.view.forget_worker(id);
         self.shared.links.forget(id);
     }
 
     fn send(&mut self, link: LinkId, command: &Command) {
-        let message = wire::command(command, &self.welcome, || self.shared.links.data_token(link));
+        let message = wire::command(command, &self.welcome, || self.shared.links.secrets(link));
         if !self.shared.links.send(link, message) {
             self.shared.links.close(link, None);
             let owner = self.fleet.workers().find(|w| w.has_link(link)).map(|w| w.id.clone());

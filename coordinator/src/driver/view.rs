@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, atomic::AtomicUsize, atomic::Ordering},
+    time::SystemTime,
 };
 
 use berth_proto::{
@@ -18,8 +19,9 @@ use berth_proto::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    fleet::{self, Session, Worker},
+    fleet::{self, Quota, Session, Worker},
     placement::share,
+    tenant::{Sight, Tenant},
 };
 
 /// See the module.
@@ -27,6 +29,7 @@ use crate::{
 pub struct View {
     sessions: RwLock<Sessions>,
     workers: RwLock<BTreeMap<WorkerId, Arc<Worker>>>,
+    quotas: RwLock<BTreeMap<Tenant, Quota>>,
     waiters: Mutex<HashMap<SessionId, Arc<Notify>>>,
     /// Tasks that run, as far as reported.
     pub(super) running_tasks: AtomicUsize,
@@ -47,6 +50,29 @@ struct Sessions {
 pub struct Load {
     pub reserved: Capacity,
     pub sessions: u32,
+}
+
+/// What a tenant has.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Used {
+    pub sessions: u64,
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    pub created: u64,
+}
+
+impl Used {
+    fn add(&mut self, session: &Session, live: bool, fresh: bool) {
+        self.created += u64::from(fresh);
+        if live {
+            let taken = share(&session.spec.limits);
+            self.sessions += 1;
+            self.cpu_millis = self.cpu_millis.saturating_add(taken.cpu_millis.into());
+            self.memory_bytes = self.memory_bytes.saturating_add(taken.memory_bytes);
+            self.disk_bytes = self.disk_bytes.saturating_add(taken.disk_bytes);
+        }
+    }
 }
 
 impl Sessions {
@@ -98,8 +124,28 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 }
 
 impl View {
-    pub fn session(&self, id: &SessionId) -> Option<Arc<Session>> {
-        read(&self.sessions).all.get(id).cloned()
+    /// The session of this id, if this sight covers it.
+    pub fn session(&self, by: &Sight, id: &SessionId) -> Option<Arc<Session>> {
+        read(&self.sessions).all.get(id).filter(|session| by.covers(&session.spec.tenant)).cloned()
+    }
+
+    /// What a tenant may have.
+    pub fn quota(&self, tenant: &Tenant) -> Quota {
+        read(&self.quotas).get(tenant).copied().unwrap_or_default()
+    }
+
+    /// Tenants that have a quota, or a session that has not ended, with what they have of them and made since then.
+    pub fn tenants(&self, since: SystemTime) -> BTreeMap<Tenant, Used> {
+        let mut tenants: BTreeMap<_, Used> =
+            read(&self.quotas).keys().map(|tenant| (tenant.clone(), Used::default())).collect();
+        for session in read(&self.sessions).all.values() {
+            let live = session.state != SessionState::Ended;
+            let fresh = session.created_at >= since;
+            if live || fresh {
+                tenants.entry(session.spec.tenant.clone()).or_default().add(session, live, fresh);
+            }
+        }
+        tenants
     }
 
     /// Tasks that run in a session, as far as reported.
@@ -132,6 +178,7 @@ impl View {
     /// Sessions older than `before`, newest first, that `wanted` wants; at most `limit`.
     pub fn list(
         &self,
+        by: &Sight,
         before: Option<SessionId>,
         limit: usize,
         wanted: impl Fn(&Session) -> bool,
@@ -141,7 +188,8 @@ impl View {
             Some(before) => Box::new(sessions.all.range(..before).rev()),
             None => Box::new(sessions.all.iter().rev()),
         };
-        older.map(|(_, s)| s).filter(|s| wanted(s)).take(limit).cloned().collect()
+        let seen = older.map(|(_, s)| s).filter(|s| by.covers(&s.spec.tenant));
+        seen.filter(|s| wanted(s)).take(limit).cloned().collect()
     }
 
     /// Those that wait, with their places in the queue, from 1 on.
@@ -163,18 +211,30 @@ impl View {
     }
 
     /// How many sessions are in each of these states.
-    pub fn count(&self, states: &[SessionState]) -> usize {
-        read(&self.sessions).all.values().filter(|s| states.contains(&s.state)).count()
+    pub fn count(&self, by: &Sight, states: &[SessionState]) -> usize {
+        let seen = |s: &&Arc<Session>| states.contains(&s.state) && by.covers(&s.spec.tenant);
+        read(&self.sessions).all.values().filter(seen).count()
     }
 
-    pub fn running_tasks(&self) -> usize {
-        self.running_tasks.load(Ordering::Relaxed)
+    pub fn running_tasks(&self, by: &Sight) -> usize {
+        match by {
+            Sight::All => self.running_tasks.load(Ordering::Relaxed),
+            Sight::Of(_) => {
+                let running = read(&self.running);
+                running
+                    .iter()
+                    .filter(|(id, _)| self.session(by, id).is_some())
+                    .map(|(_, tasks)| tasks.len())
+                    .sum()
+            }
+        }
     }
 
     /// Waits until `done` has an answer. `None`: it had none by the deadline. A session that
-    /// isn't known (any more) is shown to `done` as `None`.
+    /// isn't known (any more), or not covered, is shown to `done` as `None`.
     pub async fn wait<T>(
         &self,
+        by: &Sight,
         id: SessionId,
         deadline: Instant,
         done: impl Fn(Option<&Session>) -> Option<T>,
@@ -183,11 +243,11 @@ impl View {
         loop {
             let mut woken = std::pin::pin!(waiter.notify.notified());
             woken.as_mut().enable();
-            if let Some(answer) = done(self.session(&id).as_deref()) {
+            if let Some(answer) = done(self.session(by, &id).as_deref()) {
                 return Some(answer);
             }
             if tokio::time::timeout_at(deadline, woken).await.is_err() {
-                return done(self.session(&id).as_deref());
+                return done(self.session(by, &id).as_deref());
             }
         }
     }
@@ -201,6 +261,10 @@ impl View {
     pub(super) fn forget_session(&self, id: &SessionId) {
         self.sessions.write().unwrap_or_else(PoisonError::into_inner).forget(id);
         self.wake(id);
+    }
+
+    pub(super) fn publish_quota(&self, tenant: Tenant, quota: Quota) {
+        self.quotas.write().unwrap_or_else(PoisonError::into_inner).insert(tenant, quota);
     }
 
     pub(super) fn publish_worker(&self, worker: Arc<Worker>) {

@@ -12,18 +12,23 @@ use berth_proto::{
     v1,
 };
 
-use super::model::{Kept, LinkId, RequestKey, Session, Spec, Worker};
-use crate::tenant::Tenant;
+use super::{
+    model::{Kept, LinkId, RequestKey, Session, Spec, Worker},
+    quota::{Exceeded, Quota, QuotaPatch},
+};
+use crate::tenant::{Sight, Tenant};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event {
     Create(Box<Create>),
     Delete {
+        by: Sight,
         session: SessionId,
         reason: EndReason,
     },
     Pause {
+        by: Sight,
         session: SessionId,
         paused: bool,
     },
@@ -108,6 +113,10 @@ pub enum Event {
         worker: WorkerId,
         backend: BackendChoice,
     },
+    SetQuota {
+        tenant: Tenant,
+        patch: QuotaPatch,
+    },
     /// Only time has passed.
     Tick,
 }
@@ -139,6 +148,7 @@ pub struct Create {
 /// A change of a session's labels and clocks. `None`: unchanged, `Some(None)`: no limit.
 #[derive(Clone, Debug)]
 pub struct Update {
+    pub by: Sight,
     pub session: SessionId,
     pub set_labels: Labels,
     pub remove_labels: Vec<String>,
@@ -225,6 +235,7 @@ pub enum Effect {
     SaveKey(RequestKey),
     /// The longest lease under which a worker may hold sessions from now on.
     SaveLease(Duration),
+    SaveQuota(Tenant, Quota),
     /// A finished task, for answers after its session's end.
     SaveTask {
         session: SessionId,
@@ -258,6 +269,7 @@ pub enum Effect {
         visible: bool,
     },
     TaskChanged(Arc<v1::Task>),
+    QuotaChanged(Tenant, Quota),
 }
 
 /// What a worker is told.
@@ -349,6 +361,7 @@ pub enum Refused {
         limit: usize,
         tenant: Option<Tenant>,
     },
+    QuotaExceeded(Exceeded),
     /// With what was missing.
     NoPlace(String),
     /// With the figures.
@@ -396,6 +409,7 @@ impl From<Refused> for Error {
                     .hint("add a worker, or try again later")
                     .with("limit", limit)
             }
+            Refused::QuotaExceeded(exceeded) => exceeded.into(),
             Refused::NoPlace(missing) => no_place(&missing),
             Refused::LimitTooHigh(figures) => {
                 Error::exhausted(Reason::LimitTooHigh, format!("no worker is big enough: {figures}"))

@@ -23,11 +23,13 @@ pub(super) struct Index {
     pub queue: Queue,
     /// What the placed sessions of each tenant take.
     pub used: BTreeMap<Tenant, Sum>,
+    /// What all sessions of each tenant that have not ended ask for.
+    pub held: BTreeMap<Tenant, Sum>,
     pub load: BTreeMap<WorkerId, Load>,
     pub ended: BTreeSet<(SystemTime, SessionId)>,
     /// Live sessions that have a name. More than one of a name only from a store of before
     /// names were checked.
-    pub names: BTreeSet<(String, SessionId)>,
+    pub names: BTreeSet<(Tenant, String, SessionId)>,
     /// Workers that are alive.
     pub alive: usize,
 }
@@ -70,11 +72,30 @@ impl Index {
             self.ended.insert(entry);
         }
         self.named(old, new);
+        self.hold(old, new);
         freed
     }
 
+    /// Its limits are fixed for life, so only its coming and its end count.
+    fn hold(&mut self, old: Option<&Session>, new: Option<&Session>) {
+        let live = |s: Option<&'_ Session>| s.is_some_and(|s| s.state != SessionState::Ended);
+        if live(old) == live(new) {
+            return;
+        }
+        if let Some(new) = new.filter(|_| live(new)) {
+            self.held.entry(new.spec.tenant.clone()).or_default().add(&share(&new.spec.limits));
+        }
+        let Some(old) = old.filter(|_| live(old)) else { return };
+        if let Some(held) = self.held.get_mut(&old.spec.tenant) {
+            held.subtract(&share(&old.spec.limits));
+            if *held == Sum::default() {
+                self.held.remove(&old.spec.tenant);
+            }
+        }
+    }
+
     fn named(&mut self, old: Option<&Session>, new: Option<&Session>) {
-        let entry = |s: &Session| s.live_name().map(|name| (name.to_owned(), s.id));
+        let entry = |s: &Session| s.live_name().map(|name| (s.spec.tenant.clone(), name.to_owned(), s.id));
         let (was, is) = (old.and_then(entry), new.and_then(entry));
         if was == is {
             return;
@@ -85,10 +106,11 @@ impl Index {
         self.names.extend(is);
     }
 
-    /// The live session of this name.
-    pub fn called(&self, name: &str) -> Option<SessionId> {
-        let from = (name.to_owned(), SessionId::from_u128(0));
-        self.names.range(from..).next().filter(|(found, _)| found == name).map(|(_, id)| *id)
+    /// A tenant's live session of this name.
+    pub fn called(&self, tenant: &Tenant, name: &str) -> Option<SessionId> {
+        let from = (tenant.clone(), name.to_owned(), SessionId::from_u128(0));
+        let (of, found, id) = self.names.range(from..).next()?;
+        (of == tenant && found == name).then_some(*id)
     }
 
     fn enter(&mut self, worker: WorkerId, session: &Session) {

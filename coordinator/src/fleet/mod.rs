@@ -33,6 +33,7 @@ mod index;
 mod model;
 mod parking;
 mod queue;
+mod quota;
 mod recovery;
 mod sessions;
 mod stopping;
@@ -45,7 +46,7 @@ mod proptests;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -61,9 +62,10 @@ pub use model::{
     FleetConfig, Kept, LinkId, Liveness, NAME_LABEL, Now, Recovery, RequestKey, Scheduling, Session, Spec,
     Stop, Waits, Worker, tenant_queue_limit,
 };
+pub use quota::{Exceeded, Quota, QuotaPatch};
 use timers::Timer;
 
-use crate::tenant::Tenant;
+use crate::tenant::{Sight, Tenant};
 
 /// All sessions and workers. See the module's prose.
 pub struct Fleet {
@@ -79,6 +81,9 @@ pub struct Fleet {
     sessions: BTreeMap<SessionId, Arc<Session>>,
     workers: BTreeMap<WorkerId, Arc<Worker>>,
     keys: BTreeMap<String, RequestKey>,
+    quotas: BTreeMap<Tenant, Quota>,
+    /// When each tenant whose rate is limited made its last sessions.
+    creates: BTreeMap<Tenant, VecDeque<Duration>>,
     /// Tasks that run, as last reported: observed, never in the store.
     tasks: BTreeMap<SessionId, BTreeMap<TaskId, Arc<v1::Task>>>,
     index: Index,
@@ -102,6 +107,7 @@ struct Before {
     sessions: BTreeMap<SessionId, Option<Arc<Session>>>,
     workers: BTreeMap<WorkerId, Option<Arc<Worker>>>,
     keys: BTreeMap<String, Option<RequestKey>>,
+    quotas: BTreeMap<Tenant, Option<Quota>>,
 }
 
 /// What the store holds at start.
@@ -110,6 +116,9 @@ pub struct Loaded {
     pub sessions: Vec<Session>,
     pub workers: Vec<Worker>,
     pub keys: Vec<RequestKey>,
+    pub quotas: Vec<(Tenant, Quota)>,
+    /// Not the fleet's: whoever loads takes them out.
+    pub tokens: Vec<crate::identity::Token>,
     /// The longest lease under which some worker may still hold sessions. `None`: none was ever promised.
     pub promised_lease: Option<Duration>,
 }
@@ -129,6 +138,8 @@ impl Fleet {
             sessions: BTreeMap::new(),
             workers: BTreeMap::new(),
             keys: loaded.keys.into_iter().map(|key| (key.key.clone(), key)).collect(),
+            quotas: loaded.quotas.into_iter().collect(),
+            creates: BTreeMap::new(),
             tasks: BTreeMap::new(),
             index: Index::default(),
             served: BTreeMap::new(),
@@ -203,8 +214,8 @@ impl Fleet {
         self.clock = now.mono;
         match event {
             Event::Create(create) => self.create(*create, now)?,
-            Event::Delete { session, reason } => self.delete(session, reason, now)?,
-            Event::Pause { session, paused } => self.pause(session, paused, now)?,
+            Event::Delete { by, session, reason } => self.delete(&by, session, reason, now)?,
+            Event::Pause { by, session, paused } => self.pause(&by, session, paused, now)?,
             Event::Update(update) => self.update(*update, now)?,
             Event::Checkpointed { session, epoch, kept } => self.checkpointed(session, epoch, *kept)?,
             Event::CheckpointFailed { session, epoch, why } => {
@@ -233,6 +244,7 @@ impl Fleet {
                 self.schedule(&worker, Scheduling::Draining { until: now.wall + within }, now)?;
             }
             Event::SetBackend { worker, backend } => self.set_backend(&worker, backend)?,
+            Event::SetQuota { tenant, patch } => self.set_quota(&tenant, patch),
             Event::Tick => self.tick(now),
         }
         if std::mem::take(&mut self.place_due) {
@@ -268,6 +280,12 @@ impl Fleet {
                 None => self.keys.remove(&name),
             };
         }
+        for (tenant, quota) in undo.quotas {
+            match quota {
+                Some(quota) => self.quotas.insert(tenant, quota),
+                None => self.quotas.remove(&tenant),
+            };
+        }
     }
 
     /// When [`Event::Tick`] is due.
@@ -282,6 +300,17 @@ impl Fleet {
 
     pub fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.workers.values()
+    }
+
+    /// What each tenant that was given a quota may have.
+    pub fn quotas(&self) -> impl Iterator<Item = (&Tenant, &Quota)> {
+        self.quotas.iter()
+    }
+
+    /// A session that this sight covers. One that it does not cover is not found, like one that is not there.
+    fn seen(&self, by: &Sight, id: SessionId) -> Result<&Arc<Session>, Refused> {
+        let found = self.sessions.get(&id).filter(|session| by.covers(&session.spec.tenant));
+        found.ok_or(Refused::NoSession(id))
     }
 
     /// The worker that a link belongs to, if it is its newest.
@@ -371,6 +400,12 @@ impl Fleet {
                 None => effects.push(Effect::ForgetKey(name.clone())),
             }
             self.undo.keys.entry(name).or_insert(old);
+        }
+        for (tenant, old) in before.quotas {
+            let quota = self.quota(&tenant);
+            effects.push(Effect::SaveQuota(tenant.clone(), quota));
+            notices.push(Effect::QuotaChanged(tenant.clone(), quota));
+            self.undo.quotas.entry(tenant).or_insert(old);
         }
         for (id, old) in before.workers {
             match self.workers.get(&id) {

@@ -232,7 +232,7 @@ pub(super) struct Clock {
     pub resume_next: bool,
 }
 
-/// The label that names a session. Of live sessions each has another.
+/// The label that names a session. Of a tenant's live sessions each has another.
 pub const NAME_LABEL: &str = "name";
 
 impl Session {

@@ -24,6 +24,7 @@ use crate::placement::share;
 
 mod restarts;
 
+const TENANTS: [&str; 3] = ["default", "team-a", "team-b"];
 const NAMES: [&str; 4] = ["w0", "w1", "w2", "w3"];
 /// Of each of them.
 const CAPACITY: Capacity =
@@ -76,6 +77,8 @@ struct World {
     restarts: bool,
     /// When it began.
     started: Duration,
+    /// When each tenant made a session, in the last minute.
+    made: BTreeMap<Tenant, Vec<Duration>>,
 }
 
 impl World {
@@ -100,6 +103,7 @@ impl World {
             disk,
             restarts: false,
             started: now.mono,
+            made: BTreeMap::new(),
         }
     }
 
@@ -132,13 +136,15 @@ impl World {
         let name = NAMES[self.rng.random_range(0..NAMES.len())];
         let event = match self.rng.random_range(0..100) {
             0..20 => Some(self.creation()),
-            20..26 => {
-                self.some_session().map(|session| Event::Delete { session, reason: EndReason::Deleted })
-            }
+            20..26 => self.some_session().map(|session| Event::Delete {
+                by: Sight::All,
+                session,
+                reason: EndReason::Deleted,
+            }),
             26..29 => {
                 let ready = self.some_in(&[SessionState::Ready]).map(|s| s.id);
                 let paused = self.rng.random_bool(0.9);
-                ready.or(self.some_session()).map(|session| Event::Pause { session, paused })
+                ready.or(self.some_session()).map(|session| Event::Pause { by: Sight::All, session, paused })
             }
             29..30 => return self.checkpoint(),
             30..38 => return self.attach(name),
@@ -157,7 +163,8 @@ impl World {
             43..58 => self.reachable(name).map(|link| self.beat(name, link)),
             58..80 => self.answer(name),
             80..84 => self.ends_by_itself(name),
-            84..86 => return self.noise(name),
+            84 => return self.noise(name),
+            85 => Some(self.quota()),
             86..88 => Some(Event::Cordon { worker: name.parse().unwrap() }),
             88..92 => Some(Event::Uncordon { worker: name.parse().unwrap() }),
             92..96 if self.rng.random_bool(0.9) => return self.park(),
@@ -200,10 +207,57 @@ impl World {
         event
     }
 
+    fn some_tenant(&mut self) -> Tenant {
+        TENANTS[self.rng.random_range(0..TENANTS.len())].parse().unwrap()
+    }
+
+    /// A tenant may have more or less from now on.
+    fn quota(&mut self) -> Event {
+        let mut limit = |most: u64, unit: u64| {
+            self.rng
+                .random_bool(0.5)
+                .then(|| self.rng.random_bool(0.8).then(|| self.rng.random_range(0..most) * unit))
+        };
+        let patch = QuotaPatch {
+            sessions: limit(6, 1),
+            cpu_millis: limit(12, 1000),
+            memory_bytes: limit(20, GIB),
+            disk_bytes: limit(6, GIB),
+            streams: limit(3, 1),
+            creates_per_minute: limit(5, 1),
+        };
+        Event::SetQuota { tenant: self.some_tenant(), patch }
+    }
+
+    /// After a create that was taken its tenant is within all that it may have.
+    fn check_quota(&mut self, created: SessionId) {
+        let Some(session) = self.fleet.sessions.get(&created) else { return };
+        let tenant = &session.spec.tenant;
+        let quota = self.fleet.quota(tenant);
+        let mut held = fair::Sum::default();
+        let of_it = |s: &&Arc<Session>| s.spec.tenant == *tenant && s.state != SessionState::Ended;
+        self.fleet.sessions.values().filter(of_it).for_each(|s| held.add(&share(&s.spec.limits)));
+        // What was made while there was no limit, or by an earlier process, is not remembered.
+        let made = self.made.entry(tenant.clone()).or_default();
+        made.retain(|at| self.now.mono - *at < Duration::from_secs(60));
+        made.extend(quota.creates_per_minute.map(|_| self.now.mono));
+        let made = made.len() as u128;
+        for (what, has, limit) in [
+            ("sessions", held.sessions, quota.sessions),
+            ("cpu", held.cpu_millis, quota.cpu_millis),
+            ("memory", held.memory_bytes, quota.memory_bytes),
+            ("disk", held.disk_bytes, quota.disk_bytes),
+            ("sessions a minute", made, quota.creates_per_minute),
+        ] {
+            assert!(limit.is_none_or(|limit| has <= limit.into()), "{tenant} has {has} of {limit:?} {what}");
+        }
+    }
+
     fn creation(&mut self) -> Event {
         let id = SessionId::from_u128(self.draw().into());
         self.sessions.push(id);
         let mut wanted = create(id);
+        wanted.spec.tenant = self.some_tenant();
         wanted.spec.limits = Limits {
             cpu_millis: self.rng.random_range(100..4000),
             memory_bytes: self.rng.random_range(1..8) * GIB,
@@ -255,7 +309,7 @@ impl World {
     fn park(&mut self) {
         let Some(one) = self.some_in(&[SessionState::Paused, SessionState::Parked]) else { return };
         let (session, epoch) = (one.id, one.epoch);
-        let resume = Event::Pause { session, paused: false };
+        let resume = Event::Pause { by: Sight::All, session, paused: false };
         let event = match (one.state, one.parking, self.rng.random_range(0..10)) {
             (SessionState::Parked, _, 0..5) => resume,
             (SessionState::Parked, ..) => {
@@ -402,6 +456,7 @@ impl World {
         // A heartbeat too: with the first after a hello it is concluded what that left out.
         let own_word =
             matches!(event, Event::Hello(_) | Event::Heartbeat(_) | Event::Leaving { .. } | Event::Report(_));
+        let created = if let Event::Create(create) = &event { Some(create.id) } else { None };
         let Ok(effects) = self.fleet.apply(event, self.now) else {
             if let Some(before) = before {
                 assert_eq!(self.fleet.image(), before, "a refused event has changed nothing");
@@ -415,6 +470,9 @@ impl World {
             return;
         }
         self.commit(&effects);
+        if let Some(created) = created {
+            self.check_quota(created);
+        }
         if ticked {
             assert!(self.fleet.next_timer().is_none_or(|at| at > self.now.mono), "a busy loop");
         }
@@ -551,9 +609,17 @@ impl World {
             let ended = self.ended.get(&session.id).copied().unwrap_or_default();
             assert_eq!(ended, u32::from(session.state == SessionState::Ended), "ended is told once");
         }
+        let mut held: BTreeMap<Tenant, fair::Sum> = BTreeMap::new();
+        for session in self.fleet.sessions.values().filter(|s| s.state != SessionState::Ended) {
+            held.entry(session.spec.tenant.clone()).or_default().add(&share(&session.spec.limits));
+        }
+        assert_eq!(self.fleet.index.held, held, "what a tenant has is counted wrongly");
         let mut names = BTreeSet::new();
-        for name in self.fleet.sessions.values().filter_map(|s| s.live_name()) {
-            assert!(names.insert(name), "two live sessions are called {name}");
+        for session in self.fleet.sessions.values() {
+            if let Some(name) = session.live_name() {
+                let tenant = &session.spec.tenant;
+                assert!(names.insert((tenant, name)), "two live sessions of {tenant} are called {name}");
+            }
         }
         assert_eq!(self.fleet.index.names.len(), names.len());
         let kept: BTreeMap<_, _> = self

@@ -33,7 +33,8 @@ const IN_VAIN: usize = 16;
 
 impl Fleet {
     pub(super) fn create(&mut self, create: Create, now: Now) -> Result<(), Refused> {
-        if let Some((key, body)) = &create.key
+        let key = create.key.map(|(key, body)| (create.spec.tenant.scoped(&key), body));
+        if let Some((key, body)) = &key
             && let Some(known) = self.keys.get(key)
         {
             return Err(if known.body == *body {
@@ -42,7 +43,9 @@ impl Fleet {
                 Refused::RequestIdReused
             });
         }
-        self.name_is_free(name_in(&create.labels), create.id)?;
+        self.name_is_free(&create.spec.tenant, name_in(&create.labels), create.id)?;
+        self.within_quota(&create.spec, now)?;
+        let tenant = create.spec.tenant.clone();
         let spec = Spec { from_checkpoint: create.restore.is_some(), ..create.spec };
         let session = Session {
             labels: create.labels,
@@ -53,7 +56,8 @@ impl Fleet {
             ..Session::new(create.id, spec, now.wall)
         };
         self.find_or_queue(session, now)?;
-        if let Some((key, body)) = create.key {
+        self.count_create(&tenant, now);
+        if let Some((key, body)) = key {
             self.put_key(RequestKey { key, body, session: create.id, created_at: now.wall });
         }
         Ok(())
@@ -189,10 +193,15 @@ impl Fleet {
         }
     }
 
-    /// Of live sessions each has another name.
-    pub(super) fn name_is_free(&self, name: Option<&str>, asks: SessionId) -> Result<(), Refused> {
+    /// Of a tenant's live sessions each has another name.
+    pub(super) fn name_is_free(
+        &self,
+        tenant: &Tenant,
+        name: Option<&str>,
+        asks: SessionId,
+    ) -> Result<(), Refused> {
         let Some(name) = name else { return Ok(()) };
-        match self.index.called(name).filter(|by| *by != asks) {
+        match self.index.called(tenant, name).filter(|by| *by != asks) {
             Some(by) => Err(Refused::NameTaken { name: name.to_owned(), by }),
             None => Ok(()),
         }

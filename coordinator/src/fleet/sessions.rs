@@ -17,6 +17,7 @@ use super::{
     queue::may_restore,
     recovery::{CHECKPOINT_DAMAGED, goes_back, went_back},
 };
+use crate::tenant::Sight;
 
 /// How a session's message begins when its last checkpoint by policy failed.
 const CHECKPOINT_FAILED: &str = "the last checkpoint by its policy failed: ";
@@ -24,16 +25,20 @@ const CHECKPOINT_FAILED: &str = "the last checkpoint by its policy failed: ";
 const RUNNING_LIMIT: usize = 1024;
 
 impl Fleet {
-    pub(super) fn delete(&mut self, id: SessionId, reason: EndReason, now: Now) -> Result<(), Refused> {
-        if !self.sessions.contains_key(&id) {
-            return Err(Refused::NoSession(id));
-        }
+    pub(super) fn delete(
+        &mut self,
+        by: &Sight,
+        id: SessionId,
+        reason: EndReason,
+        now: Now,
+    ) -> Result<(), Refused> {
+        self.seen(by, id)?;
         self.end_session(id, reason, "", now);
         Ok(())
     }
 
-    pub(super) fn pause(&mut self, id: SessionId, paused: bool, now: Now) -> Result<(), Refused> {
-        let session = self.sessions.get(&id).cloned().ok_or(Refused::NoSession(id))?;
+    pub(super) fn pause(&mut self, by: &Sight, id: SessionId, paused: bool, now: Now) -> Result<(), Refused> {
+        let session = self.seen(by, id)?.clone();
         match session.state {
             // It is being resumed already, or stands as still as can be.
             SessionState::Pending | SessionState::Placed if !paused && session.comes_from_park() => {
@@ -65,12 +70,12 @@ impl Fleet {
 
     pub(super) fn update(&mut self, update: Update, now: Now) -> Result<(), Refused> {
         let id = update.session;
-        let session = self.sessions.get(&id).ok_or(Refused::NoSession(id))?;
+        let session = self.seen(&update.by, id)?.clone();
         if matches!(session.state, SessionState::Ending | SessionState::Ended) {
             return Err(Refused::SessionEnded(session.end));
         }
-        self.name_is_free(name_in(&update.set_labels), id)?;
-        let mut changed = (**session).clone();
+        self.name_is_free(&session.spec.tenant, name_in(&update.set_labels), id)?;
+        let mut changed = (*session).clone();
         for name in &update.remove_labels {
             changed.labels.remove(name);
         }

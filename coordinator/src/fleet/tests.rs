@@ -5,6 +5,7 @@ mod leaving;
 mod names;
 mod parking;
 mod passing_over;
+mod quotas;
 mod restore;
 mod resuming;
 mod stopping;
@@ -350,7 +351,7 @@ fn deleting_ends_through_the_worker_and_empties_the_env() {
     let mut desk = Desk::new();
     let link = desk.attach("w", 5);
     let session = desk.ready("w", link);
-    let delete = || Event::Delete { session, reason: EndReason::Deleted };
+    let delete = || Event::Delete { by: Sight::All, session, reason: EndReason::Deleted };
     let effects = desk.apply(delete());
     assert!(matches!(sent(&effects)[..], [Command::End(end)] if end.reason == EndReason::Deleted));
     assert_eq!(desk.state(session), SessionState::Ending);
@@ -361,7 +362,11 @@ fn deleting_ends_through_the_worker_and_empties_the_env() {
     assert!(desk.session(session).spec.env.is_empty());
     assert!(desk.apply(delete()).is_empty());
     assert!(matches!(
-        desk.refused(Event::Delete { session: SessionId::from_u128(9), reason: EndReason::Deleted }),
+        desk.refused(Event::Delete {
+            by: Sight::All,
+            session: SessionId::from_u128(9),
+            reason: EndReason::Deleted
+        }),
         Refused::NoSession(_)
     ));
 }
@@ -371,7 +376,7 @@ fn a_worker_that_does_not_end_a_session_is_told_again() {
     let mut desk = Desk::new();
     let link = desk.attach("w", 5);
     let session = desk.ready("w", link);
-    desk.apply(Event::Delete { session, reason: EndReason::Deleted });
+    desk.apply(Event::Delete { by: Sight::All, session, reason: EndReason::Deleted });
     let effects = desk.pass_beating(Duration::from_secs(25), &[("w", link)]);
     let told = sent(&effects).iter().filter(|c| matches!(c, Command::End(_))).count();
     assert_eq!(told, 2);
@@ -555,6 +560,7 @@ fn the_ttl_is_a_backstop_and_can_be_moved() {
     let session = desk.create_with(|c| c.ttl = Some(Duration::from_secs(60)));
     desk.say("w", link, session, 1, SessionState::Ready);
     let update = Update {
+        by: Sight::All,
         session,
         set_labels: Labels::new(),
         remove_labels: vec![],
@@ -603,7 +609,9 @@ fn a_rollback_is_as_if_nothing_had_happened() {
     let link = desk.attach("w", 5);
     let session = desk.ready("w", link);
     let before = desk.fleet.image();
-    desk.fleet.apply(Event::Delete { session, reason: EndReason::Deleted }, desk.now).unwrap();
+    desk.fleet
+        .apply(Event::Delete { by: Sight::All, session, reason: EndReason::Deleted }, desk.now)
+        .unwrap();
     desk.fleet.apply(Event::Create(Box::new(create(SessionId::from_u128(500)))), desk.now).unwrap();
     desk.fleet.apply(Event::Hello(Box::new(hello("x", LinkId(60), 1))), desk.now).unwrap();
     assert_ne!(desk.fleet.image(), before);
@@ -630,7 +638,7 @@ fn a_restart_keeps_sessions_and_gives_up_those_that_nobody_can_claim() {
             .map(|w| Worker::from_record(w.id.clone(), w.incarnation, w.scheduling))
             .collect(),
         keys: desk.fleet.keys.values().cloned().collect(),
-        promised_lease: None,
+        ..Loaded::default()
     };
     let (fleet, effects) = Fleet::restore(config(), 2, loaded, start());
     assert!(effects.iter().any(|e| matches!(e, Effect::SaveSession(s) if s.id == unclaimed)));
@@ -658,7 +666,7 @@ fn a_restart_keeps_sessions_and_gives_up_those_that_nobody_can_claim() {
 fn old_records_are_forgotten() {
     let mut desk = Desk::new();
     let session = desk.create();
-    desk.apply(Event::Delete { session, reason: EndReason::Deleted });
+    desk.apply(Event::Delete { by: Sight::All, session, reason: EndReason::Deleted });
     desk.attach("w", 5);
     let effects = desk.pass(Duration::from_secs(86_400 - 100));
     assert!(effects.iter().any(|e| matches!(e, Effect::ForgetWorker(_))));
@@ -676,7 +684,7 @@ impl Fleet {
             self.sessions,
             self.workers,
             self.keys,
-            (&self.index.queue, &self.index.used),
+            (&self.index.queue, &self.index.used, &self.index.held, &self.quotas),
             self.index.names,
             self.index.load,
             self.index.alive

@@ -16,7 +16,10 @@ use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Context;
+use super::{
+    Context,
+    guard::{caller_of, sight_of},
+};
 use crate::{
     driver::Watcher,
     fleet::{Event, Liveness, Refused},
@@ -160,7 +163,8 @@ impl AdminService for Admin {
         Ok(Response::new(v1::ListTemplatesResponse { templates }))
     }
 
-    async fn get_info(&self, _: Request<v1::GetInfoRequest>) -> Result<Response<v1::Info>, Status> {
+    async fn get_info(&self, request: Request<v1::GetInfoRequest>) -> Result<Response<v1::Info>, Status> {
+        let by = sight_of(&request)?;
         let view = &self.context.shared.view;
         let alive = view.workers().iter().filter(|w| w.liveness == Liveness::Alive).count();
         Ok(Response::new(v1::Info {
@@ -168,10 +172,10 @@ impl AdminService for Admin {
             boot_id: self.context.shared.events.boot().to_owned(),
             started_at: Some(time_out(self.context.started_at)),
             workers_alive: alive as u32,
-            sessions_ready: view.count(&[SessionState::Ready, SessionState::Paused]) as u32,
-            sessions_pending: view.count(&[SessionState::Pending, SessionState::Placed]) as u32,
-            running_tasks: view.running_tasks() as u32,
-            sessions_parked: view.count(&[SessionState::Parked]) as u32,
+            sessions_ready: view.count(&by, &[SessionState::Ready, SessionState::Paused]) as u32,
+            sessions_pending: view.count(&by, &[SessionState::Pending, SessionState::Placed]) as u32,
+            running_tasks: view.running_tasks(&by) as u32,
+            sessions_parked: view.count(&by, &[SessionState::Parked]) as u32,
         }))
     }
 
@@ -179,10 +183,13 @@ impl AdminService for Admin {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        let watcher = self.context.shared.events.watch(&request.into_inner().after_token)?;
+        let (shared, caller) = (&self.context.shared, caller_of(request.extensions())?.clone());
+        let open = self.context.streams.open(&caller.tenant, shared.view.quota(&caller.tenant).streams)?;
+        let watcher = shared.events.watch(caller.sight(), &request.into_inner().after_token)?;
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
         let stopping = self.context.stopping.clone();
         spawn("event watcher", async move {
+            let _open = open;
             tokio::select! {
                 () = follow(watcher, &sender) => {}
                 () = stopping.cancelled() => {

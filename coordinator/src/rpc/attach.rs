@@ -13,13 +13,13 @@ use std::{
 };
 
 use berth_net::Peer;
-use berth_proto::{Error, WorkerId, convert, spawn::spawn, v1};
+use berth_proto::{Error, TokenId, WorkerId, convert, spawn::spawn, v1};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Context;
+use super::{Context, guard::caller_of};
 use crate::{
     auth::random_hex,
     driver::{LINK_QUEUE, Link, Outgoing},
@@ -49,6 +49,7 @@ impl v1::worker_service_server::WorkerService for Workers {
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<LinkStream>, Status> {
         let peer = Peer::of(&request);
+        let caller = caller_of(request.extensions())?.clone();
         let mut incoming = request.into_inner();
         let id = self.context.shared.links.draw();
         let hello = wire::hello(first(&mut incoming).await?, id)?;
@@ -57,18 +58,34 @@ impl v1::worker_service_server::WorkerService for Workers {
         // Room for what the hello is answered with as well: a word on each session that it names.
         let (sender, receiver) = mpsc::channel(LINK_QUEUE + hello.running.len());
         let closed = CancellationToken::new();
-        let link = Link { id, sender, closed: closed.clone(), data_token: random_hex() };
+        let credential = self.context.identity.register(&caller, &worker).await?;
+        let link = Link {
+            id,
+            sender,
+            closed: closed.clone(),
+            data_token: random_hex(),
+            credential: credential.as_ref().map(|credential| credential.value.clone()).unwrap_or_default(),
+        };
         self.context.driver.attach(hello, link).await.map_err(Error::from)?;
         let context = self.context.clone();
         let guard = closed.clone().drop_guard();
         spawn("worker link", async move {
-            tokio::select! {
-                () = read(&context, &worker, id, &mut incoming) => {}
-                () = closed.cancelled() => {}
-                () = context.stopping.cancelled() => {}
-            }
+            let given = credential.as_ref().map(|credential| credential.token.id);
+            // The link that a worker was given its credential on ends with that, like those that it makes with it.
+            let revoked = async {
+                match &credential {
+                    Some(credential) => credential.over.cancelled().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let why = tokio::select! {
+                () = read(&context, &worker, id, given, &mut incoming) => None,
+                () = closed.cancelled() => None,
+                () = context.stopping.cancelled() => None,
+                () = revoked => Some(crate::identity::revoked()),
+            };
+            context.shared.links.close(id, why);
             closed.cancel();
-            context.shared.links.close(id, None);
             context.driver.tell(Event::LinkLost { worker, link: id }, id).await;
         });
         Ok(Response::new(LinkStream { receiver, _guard: guard }))
@@ -91,6 +108,7 @@ async fn read(
     context: &Context,
     worker: &WorkerId,
     link: LinkId,
+    given: Option<TokenId>,
     incoming: &mut Streaming<v1::WorkerMessage>,
 ) {
     loop {
@@ -102,6 +120,13 @@ async fn read(
                 return;
             }
         };
+        if let (Some(v1::worker_message::Message::CredentialKept(_)), Some(given)) = (&message.message, given)
+        {
+            if let Err(error) = context.identity.kept(given).await {
+                tracing::warn!(worker.id = %worker, %error, "that a worker keeps its credential could not be noted");
+            }
+            continue;
+        }
         match event(worker, link, message) {
             Ok(Some(event)) => context.driver.tell(event, link).await,
             Ok(None) => {}
@@ -129,8 +154,8 @@ fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<
         Some(Message::Hello(_)) => {
             return Err(Error::invalid("hello", "came twice").hint("one hello a stream: it comes first"));
         }
-        // A newer worker's word for something that we don't know.
-        None => None,
+        // Said again on a link that it was not given on. Or a newer worker's word for something that we don't know.
+        Some(Message::CredentialKept(_)) | None => None,
     })
 }
 

@@ -11,13 +11,13 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Context,
-    guard::tenant_of,
+    guard::{sight_of, tenant_of},
     session::{Origin, Sessions},
 };
 
 use crate::{
     checkpoints::{FREEZE_LIMIT, Record, Wanted, keep_for, unkept},
-    tenant::Tenant,
+    tenant::{Sight, Tenant},
 };
 
 /// Bytes of a note.
@@ -35,9 +35,9 @@ impl Checkpointing {
         Self { sessions: Sessions::new(context.clone()), context }
     }
 
-    async fn record(&self, id: &str) -> Result<Record, Error> {
+    async fn record(&self, by: &Sight, id: &str) -> Result<Record, Error> {
         let id = checkpoint_id(id)?;
-        let found = world::on_thread(self.context.checkpoints.catalog.get(&id)).await.map_err(unkept)?;
+        let found = world::on_thread(self.context.checkpoints.catalog.get(by, &id)).await.map_err(unkept)?;
         found.ok_or_else(|| Error::not_found(Reason::CheckpointNotFound, format!("no checkpoint {id}")))
     }
 
@@ -85,6 +85,7 @@ impl CheckpointService for Checkpointing {
         &self,
         request: Request<v1::CheckpointSessionRequest>,
     ) -> Result<Response<v1::Checkpoint>, Status> {
+        let by = sight_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
         if request.note.len() > NOTE_MAX {
@@ -97,13 +98,14 @@ impl CheckpointService for Checkpointing {
             freeze_limit: FREEZE_LIMIT,
             parting: None,
         };
-        Ok(Response::new(self.context.checkpoints.take(id, wanted).await?.shown))
+        Ok(Response::new(self.context.checkpoints.take(&by, id, wanted).await?.shown))
     }
 
     async fn list_checkpoints(
         &self,
         request: Request<v1::ListCheckpointsRequest>,
     ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
+        let by = sight_of(&request)?;
         let request = request.into_inner();
         let size = convert::page_size(request.page_size, bounds::PAGE_DEFAULT)?;
         let session = match request.session_id.as_str() {
@@ -115,8 +117,9 @@ impl CheckpointService for Checkpointing {
             token => Some(checkpoint_id(token).map_err(|_| convert::bad_page_token())?),
         };
         let catalog = &self.context.checkpoints.catalog;
-        let found =
-            world::on_thread(catalog.list(session, before.as_deref(), size + 1)).await.map_err(unkept)?;
+        let found = world::on_thread(catalog.list(&by, session, before.as_deref(), size + 1))
+            .await
+            .map_err(unkept)?;
         let mut checkpoints: Vec<v1::Checkpoint> = found.into_iter().map(|record| record.shown).collect();
         let more = crate::wire::cut_page(&mut checkpoints, size);
         let last = checkpoints.last().filter(|_| more).map(|c| c.id.clone());
@@ -130,15 +133,17 @@ impl CheckpointService for Checkpointing {
         &self,
         request: Request<v1::GetCheckpointRequest>,
     ) -> Result<Response<v1::Checkpoint>, Status> {
-        Ok(Response::new(self.record(&request.into_inner().checkpoint_id).await?.shown))
+        let by = sight_of(&request)?;
+        Ok(Response::new(self.record(&by, &request.into_inner().checkpoint_id).await?.shown))
     }
 
     async fn delete_checkpoint(
         &self,
         request: Request<v1::DeleteCheckpointRequest>,
     ) -> Result<Response<v1::DeleteCheckpointResponse>, Status> {
+        let by = sight_of(&request)?;
         let id = checkpoint_id(&request.into_inner().checkpoint_id)?;
-        self.context.checkpoints.delete(&id).await?;
+        self.context.checkpoints.delete(&by, &id).await?;
         Ok(Response::new(v1::DeleteCheckpointResponse {}))
     }
 
@@ -146,9 +151,9 @@ impl CheckpointService for Checkpointing {
         &self,
         request: Request<v1::RestoreSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
-        let tenant = tenant_of(&request)?;
+        let (by, tenant) = (sight_of(&request)?, tenant_of(&request)?);
         let request = request.into_inner();
-        let record = self.record(&request.checkpoint_id).await?;
+        let record = self.record(&by, &request.checkpoint_id).await?;
         let from = Origin { record: &record, named: &record.shown.id };
         Ok(Response::new(self.restore(tenant, from, request.session.unwrap_or_default()).await?))
     }
@@ -157,7 +162,7 @@ impl CheckpointService for Checkpointing {
         &self,
         request: Request<v1::ForkSessionRequest>,
     ) -> Result<Response<v1::ForkSessionResponse>, Status> {
-        let tenant = tenant_of(&request)?;
+        let (by, tenant) = (sight_of(&request)?, tenant_of(&request)?);
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
         let count = request.count.max(1);
@@ -171,7 +176,7 @@ impl CheckpointService for Checkpointing {
             freeze_limit: FREEZE_LIMIT,
             parting: None,
         };
-        let record = self.context.checkpoints.take(id, wanted).await?;
+        let record = self.context.checkpoints.take(&by, id, wanted).await?;
         let session = request.session.clone().unwrap_or_default();
         let forks = (1..=count).map(|n| {
             let mut wanted = session.clone();

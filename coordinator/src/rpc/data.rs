@@ -1,6 +1,7 @@
 //! The data plane: `TaskService` and `FileService`, passed on to the session's worker by
-//! the relay that every hop uses. This hop adds *where*: it looks the session up in the
-//! view (no round trip through the driver) and takes one of its worker's data channels.
+//! the relay that every hop uses. This hop adds *who* and *where*: it looks the session up in the
+//! view, as far as the caller sees it (no round trip through the driver), counts the call as its tenant's,
+//! and takes one of its worker's data channels.
 //!
 //! What a session's tasks came to can be asked after its end too, and while it is parked: then the store answers. So it
 //! does for those that a recovery has cost the session ([`super::recovered`]), and each has one end whoever tells it
@@ -13,20 +14,23 @@ use berth_proto::{
     convert::{self, bounds},
     domain::{EndReason, SessionState},
     error::reason_of,
-    relay::{Hop, Relay, Route, worker_unreachable},
+    relay::{Guard, Hop, Relay, Route, worker_unreachable},
     v1::{self, task_service_server::TaskService},
 };
 use tokio::time::Instant;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status};
 
 use super::{
-    Context, recovered,
+    Context,
+    guard::{caller_of, sight_of},
+    recovered,
     settled::{Settled, TaskEvents},
 };
 use crate::{
     driver::View,
     fleet::{Session, no_session, not_ready, session_ended, session_parked},
     store::StoreError,
+    tenant::Sight,
 };
 
 /// How long a call waits for a data channel: a worker that attaches anew needs about that.
@@ -45,13 +49,23 @@ pub struct ToWorker {
 }
 
 impl Route for ToWorker {
-    async fn route(&self, id: SessionId, call: &'static str, _: &MetadataMap) -> Result<Hop, Error> {
+    async fn route(&self, id: SessionId, call: &'static str, extensions: &Extensions) -> Result<Hop, Error> {
         let shared = &self.context.shared;
-        let session = shared.view.session(&id).ok_or_else(|| no_session(&id))?;
+        let caller = caller_of(extensions)?;
+        let session = shared.view.session(&caller.sight(), &id).ok_or_else(|| no_session(&id))?;
+        let open = self.context.streams.open(&caller.tenant, shared.view.quota(&caller.tenant).streams)?;
         usable(&session, call)?;
         let worker = session.worker.as_ref().ok_or_else(not_ready)?;
         let channel = shared.links.channel(worker, Instant::now() + CHANNEL_WITHIN).await?;
-        Ok(Hop { channel, guard: None, over: Some(Box::pin(placed_anew(shared.view.clone(), session))) })
+        let (expelled, view) = (shared.links.expelled(worker), shared.view.clone());
+        let over = async move {
+            tokio::select! {
+                error = placed_anew(view, session.clone()) => error,
+                () = expelled.cancelled() => worker_unreachable(),
+            }
+        };
+        let guard: Guard = Some(Box::new(open));
+        Ok(Hop { channel, guard, over: Some(Box::pin(over)) })
     }
 
     fn lost(&self) -> Error {
@@ -77,7 +91,7 @@ async fn placed_anew(view: Arc<View>, was: Arc<Session>) -> Error {
         })
     };
     loop {
-        if let Some(error) = view.wait(was.id, Instant::now() + FAR, stale).await {
+        if let Some(error) = view.wait(&Sight::All, was.id, Instant::now() + FAR, stale).await {
             return error;
         }
     }
@@ -117,13 +131,13 @@ impl Tasks {
 
     /// The session, if it has ended or is parked: the store has its tasks then. While the sandbox of a parked one still
     /// ends, so do they: that is waited for.
-    async fn over(&self, id: &str) -> Result<Option<Arc<Session>>, Error> {
+    async fn over(&self, by: &Sight, id: &str) -> Result<Option<Arc<Session>>, Error> {
         let id: SessionId = id.parse()?;
         let view = &self.context.shared.view;
         let leaves = |s: &Session| s.state == SessionState::Parked && s.worker.is_some();
         let gone = |s: Option<&Session>| (!s.is_some_and(leaves)).then_some(());
-        let _ = view.wait(id, Instant::now() + LEAVES_WITHIN, gone).await;
-        let session = view.session(&id).ok_or_else(|| no_session(&id))?;
+        let _ = view.wait(by, id, Instant::now() + LEAVES_WITHIN, gone).await;
+        let session = view.session(by, &id).ok_or_else(|| no_session(&id))?;
         Ok(matches!(session.state, SessionState::Ended | SessionState::Parked).then_some(session))
     }
 
@@ -139,8 +153,8 @@ impl Tasks {
     }
 
     /// What the session's worker refuses, with what is to be said of a recovery.
-    fn told(&self, session: &str, status: Status) -> Status {
-        match session.parse().ok().and_then(|id| self.context.shared.view.session(&id)) {
+    fn told(&self, by: &Sight, session: &str, status: Status) -> Status {
+        match session.parse().ok().and_then(|id| self.context.shared.view.session(by, &id)) {
             Some(session) => recovered::refusal(status, &session),
             None => status,
         }
@@ -149,13 +163,14 @@ impl Tasks {
     /// A task of an earlier placement is not known where the session is now: what became of it is in the store.
     async fn or_stored(
         &self,
+        by: &Sight,
         answer: Result<Response<v1::Task>, Status>,
         session: SessionId,
         task: TaskId,
     ) -> Result<Response<v1::Task>, Status> {
         let unknown = |status: &Status| reason_of(status) == Some(Reason::TaskNotFound);
         let Some(status) = answer.as_ref().err().filter(|status| unknown(status)) else { return answer };
-        let Some(known) = self.context.shared.view.session(&session) else { return answer };
+        let Some(known) = self.context.shared.view.session(by, &session) else { return answer };
         match self.context.shared.store.task(session, task).await.map_err(unread)? {
             Some(task) => Ok(Response::new(recovered::record(task, &known))),
             None => Err(recovered::refusal(status.clone(), &known)),
@@ -208,27 +223,28 @@ macro_rules! passed_on {
             type WatchTaskStream = TaskEvents;
 
             $(async fn $stream(&self, request: Request<v1::$stream_request>) -> Result<Response<TaskEvents>, Status> {
-                let session = request.get_ref().session_id.clone();
-                let settled = Settled::new(&self.context, &session);
-                let answer = self.relay.$stream(request).await.map_err(|status| self.told(&session, status))?;
+                let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
+                let settled = Settled::new(&self.context, &by, &session);
+                let answer = self.relay.$stream(request).await.map_err(|status| self.told(&by, &session, status))?;
                 Ok(answer.map(|events| settled.events(events)))
             })*
 
             $(async fn $ask(&self, request: Request<v1::$ask_request>) -> Result<Response<v1::Task>, Status> {
+                let by = sight_of(&request)?;
                 let (session, task) = (request.get_ref().session_id.clone(), request.get_ref().task_id.clone());
-                if let Some(over) = self.over(&session).await? {
+                if let Some(over) = self.over(&by, &session).await? {
                     return self.stored(&over, &task).await;
                 }
                 let (id, task) = (session.parse()?, task.parse()?);
-                let settled = Settled::new(&self.context, &session);
+                let settled = Settled::new(&self.context, &by, &session);
                 let answer = self.relay.$ask(request).await;
-                Ok(settled.answer(self.or_stored(answer, id, task).await?).await)
+                Ok(settled.answer(self.or_stored(&by, answer, id, task).await?).await)
             })*
 
             async fn cancel_task(&self, request: Request<v1::CancelTaskRequest>) -> Result<Response<v1::Task>, Status> {
-                let session = request.get_ref().session_id.clone();
-                let settled = Settled::new(&self.context, &session);
-                let answer = self.relay.cancel_task(request).await.map_err(|status| self.told(&session, status))?;
+                let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
+                let settled = Settled::new(&self.context, &by, &session);
+                let answer = self.relay.cancel_task(request).await.map_err(|status| self.told(&by, &session, status))?;
                 Ok(settled.answer(answer).await)
             }
 
@@ -236,17 +252,17 @@ macro_rules! passed_on {
                 &self,
                 request: Request<v1::ListTasksRequest>,
             ) -> Result<Response<v1::ListTasksResponse>, Status> {
-                let session = request.get_ref().session_id.clone();
-                if let Some(over) = self.over(&session).await? {
+                let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
+                if let Some(over) = self.over(&by, &session).await? {
                     return self.stored_list(&over, request.get_ref()).await;
                 }
-                let settled = Settled::new(&self.context, &session);
+                let settled = Settled::new(&self.context, &by, &session);
                 Ok(settled.list(self.relay.list_tasks(request).await?).await)
             }
 
             $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<$response>, Status> {
-                let session = request.get_ref().session_id.clone();
-                self.relay.$method(request).await.map_err(|status| self.told(&session, status))
+                let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
+                self.relay.$method(request).await.map_err(|status| self.told(&by, &session, status))
             })*
         }
     };

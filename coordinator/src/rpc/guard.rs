@@ -1,5 +1,5 @@
-//! What every call passes before its service: the token check, the stop at shutdown, and
-//! our own words for a message that is too large (tonic's decoder speaks before any
+//! What every call passes before its service: the token check, its end when the token is over ([`super::cut`]), the stop at
+//! shutdown, and our own words for a message that is too large (tonic's decoder speaks before any
 //! handler could).
 //!
 //! A wrapper around each service and not one layer over all: so each service is mounted
@@ -23,30 +23,56 @@ use tonic::{
     server::NamedService,
 };
 
+use super::cut;
 use crate::{
-    auth::{Caller, Keyring, Scope},
-    tenant::Tenant,
+    identity::{Caller, Identity, Scope},
+    tenant::{Sight, Tenant},
 };
 
 /// Who may use a service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// Holders of a token of this scope.
-    Token(Scope),
-    /// Anybody on this machine; from elsewhere, an admin token.
+    /// Clients, each for what its tenant has, and admins.
+    Clients,
+    /// Admins; of the calls that are named here, clients too. A call that is added later is not for clients until somebody
+    /// has decided that it may be.
+    Admins { clients: &'static [&'static str] },
+    /// Workers, and whoever may register as one.
+    Joining,
+    /// Workers that have registered.
+    Workers,
+    /// Anybody on this machine; from elsewhere, clients and admins.
     OpenOnLoopback,
+}
+
+impl Access {
+    /// Whether a caller may make a call; else the scope that it needs.
+    fn permits(self, caller: &Caller, path: &str) -> Result<(), &'static str> {
+        let is_client = matches!(caller.scope, Scope::Client | Scope::Admin);
+        let method = path.rsplit('/').next().unwrap_or_default();
+        let (permitted, needed) = match self {
+            Self::Clients | Self::OpenOnLoopback => (is_client, "client"),
+            Self::Admins { clients } => match clients.contains(&method) {
+                true => (is_client, "client"),
+                false => (caller.scope == Scope::Admin, "admin"),
+            },
+            Self::Joining => (caller.scope == Scope::Worker, "worker"),
+            Self::Workers => (caller.is_registered(), "worker"),
+        };
+        if permitted { Ok(()) } else { Err(needed) }
+    }
 }
 
 /// What all guards of a server share.
 #[derive(Clone)]
 pub struct Gate {
-    keyring: Arc<Keyring>,
+    identity: Arc<Identity>,
     stopping: Arc<AtomicBool>,
 }
 
 impl Gate {
-    pub fn new(keyring: Keyring) -> Self {
-        Self { keyring: Arc::new(keyring), stopping: Arc::default() }
+    pub fn new(identity: Arc<Identity>) -> Self {
+        Self { identity, stopping: Arc::default() }
     }
 
     /// From now on calls are refused.
@@ -61,31 +87,50 @@ impl Gate {
 
     /// Whether the call may go on, and whose it is where it needs a token.
     fn check<B>(&self, access: Access, request: &http::Request<B>) -> Result<Option<Caller>, Error> {
-        let header = request.headers().get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
-        match access {
-            Access::OpenOnLoopback => {
-                if request.extensions().get::<Peer>().is_some_and(Peer::is_local) {
-                    return Ok(None);
-                }
-                self.keyring.check(header, Scope::Admin).map(Some)
-            }
-            Access::Token(scope) => {
-                let caller = self.keyring.check(header, scope)?;
-                if self.stopping.load(Ordering::Relaxed) {
-                    return Err(Error::unavailable(Reason::ShuttingDown, "the coordinator is stopping")
-                        .hint("try again in a few seconds"));
-                }
-                Ok(Some(caller))
-            }
+        if access == Access::OpenOnLoopback && request.extensions().get::<Peer>().is_some_and(Peer::is_local)
+        {
+            return Ok(None);
         }
+        let header = request.headers().get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
+        let caller = self.identity.check(header)?;
+        access.permits(&caller, request.uri().path()).map_err(|needed| not_for_this(&caller, needed))?;
+        if access != Access::OpenOnLoopback && self.stopping.load(Ordering::Relaxed) {
+            return Err(Error::unavailable(Reason::ShuttingDown, "the coordinator is stopping")
+                .hint("try again in a few seconds"));
+        }
+        Ok(Some(caller))
     }
 }
 
+fn not_for_this(caller: &Caller, needed: &str) -> Error {
+    let held = match (caller.scope, caller.is_registered()) {
+        (Scope::Client, _) => "client",
+        (Scope::Worker, true) => "worker",
+        (Scope::Worker, false) => "worker (to register with, and nothing else)",
+        (Scope::Admin, _) => "admin",
+    };
+    let file = if needed == "worker" { "join.token" } else { "admin.token" };
+    let text =
+        format!("the token is good, but not for this call: its scope is {held}, and this needs {needed}");
+    Error::new(Code::PermissionDenied, Reason::TokenScope, text).hint(format!(
+        "use one with that scope: `berth token create --scope {needed}`, or <state>/credentials/{file}"
+    ))
+}
+
 /// Whose a guarded call is.
+pub fn caller_of(extensions: &tonic::Extensions) -> Result<&Caller, Error> {
+    // A service that is mounted without a guard must not serve what is somebody's.
+    extensions.get::<Caller>().ok_or_else(|| Error::internal("a call without a caller"))
+}
+
+/// What it may see.
+pub fn sight_of<T>(request: &tonic::Request<T>) -> Result<Sight, Error> {
+    caller_of(request.extensions()).map(Caller::sight)
+}
+
+/// Whose sessions it makes.
 pub fn tenant_of<T>(request: &tonic::Request<T>) -> Result<Tenant, Error> {
-    let caller = request.extensions().get::<Caller>();
-    // A service that is mounted without a guard must not make sessions that are nobody's.
-    caller.map(|caller| caller.tenant.clone()).ok_or_else(|| Error::internal("a call without a caller"))
+    caller_of(request.extensions()).map(|caller| caller.tenant.clone())
 }
 
 /// A guarded service.
@@ -114,16 +159,24 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        match self.gate.check(self.access, &request) {
-            Ok(Some(caller)) => drop(request.extensions_mut().insert(caller)),
-            Ok(None) => {}
+        let ended = match self.gate.check(self.access, &request) {
+            Ok(Some(caller)) => {
+                let ended = caller.ended();
+                request.extensions_mut().insert(caller);
+                ended
+            }
+            Ok(None) => None,
             Err(error) => {
                 let response = Status::from(error).into_http();
                 return Box::pin(async move { Ok(response) });
             }
-        }
+        };
         let answer = self.inner.call(request);
-        Box::pin(async move { Ok(in_our_words(answer.await?)) })
+        let answer = async move { Ok(in_our_words(answer.await?)) };
+        match ended {
+            Some(ended) => Box::pin(cut::until(Box::pin(ended), answer)),
+            None => Box::pin(answer),
+        }
     }
 }
 

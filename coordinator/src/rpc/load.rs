@@ -23,13 +23,14 @@ use tonic::{
 /// Calls beyond the bound, of those that must get through.
 const RESERVE: usize = 1024;
 /// What must get through.
-const VITAL: [&str; 6] = [
+const VITAL: [&str; 7] = [
     "/berth.v1.WorkerService/",
     "/grpc.health.v1.Health/",
     "/berth.v1.SessionService/DeleteSession",
     "/berth.v1.TaskService/CancelTask",
     "/berth.v1.TaskService/SignalTask",
     "/berth.v1.AdminService/",
+    "/berth.v1.IdentityService/",
 ];
 
 /// How many calls there are, and may be. Made into a layer around all services.

@@ -5,8 +5,10 @@ mod admin;
 mod attach;
 mod blob;
 mod checkpoint;
+mod cut;
 mod data;
 mod guard;
+mod identity;
 mod load;
 mod recovered;
 mod session;
@@ -20,8 +22,8 @@ use berth_proto::{
     v1::{
         admin_service_server::AdminServiceServer, blob_service_server::BlobServiceServer,
         checkpoint_service_server::CheckpointServiceServer, file_service_server::FileServiceServer,
-        session_service_server::SessionServiceServer, task_service_server::TaskServiceServer,
-        worker_service_server::WorkerServiceServer,
+        identity_service_server::IdentityServiceServer, session_service_server::SessionServiceServer,
+        task_service_server::TaskServiceServer, worker_service_server::WorkerServiceServer,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -36,9 +38,10 @@ pub use guard::Gate;
 pub use load::Room;
 
 use crate::{
-    auth::Scope,
     checkpoints::Checkpoints,
     driver::{Handle, Shared},
+    identity::Identity,
+    streams::Streams,
     templates::Templates,
 };
 
@@ -49,6 +52,8 @@ pub struct Context {
     pub driver: Handle,
     pub templates: Arc<Templates>,
     pub checkpoints: Arc<Checkpoints>,
+    pub identity: Arc<Identity>,
+    pub streams: Arc<Streams>,
     pub start_timeout: Duration,
     pub restore_timeout: Duration,
     pub started_at: std::time::SystemTime,
@@ -57,7 +62,7 @@ pub struct Context {
 }
 
 /// Names of our services, for health.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     SessionServiceServer::<session::Sessions>::NAME,
     TaskServiceServer::<data::Tasks>::NAME,
     FileServiceServer::<data::Files>::NAME,
@@ -65,7 +70,13 @@ const SERVICES: [&str; 7] = [
     AdminServiceServer::<admin::Admin>::NAME,
     CheckpointServiceServer::<checkpoint::Checkpointing>::NAME,
     BlobServiceServer::<blob::Blobs>::NAME,
+    IdentityServiceServer::<identity::Identities>::NAME,
 ];
+
+/// Of the operators' calls those that tell a client of what is its tenant's, or of what concerns everybody.
+const FOR_CLIENTS: Access = Access::Admins { clients: &["ListTemplates", "GetInfo", "WatchEvents"] };
+/// An operator's alone.
+const FOR_ADMINS: Access = Access::Admins { clients: &[] };
 
 /// All services behind the gate.
 pub fn routes(
@@ -80,8 +91,6 @@ pub fn routes(
                 .max_encoding_message_size(MESSAGE_LIMIT)
         };
     }
-    let admin = Access::Token(Scope::Admin);
-    let join = Access::Token(Scope::Join);
     let reflection =
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(
@@ -90,19 +99,34 @@ pub fn routes(
     let mut routes = Routes::builder();
     routes
         .add_service(
-            gate.guard(admin, limited!(SessionServiceServer, session::Sessions::new(context.clone()))),
-        )
-        .add_service(gate.guard(admin, limited!(TaskServiceServer, data::Tasks::new(context.clone()))))
-        .add_service(gate.guard(admin, limited!(FileServiceServer, data::files(context.clone()))))
-        .add_service(gate.guard(admin, limited!(AdminServiceServer, admin::Admin::new(context.clone()))))
-        .add_service(
             gate.guard(
-                admin,
-                limited!(CheckpointServiceServer, checkpoint::Checkpointing::new(context.clone())),
+                Access::Clients,
+                limited!(SessionServiceServer, session::Sessions::new(context.clone())),
             ),
         )
-        .add_service(gate.guard(join, limited!(BlobServiceServer, blob::Blobs::new(context.clone()))))
-        .add_service(gate.guard(join, limited!(WorkerServiceServer, attach::Workers::new(context.clone()))))
+        .add_service(
+            gate.guard(Access::Clients, limited!(TaskServiceServer, data::Tasks::new(context.clone()))),
+        )
+        .add_service(gate.guard(Access::Clients, limited!(FileServiceServer, data::files(context.clone()))))
+        .add_service(gate.guard(
+            Access::Clients,
+            limited!(CheckpointServiceServer, checkpoint::Checkpointing::new(context.clone())),
+        ))
+        .add_service(
+            gate.guard(FOR_CLIENTS, limited!(AdminServiceServer, admin::Admin::new(context.clone()))),
+        )
+        .add_service(
+            gate.guard(
+                FOR_ADMINS,
+                limited!(IdentityServiceServer, identity::Identities::new(context.clone())),
+            ),
+        )
+        .add_service(
+            gate.guard(Access::Workers, limited!(BlobServiceServer, blob::Blobs::new(context.clone()))),
+        )
+        .add_service(
+            gate.guard(Access::Joining, limited!(WorkerServiceServer, attach::Workers::new(context.clone()))),
+        )
         .add_service(gate.guard(Access::OpenOnLoopback, health))
         .add_service(gate.guard(Access::OpenOnLoopback, reflection().build_v1()?))
         .add_service(gate.guard(Access::OpenOnLoopback, reflection().build_v1alpha()?));

@@ -17,7 +17,10 @@ use berth_proto::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{Context, guard::tenant_of};
+use super::{
+    Context,
+    guard::{sight_of, tenant_of},
+};
 use crate::{
     auth::Digest,
     checkpoints::{Record, Wanted},
@@ -27,7 +30,7 @@ use crate::{
         session_parked,
     },
     templates::Template,
-    tenant::Tenant,
+    tenant::{Sight, Tenant},
     wire,
 };
 
@@ -47,8 +50,8 @@ impl Sessions {
         Self { context }
     }
 
-    fn session(&self, id: &SessionId) -> Result<std::sync::Arc<Session>, Error> {
-        self.context.shared.view.session(id).ok_or_else(|| no_session(id))
+    fn session(&self, by: &Sight, id: &SessionId) -> Result<std::sync::Arc<Session>, Error> {
+        self.context.shared.view.session(by, id).ok_or_else(|| no_session(id))
     }
 
     /// Says of those that wait where they stand in the queue.
@@ -78,6 +81,7 @@ impl Sessions {
         let longest = (wanted.wait_for_place + start + CREATE_MARGIN).min(bounds::DURATION_MAX);
         // Armed before the driver is asked: the client may go away while it works.
         let fresh = SessionId::new();
+        let sight = Sight::Of(tenant.clone());
         let abandoned = Abandoned::arm(&self.context.driver, fresh, keyed);
         let id = match self.enqueue(fresh, tenant, wanted, from).await {
             Ok(id) => id,
@@ -86,7 +90,7 @@ impl Sessions {
                 return Err(error.into());
             }
         };
-        let outcome = self.context.shared.view.wait(id, Instant::now() + longest, created).await;
+        let outcome = self.context.shared.view.wait(&sight, id, Instant::now() + longest, created).await;
         abandoned.disarm();
         let late = || {
             Error::new(Code::DeadlineExceeded, Reason::StartTimeout, "the session was not ready in time")
@@ -96,14 +100,14 @@ impl Sessions {
     }
 
     /// Takes the checkpoint that a session's policy asks for before its end. Without it the session stays.
-    async fn before_delete(&self, id: SessionId) -> Result<(), Error> {
-        let session = self.session(&id)?;
+    async fn before_delete(&self, by: &Sight, id: SessionId) -> Result<(), Error> {
+        let session = self.session(by, &id)?;
         let up = matches!(session.state, SessionState::Ready | SessionState::Paused);
         if !up || !session.spec.checkpoints.before_delete {
             return Ok(());
         }
         let wanted = Wanted::by_policy(v1::CheckpointCause::Delete, &session.spec.checkpoints);
-        let taken = self.context.checkpoints.take(id, wanted).await;
+        let taken = self.context.checkpoints.take(by, id, wanted).await;
         let refused = |error: Error| {
             let text =
                 format!("the checkpoint before its end failed, so the session stays: {}", error.message());
@@ -182,17 +186,21 @@ impl Sessions {
     }
 
     /// Pauses or resumes, and waits for it. To resume a parked session takes as long as to make one.
-    async fn set_paused(&self, id: &str, paused: bool) -> Result<Response<v1::Session>, Status> {
+    async fn set_paused(&self, by: Sight, id: &str, paused: bool) -> Result<Response<v1::Session>, Status> {
         let id: SessionId = id.parse()?;
-        self.context.driver.call(Event::Pause { session: id, paused }).await.map_err(Error::from)?;
+        self.context
+            .driver
+            .call(Event::Pause { by: by.clone(), session: id, paused })
+            .await
+            .map_err(Error::from)?;
         let wanted = if paused { SessionState::Paused } else { SessionState::Ready };
-        let session = self.session(&id)?;
+        let session = self.session(&by, &id)?;
         let longest = match session.comes_from_park() {
             true => session.spec.wait_for_place + self.context.restore_timeout + CREATE_MARGIN,
             false => PAUSE_WITHIN,
         };
         let deadline = Instant::now() + longest;
-        let settled = self.context.shared.view.wait(id, deadline, |session| match session {
+        let settled = self.context.shared.view.wait(&by, id, deadline, |session| match session {
             None => Some(Err(no_session(&id))),
             Some(s) if s.state == wanted => Some(Ok(wire::session(s))),
             // It stands as still as can be.
@@ -229,8 +237,9 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
+        let by = sight_of(&request)?;
         let id: SessionId = request.into_inner().session_id.parse()?;
-        let session = self.session(&id)?;
+        let session = self.session(&by, &id)?;
         let mut shown = [wire::session(&session)];
         self.number(&mut shown);
         let [shown] = shown;
@@ -241,6 +250,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        let by = sight_of(&request)?;
         let request = request.into_inner();
         let size = convert::page_size(request.page_size, bounds::PAGE_DEFAULT)?;
         let labels = convert::labels("labels", request.labels)?;
@@ -256,7 +266,7 @@ impl SessionService for Sessions {
                 if states.is_empty() { s.state != SessionState::Ended } else { states.contains(&s.state) };
             state && crate::placement::selected(&labels, &s.labels)
         };
-        let found = self.context.shared.view.list(before, size + 1, wanted);
+        let found = self.context.shared.view.list(&by, before, size + 1, wanted);
         let mut sessions: Vec<v1::Session> = found.iter().map(|s| wire::session(s)).collect();
         self.number(&mut sessions);
         let more = wire::cut_page(&mut sessions, size);
@@ -268,10 +278,11 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::UpdateSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
+        let by = sight_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
         let set_labels = convert::labels("set_labels", request.set_labels)?;
-        let known = self.session(&id)?;
+        let known = self.session(&by, &id)?;
         let mut labels: Labels = known.labels.clone();
         labels.retain(|name, _| !request.remove_labels.contains(name));
         labels.extend(set_labels.clone());
@@ -281,6 +292,7 @@ impl SessionService for Sessions {
                 .into());
         }
         let update = Update {
+            by: by.clone(),
             session: id,
             set_labels,
             remove_labels: request.remove_labels,
@@ -288,36 +300,38 @@ impl SessionService for Sessions {
             idle_timeout: convert::optional_limit("idle_timeout", request.idle_timeout)?,
         };
         self.context.driver.call(Event::Update(Box::new(update))).await.map_err(Error::from)?;
-        Ok(Response::new(wire::session(&*self.session(&id)?)))
+        Ok(Response::new(wire::session(&*self.session(&by, &id)?)))
     }
 
     async fn pause_session(
         &self,
         request: Request<v1::PauseSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
-        self.set_paused(&request.into_inner().session_id, true).await
+        self.set_paused(sight_of(&request)?, &request.get_ref().session_id, true).await
     }
 
     async fn resume_session(
         &self,
         request: Request<v1::ResumeSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
-        self.set_paused(&request.into_inner().session_id, false).await
+        self.set_paused(sight_of(&request)?, &request.get_ref().session_id, false).await
     }
 
     async fn delete_session(
         &self,
         request: Request<v1::DeleteSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
+        let by = sight_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
         if !request.skip_checkpoint {
-            self.before_delete(id).await?;
+            self.before_delete(&by, id).await?;
         }
         let reason = EndReason::Deleted;
-        self.context.driver.call(Event::Delete { session: id, reason }).await.map_err(Error::from)?;
+        let delete = Event::Delete { by: by.clone(), session: id, reason };
+        self.context.driver.call(delete).await.map_err(Error::from)?;
         let deadline = Instant::now() + DELETE_WITHIN;
-        let ended = self.context.shared.view.wait(id, deadline, |session| match session {
+        let ended = self.context.shared.view.wait(&by, id, deadline, |session| match session {
             None => Some(Err(no_session(&id))),
             Some(s) if s.state == SessionState::Ended => Some(Ok(wire::session(s))),
             Some(_) => None,
@@ -325,7 +339,7 @@ impl SessionService for Sessions {
         match ended.await {
             Some(session) => Ok(Response::new(session?)),
             // It will end: the worker is told again and again, or is gone. ENDING says so.
-            None => Ok(Response::new(wire::session(&*self.session(&id)?))),
+            None => Ok(Response::new(wire::session(&*self.session(&by, &id)?))),
         }
     }
 }
@@ -419,7 +433,7 @@ impl Drop for Abandoned {
         let Some((driver, session)) = self.armed.take() else { return };
         spawn("abandoned session", async move {
             tracing::info!(session.id = %session, "the client went away before its session was ready");
-            let delete = Event::Delete { session, reason: EndReason::Abandoned };
+            let delete = Event::Delete { by: Sight::All, session, reason: EndReason::Abandoned };
             if let Err(error) = driver.call(delete).await {
                 tracing::warn!(session.id = %session, ?error, "an abandoned session was not ended");
             }

@@ -21,6 +21,7 @@ use tonic::{Response, Status};
 use super::{Context, recovered};
 use crate::{
     fleet::{Event, Session},
+    tenant::Sight,
     wire::short_task,
 };
 
@@ -35,9 +36,9 @@ pub struct Settled {
 }
 
 impl Settled {
-    pub fn new(context: &Context, session: &str) -> Self {
+    pub fn new(context: &Context, by: &Sight, session: &str) -> Self {
         let id = session.parse::<SessionId>().ok();
-        let session = id.and_then(|id| context.shared.view.session(&id));
+        let session = id.and_then(|id| context.shared.view.session(by, &id));
         Self { context: context.clone(), session }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     sqlite::SqliteStore,
-    tests::{open, session},
+    tests::{open, quota, session, token},
     *,
 };
 
@@ -32,6 +32,8 @@ fn files(dir: &Path) -> Files {
 async fn made() -> Files {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await.unwrap();
+    let identity = Batch { tokens: vec![Arc::new(token(1))], quotas: vec![quota()], ..Batch::default() };
+    store.commit(&identity).await.unwrap();
     for number in 0..COMMITS / 2 {
         commit(&store, number).await.unwrap();
     }
@@ -113,7 +115,9 @@ async fn a_bit_that_flips_inside_a_value_is_found() {
     let files = made().await;
     let db = &files["coordinator.db"];
     // The message, a template's name in the JSON, the state, the labels, a checkpoint's id: as they stand in some row.
-    for needle in ["words", "\"base\"", "SESSION_STATE_READY", "{\"l\":\"v\"}", "0123", "\"patient\":true"] {
+    for needle in
+        ["words", "\"base\"", "SESSION_STATE_READY", "{\"l\":\"v\"}", "0123", "\"patient\":true", "ci \"ü"]
+    {
         let needle = needle.as_bytes();
         let at = db.windows(needle.len()).position(|window| window == needle).expect("it is in the file");
         for (offset, bit) in [(0, 0x01), (needle.len() / 2, 0x04), (needle.len() - 1, 0x02)] {

@@ -4,16 +4,20 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use async_trait::async_trait;
-use berth_proto::{SessionId, TaskId, WorkerId, v1};
+use berth_proto::{SessionId, TaskId, TokenId, WorkerId, v1};
 
 use super::{Batch, Store, StoreError, TASKS_PER_SESSION};
-use crate::fleet::{Loaded, RequestKey, Session, Worker};
+use crate::{
+    fleet::{Loaded, Quota, RequestKey, Session, Worker},
+    identity::Token,
+    tenant::Tenant,
+};
 
 /// See the module.
 #[derive(Default)]
@@ -29,6 +33,8 @@ struct Inner {
     workers: BTreeMap<WorkerId, Worker>,
     keys: BTreeMap<String, RequestKey>,
     promised_lease: Option<std::time::Duration>,
+    quotas: BTreeMap<Tenant, Quota>,
+    tokens: BTreeMap<TokenId, Arc<Token>>,
     tasks: BTreeMap<(SessionId, TaskId), v1::Task>,
 }
 
@@ -62,6 +68,8 @@ impl Store for MemoryStore {
                 .collect(),
             keys: inner.keys.values().cloned().collect(),
             promised_lease: inner.promised_lease,
+            quotas: inner.quotas.clone().into_iter().collect(),
+            tokens: inner.tokens.values().map(|token| (**token).clone()).collect(),
         })
     }
 
@@ -90,6 +98,11 @@ impl Store for MemoryStore {
             inner.keys.remove(key);
         }
         inner.promised_lease = batch.promised_lease.or(inner.promised_lease);
+        inner.quotas.extend(batch.quotas.iter().cloned());
+        inner.tokens.extend(batch.tokens.iter().map(|token| (token.id, token.clone())));
+        for id in &batch.forget_tokens {
+            inner.tokens.remove(id);
+        }
         for record in &batch.tasks {
             let key = (record.session, record.task);
             inner.tasks.entry(key).or_insert_with(|| (*record.summary).clone());

@@ -1,5 +1,5 @@
 //! What must outlive the coordinator's process, behind one trait: who the sessions are and
-//! at which epoch, request ids, the workers' incarnations, finished tasks. Everything else
+//! at which epoch, request ids, the workers' incarnations, finished tasks, tokens, quotas. Everything else
 //! is the workers' truth and comes back with their hellos.
 //!
 //! The trait has no single writes: a [`Batch`] is one transaction, so the driver commits as
@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod damage_tests;
 pub(crate) mod file;
+mod identity_rows;
 pub mod memory;
 mod record;
 pub mod sqlite;
@@ -26,9 +27,13 @@ pub(crate) use record::{micros, spec_in, spec_out, time};
 use std::{fs::File, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use berth_proto::{SessionId, TaskId, WorkerId, v1};
+use berth_proto::{SessionId, TaskId, TokenId, WorkerId, v1};
 
-use crate::fleet::{Loaded, RequestKey, Session, Worker};
+use crate::{
+    fleet::{Loaded, Quota, RequestKey, Session, Worker},
+    identity::Token,
+    tenant::Tenant,
+};
 
 /// Finished tasks that are kept of one session, the newest.
 pub const TASKS_PER_SESSION: usize = 1000;
@@ -45,6 +50,9 @@ pub struct Batch {
     pub forget_keys: Vec<String>,
     /// The longest lease under which some worker may hold sessions, from now on.
     pub promised_lease: Option<Duration>,
+    pub quotas: Vec<(Tenant, Quota)>,
+    pub tokens: Vec<Arc<Token>>,
+    pub forget_tokens: Vec<TokenId>,
     pub tasks: Vec<TaskRecord>,
 }
 
@@ -58,6 +66,9 @@ impl Batch {
             && self.keys.is_empty()
             && self.forget_keys.is_empty()
             && self.promised_lease.is_none()
+            && self.quotas.is_empty()
+            && self.tokens.is_empty()
+            && self.forget_tokens.is_empty()
     }
 }
 

@@ -376,7 +376,7 @@ impl WorkerRow {
     }
 }
 
-fn damaged<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StoreError {
+pub(super) fn damaged<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StoreError {
     move |error| StoreError::Damaged(format!("{what}: {error}"))
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::Mutex;
 
 use super::{
     Batch, Store, StoreError, TASKS_PER_SESSION, TaskRecord, file,
+    identity_rows::{QuotaRow, TokenRow},
     record::{SessionRow, WorkerRow, micros, time},
     sums::{self, Or, insert},
 };
@@ -76,7 +77,12 @@ async fn load(connection: &mut SqliteConnection) -> Result<Loaded, StoreError> {
             .await?;
     let lease: Option<(i64,)> =
         sqlx::query_as("SELECT promised FROM lease").fetch_optional(&mut *connection).await?;
+    let quotas: Vec<QuotaRow> = sqlx::query_as("SELECT * FROM quotas").fetch_all(&mut *connection).await?;
+    let tokens: Vec<TokenRow> =
+        sqlx::query_as("SELECT * FROM tokens ORDER BY id").fetch_all(&mut *connection).await?;
     Ok(Loaded {
+        quotas: read(quotas, QuotaRow::quota)?,
+        tokens: read(tokens, TokenRow::token)?,
         promised_lease: lease.map(|(us,)| Duration::from_micros(us.max(0) as u64)),
         sessions: read(sessions, SessionRow::session)?,
         workers: read(workers, WorkerRow::worker)?,
@@ -177,6 +183,15 @@ async fn write(tx: &mut SqliteConnection, batch: &Batch) -> Result<(), StoreErro
     if let Some(lease) = batch.promised_lease {
         let micros = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
         insert(tx, Or::Replace, "lease", vec![("one", 1.into()), ("promised", micros.into())]).await?;
+    }
+    for (tenant, quota) in &batch.quotas {
+        insert(tx, Or::Replace, "quotas", QuotaRow::of(tenant, quota).fields()).await?;
+    }
+    for token in &batch.tokens {
+        insert(tx, Or::Replace, "tokens", TokenRow::of(token).fields()).await?;
+    }
+    for id in &batch.forget_tokens {
+        sqlx::query("DELETE FROM tokens WHERE id = ?").bind(id.to_string()).execute(&mut *tx).await?;
     }
     save_tasks(tx, &batch.tasks).await
 }

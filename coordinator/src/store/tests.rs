@@ -11,7 +11,10 @@ use berth_proto::{
 };
 
 use super::{memory::MemoryStore, record::time, sqlite::SqliteStore, *};
-use crate::fleet::{Kept, Recovery, Scheduling, Spec, Waits};
+use crate::{
+    fleet::{Kept, Recovery, Scheduling, Spec, Waits},
+    identity::Kind,
+};
 
 pub(super) fn session(number: u128) -> Session {
     let mut session = Session::new(
@@ -77,7 +80,99 @@ fn tasks(of: u128, numbers: std::ops::Range<u128>) -> Vec<TaskRecord> {
     numbers.map(|n| TaskRecord { session, task: TaskId::from_u128(n), summary: Arc::new(task(n)) }).collect()
 }
 
+/// Every field of it set.
+pub(super) fn token(number: u128) -> Token {
+    Token {
+        id: TokenId::from_u128(number),
+        digest: [number as u8; 32],
+        name: "ci \"ü".into(),
+        kind: Kind::Worker("w".parse().unwrap()),
+        tenant: "team-a".parse().unwrap(),
+        created_at: time(1_000_001),
+        expires_at: Some(time(2_000_002)),
+        revoked_at: Some(time(3_000_003)),
+        uses_left: Some(7),
+        issued_by: Some(TokenId::from_u128(99)),
+        kept: true,
+    }
+}
+
+pub(super) fn quota() -> (Tenant, Quota) {
+    let quota = Quota {
+        sessions: Some(1),
+        cpu_millis: Some(2),
+        memory_bytes: Some(3),
+        disk_bytes: None,
+        streams: Some(0),
+        creates_per_minute: Some(1 << 53),
+    };
+    ("team-a".parse().unwrap(), quota)
+}
+
+async fn identity_suite(store: &dyn Store) {
+    let plain = [Kind::Client, Kind::Admin, Kind::Join].into_iter().enumerate().map(|(n, kind)| Token {
+        kind,
+        expires_at: None,
+        revoked_at: None,
+        uses_left: None,
+        issued_by: None,
+        kept: false,
+        ..token(n as u128 + 2)
+    });
+    let mut tokens: Vec<Token> = std::iter::once(token(1)).chain(plain).collect();
+    let batch = Batch {
+        tokens: tokens.iter().cloned().map(Arc::new).collect(),
+        quotas: vec![quota()],
+        ..Batch::default()
+    };
+    assert!(!batch.is_empty());
+    store.commit(&batch).await.unwrap();
+    let loaded = store.load().await.unwrap();
+    assert_eq!((&loaded.tokens, &loaded.quotas), (&tokens, &vec![quota()]));
+    tokens[0].uses_left = Some(6);
+    let none = (quota().0, Quota::default());
+    let batch = Batch {
+        tokens: vec![Arc::new(tokens[0].clone())],
+        forget_tokens: vec![tokens[1].id],
+        quotas: vec![none.clone()],
+        ..Batch::default()
+    };
+    store.commit(&batch).await.unwrap();
+    tokens.remove(1);
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.tokens, loaded.quotas), (tokens, vec![none]));
+}
+
+/// Red without the migration's UPDATE: then a request that is made again makes a second session.
+#[tokio::test]
+async fn request_ids_of_before_there_were_tenants_are_the_default_ones() {
+    use sqlx::{ConnectOptions, Connection, sqlite::SqliteConnectOptions};
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    let key = RequestKey {
+        key: "a/k".into(),
+        body: [5; 32],
+        session: SessionId::from_u128(1),
+        created_at: time(8),
+    };
+    store.commit(&Batch { keys: vec![key.clone()], ..Batch::default() }).await.unwrap();
+    store.close().await;
+    let mut raw =
+        SqliteConnectOptions::new().filename(dir.path().join("coordinator.db")).connect().await.unwrap();
+    for sql in ["DROP TABLE tokens", "DROP TABLE quotas", "DELETE FROM _sqlx_migrations WHERE version >= 6"] {
+        sqlx::query(sql).execute(&mut raw).await.unwrap();
+    }
+    raw.close().await.unwrap();
+    for _ in 0..2 {
+        let store = open(dir.path()).await.expect("the older store is taken, and its sums are right");
+        let keys = store.load().await.unwrap().keys;
+        assert_eq!(keys, [RequestKey { key: "default/a/k".into(), ..key.clone() }]);
+        store.close().await;
+    }
+}
+
 async fn suite(store: &dyn Store) {
+    identity_suite(store).await;
     let worker =
         Worker::from_record("w".parse().unwrap(), Incarnation(4), Scheduling::Draining { until: time(77) });
     let key =

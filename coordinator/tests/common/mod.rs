@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod keeper;
+pub mod raw;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,7 @@ use berth_proto::{
         coordinator_message::Message,
         file_service_client::FileServiceClient,
         file_service_server::{FileService, FileServiceServer},
+        identity_service_client::IdentityServiceClient,
         session_service_client::SessionServiceClient,
         task_service_client::TaskServiceClient,
         task_service_server::{TaskService, TaskServiceServer},
@@ -149,6 +151,34 @@ impl Host {
 
     pub async fn files(&self) -> FileServiceClient<Guarded> {
         FileServiceClient::with_interceptor(self.channel().await, self.admin())
+    }
+
+    pub async fn identity(&self) -> IdentityServiceClient<Guarded> {
+        IdentityServiceClient::with_interceptor(self.channel().await, self.admin())
+    }
+
+    pub async fn sessions_as(&self, token: &Bearer) -> SessionServiceClient<Guarded> {
+        SessionServiceClient::with_interceptor(self.channel().await, token.clone())
+    }
+
+    pub async fn fleet_as(&self, token: &Bearer) -> AdminServiceClient<Guarded> {
+        AdminServiceClient::with_interceptor(self.channel().await, token.clone())
+    }
+
+    /// A client's token of a tenant.
+    pub async fn client_of(&self, tenant: &str) -> Bearer {
+        let request = v1::CreateTokenRequest {
+            scope: v1::TokenScope::Client.into(),
+            tenant: tenant.to_owned(),
+            ..Default::default()
+        };
+        Bearer(self.identity().await.create_token(request).await.expect("a token").into_inner().value)
+    }
+
+    pub async fn quota(&self, tenant: &str, quota: v1::Quota) -> v1::Tenant {
+        let request =
+            v1::SetQuotaRequest { tenant: tenant.to_owned(), quota: Some(quota), ..Default::default() };
+        self.identity().await.set_quota(request).await.expect("a quota").into_inner()
     }
 
     /// A worker that makes every session ready at once.

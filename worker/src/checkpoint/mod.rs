@@ -10,7 +10,7 @@ mod restore;
 mod service;
 mod take;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use berth_checkpoint::{Bad, Digest};
 use berth_net::Dialer;
@@ -26,6 +26,8 @@ use tonic::{
     transport::Channel,
 };
 
+use crate::credential::Credential;
+
 pub use restore::restore;
 pub use service::CheckpointApi;
 pub use take::{Parting, Taken, Wanted, take};
@@ -36,7 +38,7 @@ const TOGETHER: usize = 512;
 /// The coordinator's store of pieces.
 pub type Blobs = BlobServiceClient<InterceptedService<Channel, Token>>;
 
-/// Adds the join token to each call.
+/// Adds the worker's token to each call.
 #[derive(Clone)]
 pub struct Token(MetadataValue<Ascii>);
 
@@ -51,7 +53,7 @@ impl Interceptor for Token {
 #[derive(Clone)]
 pub struct Source {
     coordinator: Dialer,
-    join_token: String,
+    credential: Arc<Credential>,
     staging: Staging,
 }
 
@@ -71,8 +73,8 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    pub fn new(coordinator: Dialer, join_token: String, staging: Staging) -> Self {
-        Self { coordinator, join_token, staging }
+    pub fn new(coordinator: Dialer, credential: Arc<Credential>, staging: Staging) -> Self {
+        Self { coordinator, credential, staging }
     }
 
     pub fn staging(&self) -> &Staging {
@@ -84,7 +86,7 @@ impl Source {
         let unusable = |error: &dyn std::fmt::Display| {
             Error::unavailable(Reason::CheckpointFailed, format!("no connection for pieces: {error}"))
         };
-        let token = MetadataValue::try_from(format!("Bearer {}", self.join_token));
+        let token = MetadataValue::try_from(format!("Bearer {}", self.credential.shown()));
         let mut token = token.map_err(|e| unusable(&e))?;
         token.set_sensitive(true);
         let service = InterceptedService::new(self.coordinator.connect_lazy(), Token(token));

@@ -47,7 +47,7 @@ use tracing::{error, info, warn};
 
 pub use self::templates::Templates;
 use self::{backoff::Backoff, converse::Pace, data::DataPool, outbox::Outbox};
-use crate::{backends::Backends, health::Health, sessions::Sessions};
+use crate::{backends::Backends, credential::Credential, health::Health, sessions::Sessions};
 
 /// The coordinator has this long to answer an attach, and then to say Welcome.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -95,7 +95,7 @@ pub struct Settings {
     pub coordinator: String,
     /// The same, with what is needed to get there.
     pub dialer: Dialer,
-    pub join_token: String,
+    pub credential: Arc<Credential>,
     pub worker: WorkerId,
     pub labels: Labels,
     /// Drawn for this process.
@@ -108,6 +108,8 @@ pub struct Settings {
 enum Ended {
     /// Try again; the text is for the log and the status.
     Broken(String),
+    /// What was shown is not taken.
+    Refused(Option<Reason>, String),
     /// A newer process has our id.
     Superseded(String),
     /// This worker goes, and has said so.
@@ -131,9 +133,7 @@ impl From<Status> for Ended {
             return Self::Broken(with_sources(source));
         }
         match status.code() {
-            Code::Unauthenticated | Code::PermissionDenied => {
-                Self::Broken(format!("the coordinator refused the join token: {text}"))
-            }
+            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(reason_of(&status), text),
             code => Self::Broken(format!("{code:?}: {text}")),
         }
     }
@@ -165,8 +165,15 @@ impl Link {
                 backoff.lived(begun.elapsed());
             }
             attached.send_replace(false);
+            let ended = match ended {
+                Ended::Refused(why, text) => {
+                    let shown = self.settings.credential.refused(why);
+                    Ended::Broken(format!("the coordinator refused {shown}: {text}"))
+                }
+                ended => ended,
+            };
             match ended {
-                Ended::Broken(reason) => {
+                Ended::Refused(_, reason) | Ended::Broken(reason) => {
                     // Told once, not at each try.
                     if reason != last_reason {
                         warn!(
@@ -220,9 +227,9 @@ impl Link {
         let channel = self.settings.dialer.connect().await.map_err(|e| not_reached(&e))?;
         let (sender, receiver) = mpsc::channel(SEND_AHEAD);
         let mut request = Request::new(ReceiverStream::new(receiver));
-        let bearer = format!("Bearer {}", self.settings.join_token);
+        let bearer = format!("Bearer {}", self.settings.credential.shown());
         let mut bearer = MetadataValue::try_from(bearer)
-            .map_err(|_| Ended::Broken("the join token has characters that no header takes".to_owned()))?;
+            .map_err(|_| Ended::Broken("the token has characters that no header takes".to_owned()))?;
         bearer.set_sensitive(true);
         request.metadata_mut().insert("authorization", bearer);
         let hello = v1::WorkerMessage { message: Some(Message::Hello(self.hello())) };
@@ -242,10 +249,26 @@ impl Link {
         let Some(Command::Welcome(welcome)) = first else {
             return Err(Ended::Broken("the coordinator did not say Welcome first".to_owned()));
         };
+        if !welcome.credential.is_empty() && self.keeps(&welcome.credential) {
+            let kept = Message::CredentialKept(v1::CredentialKept {});
+            sender.try_send(v1::WorkerMessage { message: Some(kept) }).map_err(|e| broken(&e))?;
+        }
         let pace = self.welcomed(welcome, pool)?;
         self.sessions.leased(said + pace.lease);
         attached.send_replace(true);
         self.converse(incoming, sender, pace).await
+    }
+
+    /// The credential that we were given is on the disk.
+    fn keeps(&self, credential: &str) -> bool {
+        let kept = self.settings.credential.keep(credential);
+        match &kept {
+            Ok(()) => info!("registered: this worker has a credential of its own now"),
+            Err(error) => {
+                error!(%error, "this worker's credential can't be kept: a restart has to register anew")
+            }
+        }
+        kept.is_ok()
     }
 
     fn hello(&self) -> v1::Hello {

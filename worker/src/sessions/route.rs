@@ -5,7 +5,7 @@ use berth_proto::{
     Error, SessionId,
     relay::{self, Hop, Route},
 };
-use tonic::metadata::MetadataMap;
+use tonic::Extensions;
 
 use super::Sessions;
 
@@ -22,7 +22,7 @@ impl SessionRoute {
 }
 
 impl Route for SessionRoute {
-    async fn route(&self, session: SessionId, call: &'static str, _: &MetadataMap) -> Result<Hop, Error> {
+    async fn route(&self, session: SessionId, call: &'static str, _: &Extensions) -> Result<Hop, Error> {
         match self.sessions.held(session) {
             Some(slot) => slot.hop(call),
             None => Err(self.sessions.not_held(session)),

@@ -57,6 +57,32 @@ async fn a_wrong_token_is_told_and_tried_again() {
     worker.shutdown().await;
 }
 
+/// Red when the credential is not shown, or not kept.
+#[tokio::test]
+async fn a_worker_shows_the_credential_that_it_was_given_and_stays_out_once_that_is_revoked() {
+    let rig = Rig::new().await;
+    rig.script.manners(|manners| manners.credential = "own".to_owned());
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    rig.script.until("that it is kept", |seen| (seen.kept == 1).then_some(())).await;
+    rig.script.hang_up();
+    rig.script.until("a second attach", |seen| (seen.presented.len() > 1).then_some(())).await;
+    rig.script.look(|seen| assert_eq!(seen.presented[1], "Bearer own"));
+    fn revoked() -> tonic::Status {
+        let revoked = berth_proto::Reason::TokenRevoked;
+        berth_proto::Error::new(berth_proto::Code::Unauthenticated, revoked, "the token was revoked").into()
+    }
+    rig.script.ready().await;
+    rig.script.manners(|manners| manners.refuse = Some(revoked));
+    rig.script.fail(revoked()).await;
+    let told = "refused this worker's own credential: the token was revoked";
+    eventually("the refusal", || worker.status().reason.contains(told)).await;
+    let tries = rig.script.look(|seen| seen.presented.len());
+    rig.script.until("another try", |seen| (seen.presented.len() > tries + 1).then_some(())).await;
+    rig.script.look(|seen| assert!(seen.presented[1..].iter().all(|shown| shown == "Bearer own")));
+    worker.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_lost_coordinator_costs_no_session() {
     let rig = Rig::new().await;

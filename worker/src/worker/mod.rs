@@ -38,6 +38,7 @@ use crate::{
     backends::Backends,
     checkpoint::{self, CheckpointApi},
     config::{Config, StartError},
+    credential::Credential,
     health::{self, Health, canary, machine},
     link::{self, Link, LinkState, data, outbox::Outbox},
     sandbox::{Problem, SandboxBackend},
@@ -188,6 +189,7 @@ impl Worker {
             None => None,
         };
 
+        let credential = Arc::new(Credential::load(state.dir(), &config.join_token)?);
         let crash = CancellationToken::new();
         let stop = crash.child_token();
         let outbox = Arc::new(Outbox::default());
@@ -200,7 +202,7 @@ impl Worker {
                 task_defaults: config.task_defaults,
                 checkpoints: checkpoint::Source::new(
                     dialer.clone(),
-                    config.join_token.clone(),
+                    credential.clone(),
                     checkpoint::Staging {
                         dir: workspaces.staging().map_err(failed)?,
                         margin_bytes: config.disk_margin_bytes,
@@ -230,7 +232,7 @@ impl Worker {
             settings: link::Settings {
                 coordinator: config.coordinator.clone(),
                 dialer,
-                join_token: config.join_token.clone(),
+                credential,
                 worker: id.clone(),
                 labels: config.labels.clone(),
                 process_id: format!("{:032x}", u128::from_le_bytes(world::random_bytes())),

@@ -20,6 +20,7 @@ pub(super) struct Disk {
     sessions: BTreeMap<SessionId, Session>,
     workers: BTreeMap<WorkerId, Worker>,
     keys: BTreeMap<String, RequestKey>,
+    quotas: BTreeMap<Tenant, Quota>,
     promised_lease: Option<Duration>,
 }
 
@@ -36,6 +37,7 @@ impl Disk {
                 Effect::ForgetWorker(id) => drop(self.workers.remove(id)),
                 Effect::SaveKey(key) => drop(self.keys.insert(key.key.clone(), key.clone())),
                 Effect::ForgetKey(key) => drop(self.keys.remove(key)),
+                Effect::SaveQuota(tenant, quota) => drop(self.quotas.insert(tenant.clone(), *quota)),
                 Effect::SaveLease(lease) => self.promised_lease = Some(*lease),
                 _ => {}
             }
@@ -47,7 +49,9 @@ impl Disk {
             sessions: self.sessions.values().cloned().collect(),
             workers: self.workers.values().cloned().collect(),
             keys: self.keys.values().cloned().collect(),
+            quotas: self.quotas.clone().into_iter().collect(),
             promised_lease: self.promised_lease,
+            tokens: Vec::new(),
         }
     }
 }
@@ -89,6 +93,7 @@ impl World {
         let (fleet, effects) = Fleet::restore(config, seed, self.disk.load(), self.now);
         self.fleet = fleet;
         self.started = self.now.mono;
+        self.made.clear();
         // What the last process had no time to tell is seen in the store by whoever asks this one.
         for session in self.disk.sessions.values() {
             let state = (session.state, session.epoch);

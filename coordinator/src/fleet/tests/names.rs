@@ -16,6 +16,7 @@ fn taken(name: &str, by: SessionId) -> Refused {
 
 fn rename(session: SessionId, labels: Labels, remove: &[&str]) -> Event {
     Event::Update(Box::new(Update {
+        by: Sight::All,
         session,
         set_labels: labels,
         remove_labels: remove.iter().map(ToString::to_string).collect(),
@@ -34,7 +35,7 @@ fn a_name_is_taken_for_as_long_as_its_session_lives() {
     desk.say("w", link, first, 1, SessionState::Ready);
     assert_eq!(desk.refused(creation(102, "box")), taken("box", first));
     // From the moment it is being ended, another may have it.
-    desk.apply(Event::Delete { session: first, reason: EndReason::Deleted });
+    desk.apply(Event::Delete { by: Sight::All, session: first, reason: EndReason::Deleted });
     assert_eq!(desk.state(first), SessionState::Ending);
     desk.apply(creation(103, "box"));
 }
@@ -71,6 +72,10 @@ fn a_rolled_back_name_is_free_again() {
     desk.apply(creation(101, "box"));
     // And a refused create has taken none.
     desk.refused(creation(102, "box"));
-    desk.apply(Event::Delete { session: SessionId::from_u128(101), reason: EndReason::Deleted });
+    desk.apply(Event::Delete {
+        by: Sight::All,
+        session: SessionId::from_u128(101),
+        reason: EndReason::Deleted,
+    });
     desk.apply(creation(103, "box"));
 }

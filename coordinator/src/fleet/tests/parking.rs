@@ -11,7 +11,7 @@ pub(super) fn paused(desk: &mut Desk, link: LinkId, change: impl FnOnce(&mut Cre
 }
 
 pub(super) fn pause(desk: &mut Desk, link: LinkId, session: SessionId, epoch: u64) {
-    let effects = desk.apply(Event::Pause { session, paused: true });
+    let effects = desk.apply(Event::Pause { by: Sight::All, session, paused: true });
     assert!(matches!(sent(&effects)[..], [Command::Pause { paused: true, .. }]));
     desk.say("w", link, session, epoch, SessionState::Paused);
     assert_eq!(desk.state(session), SessionState::Paused);
@@ -65,7 +65,7 @@ pub(super) fn parked(desk: &mut Desk, link: LinkId, change: impl FnOnce(&mut Cre
 }
 
 pub(super) fn resume(desk: &mut Desk, session: SessionId) -> Vec<Effect> {
-    desk.apply(Event::Pause { session, paused: false })
+    desk.apply(Event::Pause { by: Sight::All, session, paused: false })
 }
 
 /// Session, epoch and what it is restored from, of each placement.
@@ -208,7 +208,7 @@ fn its_ttl_runs_on_and_it_can_be_ended() {
     );
     desk.pass_beating(Duration::from_secs(86_400), &[("w", link)]);
     assert_eq!(desk.state(other), SessionState::Parked, "no other clock runs");
-    desk.apply(Event::Delete { session: other, reason: EndReason::Deleted });
+    desk.apply(Event::Delete { by: Sight::All, session: other, reason: EndReason::Deleted });
     assert_eq!((desk.state(other), desk.session(other).end), (SessionState::Ended, Some(EndReason::Deleted)));
     assert!(desk.session(other).spec.env.is_empty());
     desk.apply(gone("parked"));
@@ -223,7 +223,7 @@ fn while_its_sandbox_ends_it_can_be_ended_or_its_ttl_be_over() {
         let session = paused(&mut desk, link, |_| {});
         parked_but_there(&mut desk, session);
         if reason == EndReason::Deleted {
-            desk.apply(Event::Delete { session, reason });
+            desk.apply(Event::Delete { by: Sight::All, session, reason });
             assert_eq!(desk.state(session), SessionState::Ending);
         }
         let Event::Report(mut ended) = report("w", link, session, 1, SessionState::Ended) else {

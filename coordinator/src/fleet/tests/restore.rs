@@ -229,7 +229,7 @@ fn what_was_told_to_end_is_not_restored() {
     let link = desk.attach("w", 5);
     let session = restorable(&mut desk, "w", link, true);
     let other = desk.attach("other", 5);
-    desk.apply(Event::Delete { session, reason: EndReason::Deleted });
+    desk.apply(Event::Delete { by: Sight::All, session, reason: EndReason::Deleted });
     let effects = desk.pass_beating(Duration::from_secs(120), &[("other", other)]);
     assert_eq!(placed(&effects), []);
     assert_eq!(

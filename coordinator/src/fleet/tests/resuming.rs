@@ -12,7 +12,7 @@ fn a_resume_places_it_anew_with_its_files_and_says_what_is_gone() {
     assert_eq!(placed(&effects), from_parked(session, 2));
     assert_eq!(resume(&mut desk, session).len(), 0, "it is under way");
     assert!(matches!(
-        desk.refused(Event::Pause { session, paused: true }),
+        desk.refused(Event::Pause { by: Sight::All, session, paused: true }),
         Refused::SessionNotReady(SessionState::Placed)
     ));
     desk.say("w", link, session, 2, SessionState::Ready);
@@ -70,7 +70,10 @@ fn without_a_place_it_stays_parked() {
     let session = parked(&mut desk, link, |_| {});
     let hasty = parked(&mut desk, link, |c| c.spec.wait_for_place = Duration::ZERO);
     desk.apply(Event::Cordon { worker: id("w") });
-    assert!(matches!(desk.refused(Event::Pause { session: hasty, paused: false }), Refused::NoPlace(_)));
+    assert!(matches!(
+        desk.refused(Event::Pause { by: Sight::All, session: hasty, paused: false }),
+        Refused::NoPlace(_)
+    ));
     assert_eq!(desk.state(hasty), SessionState::Parked);
     resume(&mut desk, session);
     assert!(matches!(desk.refused(gone("parked")), Refused::CheckpointInUse(_)));

@@ -77,7 +77,7 @@ fn who_asked_to_wait_waits_is_told_why_and_gets_the_worker_that_comes() {
     assert!(desk.session(waits).message.contains("no worker can serve template \"base\": w: no such root"));
     desk.apply(sick("w", link, "another reason"));
     assert!(desk.session(waits).message.contains("another reason"), "{}", desk.session(waits).message);
-    desk.apply(Event::Delete { session: waits, reason: EndReason::Deleted });
+    desk.apply(Event::Delete { by: Sight::All, session: waits, reason: EndReason::Deleted });
     for _ in 0..11 {
         desk.pass(Duration::from_secs(3));
         desk.apply(sick("w", link, "another reason"));
