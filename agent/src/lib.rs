@@ -17,6 +17,7 @@ pub mod archive;
 pub mod cgroup;
 pub mod clock;
 pub mod deadline;
+pub mod door;
 pub mod driver;
 pub mod environment;
 pub mod files;

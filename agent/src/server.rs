@@ -39,6 +39,7 @@ use tracing::{error, info};
 use crate::{
     clock::TaskClock,
     deadline::Deadlines,
+    door::Door,
     driver::Shared,
     environment::Environment,
     files::Files,
@@ -133,8 +134,14 @@ async fn serve(
         stopping.cancel();
     });
 
-    let agent =
-        AgentApi { tasks: tasks.clone(), files: files.clone(), deadlines, protections, stop: stop.clone() };
+    let agent = AgentApi {
+        tasks: tasks.clone(),
+        files: files.clone(),
+        deadlines,
+        protections,
+        door: Door::new(&config.run_dir),
+        stop: stop.clone(),
+    };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<TaskServiceServer<TaskApi>>().await;
     health.set_serving::<FileServiceServer<FileApi>>().await;

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use berth_proto::{
     Code, Epoch, Error, Reason, VERSION, convert,
-    domain::{TaskDefaults, TaskDefaultsPatch},
+    domain::{Labels, TaskDefaults, TaskDefaultsPatch},
     v1::{self, agent_event::Event, agent_service_server::AgentService},
 };
 use futures::{Stream, StreamExt};
@@ -17,6 +17,7 @@ use crate::{
     archive,
     clock::boot_now,
     deadline::{Deadlines, Expiry},
+    door::Door,
     files::Files,
     lockdown::Protections,
     task::Phase,
@@ -34,11 +35,20 @@ pub struct AgentApi {
     pub files: Arc<Files>,
     pub deadlines: Arc<Deadlines>,
     pub protections: Protections,
+    pub door: Door,
     /// Cancelled to end the server.
     pub stop: CancellationToken,
 }
 
 impl AgentApi {
+    /// Opens the way out. What tasks need to know of it.
+    async fn open(&self, door: &v1::Door) -> Result<Labels, Error> {
+        let mut env = convert::env("door.env", door.env.clone())?;
+        let way = self.door.open().await;
+        env.extend(way.map_err(|e| Error::internal("the way out could not be opened").cause(e))?);
+        Ok(env)
+    }
+
     /// Moves the fence, and lets the tasks go on if it is ahead of them now. Whether they stood.
     async fn put_off(&self, fence: Duration) -> Result<bool, Error> {
         // Moved before it is taken down: it must not be passed in between.
@@ -58,10 +68,16 @@ impl AgentService for AgentApi {
     ) -> Result<Response<v1::ConfigureResponse>, Status> {
         let request = request.into_inner();
         let defaults = TaskDefaultsPatch::try_from(request.task_defaults.unwrap_or_default())?;
+        let own = convert::env("env", request.env)?;
+        let mut env = match &request.door {
+            Some(door) => self.open(door).await?,
+            None => Labels::new(),
+        };
+        env.extend(own);
         let session = Session {
             id: convert::session_id(&request.session_id)?,
             epoch: Epoch(request.epoch),
-            env: convert::env("env", request.env)?,
+            env,
             defaults: defaults.over(TaskDefaults::default()),
         };
         let ttl = request.ttl_left.map(|left| convert::duration("ttl_left", left)).transpose()?;
@@ -69,6 +85,9 @@ impl AgentService for AgentApi {
         let fence = request.fence.map(fence_at).transpose()?;
         info!(session = %session.id, epoch = %session.epoch, "configured");
         self.tasks.configure(session)?;
+        if request.door.is_none() {
+            self.door.close();
+        }
         self.deadlines.set(ttl, idle);
         // Without one, what was told before stands.
         if let Some(fence) = fence {

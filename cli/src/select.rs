@@ -173,6 +173,7 @@ pub(crate) mod tests {
             waits_since: None,
             waits_until: None,
             queue_position: None,
+            egress: domain::Egress::default(),
         }
     }
 

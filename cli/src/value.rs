@@ -1,7 +1,9 @@
 //! Values as people write them: sizes, durations, cores, `NAME=VALUE`. Each says what it
 //! wants when it gets something else.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
+
+use berth_proto::egress::{Host, Preset, Rule, Target};
 
 /// `512M`, `1.5G`, `64KiB`, `1024`: powers of two, in bytes.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -102,6 +104,33 @@ pub fn signal(text: &str) -> Result<i32, String> {
 pub fn signal_name(number: i32) -> String {
     nix::sys::signal::Signal::try_from(number)
         .map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}
+
+/// What a session may reach in general.
+pub fn preset(text: &str) -> Result<Preset, String> {
+    text.parse().map_err(|()| "it is none of none, packages, full".to_owned())
+}
+
+/// A host, or several, that a session may reach.
+pub fn rule(text: &str) -> Result<Rule, String> {
+    text.parse().map_err(|problem| format!("it {problem}"))
+}
+
+/// `host:port`.
+pub fn target(text: &str) -> Result<Target, String> {
+    text.parse().map_err(|problem| format!("it {problem}"))
+}
+
+/// `name=address`.
+pub fn known_host(text: &str) -> Result<(String, IpAddr), String> {
+    let wrong = || "it is not of the form NAME=ADDRESS".to_owned();
+    let (name, address) = text.split_once('=').ok_or_else(wrong)?;
+    let address = address.parse().map_err(|_| format!("{address:?} is no IP address"))?;
+    match name.parse() {
+        Ok(Host::Name(name)) => Ok((name, address)),
+        Ok(Host::Address(_)) => Err(format!("{name:?} is an address and no name")),
+        Err(problem) => Err(format!("{name:?} {problem}")),
+    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,8 @@ pub use checkpoint::CheckpointOptions;
 pub use command::{Command, Output};
 pub use connect::{Client, ConnectOptions};
 pub use domain::{
-    CheckpointPolicy, EndReason, Labels, LimitsPatch, OnWorkerLoss, Outcome, PtySize, SessionState, Usage,
+    CheckpointPolicy, Egress, EndReason, Labels, LimitsPatch, OnWorkerLoss, Outcome, PtySize, SessionState,
+    Usage,
 };
 pub use error::{Code, Error, Reason};
 pub use files::{Files, WriteOptions};

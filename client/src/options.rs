@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use berth_proto::{
     convert::duration_out,
-    domain::{CheckpointPolicy, LimitsPatch, OnWorkerLoss, TaskDefaultsPatch},
+    domain::{CheckpointPolicy, Egress, LimitsPatch, OnWorkerLoss, TaskDefaultsPatch},
     v1,
 };
 
@@ -26,6 +26,7 @@ pub struct CreateOptions {
     task_defaults: TaskDefaultsPatch,
     on_worker_loss: Option<OnWorkerLoss>,
     checkpoints: Option<CheckpointPolicy>,
+    egress: Option<Egress>,
 }
 
 impl CreateOptions {
@@ -152,6 +153,13 @@ impl CreateOptions {
         self
     }
 
+    /// What it may reach, in place of the template's.
+    #[must_use]
+    pub fn egress(mut self, egress: Egress) -> Self {
+        self.egress = Some(egress);
+        self
+    }
+
     /// With a request id, so that it is safe to repeat.
     pub(crate) fn into_wire(mut self) -> v1::CreateSessionRequest {
         self.request_id.get_or_insert_with(|| TaskId::new().to_string());
@@ -186,6 +194,7 @@ impl CreateOptions {
                 .map_or(v1::OnWorkerLoss::Unspecified, v1::OnWorkerLoss::from)
                 .into(),
             checkpoints: self.checkpoints.map(Into::into),
+            egress: self.egress.map(Into::into),
         }
     }
 }
@@ -231,6 +240,7 @@ pub struct UpdateOptions {
     pub(crate) remove_labels: Vec<String>,
     pub(crate) ttl: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) egress: Option<Egress>,
 }
 
 impl UpdateOptions {
@@ -261,6 +271,14 @@ impl UpdateOptions {
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// What it may reach, in place of its whole policy. Holds for new connections at once, and open ones that it no
+    /// longer allows are cut.
+    #[must_use]
+    pub fn egress(mut self, egress: Egress) -> Self {
+        self.egress = Some(egress);
         self
     }
 }

@@ -283,6 +283,7 @@ impl Session {
             remove_labels: options.remove_labels,
             ttl: options.ttl.map(duration_out),
             idle_timeout: options.idle_timeout.map(duration_out),
+            egress: options.egress.map(Into::into),
         };
         self.client
             .call(Policy::REPEATABLE, message, |channel, request| async {

@@ -22,7 +22,8 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use berth_proto::{
     Error, Reason,
     convert::bounds,
-    domain::{BackendChoice, Labels, Limits, PtySize, TaskDefaults, TaskDefaultsPatch, TemplateSpec},
+    domain::{BackendChoice, Egress, Labels, Limits, PtySize, TaskDefaults, TaskDefaultsPatch, TemplateSpec},
+    v1,
 };
 use serde::{Deserialize, Deserializer, de};
 
@@ -37,6 +38,7 @@ pub struct Template {
     pub idle_timeout: Option<Duration>,
     /// What it leaves out is the worker's.
     pub task_defaults: TaskDefaultsPatch,
+    pub egress: Egress,
 }
 
 impl Template {
@@ -58,6 +60,7 @@ impl Template {
             ttl: Some(Duration::from_secs(3600)),
             idle_timeout: None,
             task_defaults: TaskDefaultsPatch::default(),
+            egress: Egress::default(),
         }
     }
 }
@@ -128,6 +131,8 @@ struct Entry {
     env: Labels,
     user: Option<String>,
     egress: Option<String>,
+    #[serde(default)]
+    egress_allow: Vec<String>,
     ttl: Option<Span>,
     idle_timeout: Option<Span>,
     #[serde(default)]
@@ -162,9 +167,8 @@ impl Entry {
         if !named(&self.name) {
             return Err("a name is 1 to 63 of a-z 0-9 - . _".to_owned());
         }
-        if self.egress.as_deref().is_some_and(|egress| egress != "none") {
-            return Err("egress: only \"none\" is to be had yet".to_owned());
-        }
+        let egress = v1::Egress { preset: self.egress.unwrap_or_default(), allow: self.egress_allow };
+        let egress = Egress::try_from(egress).map_err(|e| e.to_string())?;
         if self.root.as_deref().is_some_and(|root| !root.starts_with('/')) {
             return Err("root: must be an absolute path on the worker".to_owned());
         }
@@ -183,6 +187,7 @@ impl Entry {
             ttl: self.ttl.map_or(base.ttl, |Span(span)| some(span)),
             idle_timeout: self.idle_timeout.map_or(base.idle_timeout, |Span(span)| some(span)),
             task_defaults: tasks(&self.tasks)?,
+            egress,
         })
     }
 }
@@ -293,6 +298,8 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use berth_proto::domain::Preset;
+
     use super::*;
 
     #[test]
@@ -307,6 +314,8 @@ mod tests {
             ttl = "2h"
             idle_timeout = 600
             env = { A = "1" }
+            egress = "packages"
+            egress_allow = ["*.example.org"]
             tasks = { timeout = "0s", max_concurrent = 4 }
             [[template]]
             name = "base"
@@ -320,6 +329,9 @@ mod tests {
         assert_eq!(python.ttl, Some(Duration::from_secs(7200)));
         assert_eq!(python.idle_timeout, Some(Duration::from_secs(600)));
         assert_eq!(python.task_defaults.timeout, Some(None));
+        assert_eq!(python.egress.preset, Preset::Packages);
+        assert_eq!(python.egress.allow, ["*.example.org".parse().unwrap()]);
+        assert!(templates.get("base").unwrap().egress.is_none());
         assert_eq!(templates.get("base").unwrap().limits.cpu_millis, 500);
         assert_eq!(templates.get("nope").unwrap_err().reason(), Reason::TemplateNotFound);
     }
@@ -347,7 +359,8 @@ mod tests {
         let problem = |text: &str| Templates::parse(text).expect_err("must be refused");
         let misspelt = problem("[[template]]\nname = \"x\"\nlimits = { memroy = \"1GiB\" }\n");
         assert!(misspelt.contains("line 3") && misspelt.contains("memroy"), "{misspelt}");
-        assert!(problem("[[template]]\nname = \"x\"\negress = \"full\"\n").contains("egress"));
+        assert!(problem("[[template]]\nname = \"x\"\negress = \"all\"\n").contains("egress.preset"));
+        assert!(problem("[[template]]\nname = \"x\"\negress_allow = [\"a b\"]\n").contains("egress.allow"));
         assert!(problem("[[template]]\nname = \"x\"\nuser = \"root\"\n").contains("user"));
         assert!(problem("[[template]]\nname = \"X y\"\n").contains("name"));
         assert!(problem("[[template]]\nname = \"x\"\nbackend = \"kvm\"\n").contains("backend"));

@@ -74,6 +74,7 @@ pub fn session(session: &Session) -> v1::Session {
         waits_until: waits.map(|waits| time_out(waits.until)),
         // Of all that wait, and so not of one alone: see `rpc::session`.
         queue_position: 0,
+        egress: Some(session.spec.egress.clone().into()),
     }
 }
 
@@ -153,13 +154,14 @@ pub fn command(
             epoch: epoch.0,
             paused: *paused,
         }),
-        Command::Update { session, epoch, expires_at, expires_in, idle_timeout } => {
+        Command::Update { session, epoch, expires_at, expires_in, idle_timeout, egress } => {
             Message::Update(v1::UpdateCommand {
                 session_id: session.to_string(),
                 epoch: epoch.0,
                 expires_at: expires_at.map(time_out),
                 expires_in: expires_in.map(duration_out),
                 idle_timeout: idle_timeout.map(duration_out),
+                egress: Some(egress.clone().into()),
             })
         }
         Command::SetBackend(backend) => {
@@ -270,6 +272,7 @@ pub fn hello(wire: v1::Hello, link: LinkId) -> Result<Hello, Error> {
             .stopping_within
             .map(|within| convert::duration("stopping_within", within))
             .transpose()?,
+        full_egress: wire.full_egress,
     })
 }
 

@@ -45,6 +45,7 @@ fn session(number: u128, worker: &str) -> Session {
         checkpoints: CheckpointPolicy::default(),
         keyed: false,
         from_checkpoint: false,
+        egress: Default::default(),
     };
     let mut session = Session::new(SessionId::from_u128(number), spec, SystemTime::UNIX_EPOCH);
     session.labels = Labels::from([("name".into(), format!("session-{number}"))]);

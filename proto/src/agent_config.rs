@@ -16,6 +16,10 @@ pub const AGENT_PATH: &str = "/.berth/agent";
 pub const CONFIG_PATH: &str = "/.berth/config.json";
 /// Name of the agent's socket inside [`AgentConfig::run_dir`].
 pub const SOCKET_NAME: &str = "agent.sock";
+/// Name of the worker's socket beside it, through which all that leaves the sandbox goes.
+pub const DOOR_NAME: &str = "net.sock";
+/// The certificates that the worker trusts, where it has any.
+pub const CA_PATH: &str = "/run/berth/ca.pem";
 /// The session's files.
 pub const WORKSPACE: &str = "/workspace";
 /// HOME of the tasks' user.

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub use crate::egress::{Egress, Preset};
 use crate::ids::{Epoch, SessionId, TaskId};
 
 /// Name → value; sorted, so that equal maps look equal.
@@ -263,6 +264,8 @@ pub struct CreateSession {
     pub task_defaults: TaskDefaultsPatch,
     pub on_worker_loss: OnWorkerLoss,
     pub checkpoints: CheckpointPolicy,
+    /// `None`: the template's.
+    pub egress: Option<Egress>,
 }
 
 /// What becomes of a session whose worker is lost.
@@ -338,6 +341,7 @@ pub struct Placement {
     pub fenced: bool,
     /// Before its worker leaves in order the coordinator takes a checkpoint of it, and says what becomes of it.
     pub checkpoint_on_drain: bool,
+    pub egress: Egress,
 }
 
 /// What a worker has to give.

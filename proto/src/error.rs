@@ -65,6 +65,8 @@ reasons! {
         "`berth templates` lists them";
     TemplateUnavailable = "TEMPLATE_UNAVAILABLE": "No worker can serve this template.",
         "`berth templates` says what keeps each worker from it";
+    EgressUnavailable = "EGRESS_UNAVAILABLE": "The worker's operator does not give sessions this egress.",
+        "name what it shall reach instead (`--allow HOST`)";
     WorkerNotFound = "WORKER_NOT_FOUND": "No such worker.",
         "`berth workers` lists them";
     FileNotFound = "FILE_NOT_FOUND": "No such file or directory.",

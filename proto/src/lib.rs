@@ -9,6 +9,7 @@ pub mod agent_config;
 pub mod archive;
 pub mod convert;
 pub mod domain;
+pub mod egress;
 pub mod error;
 pub mod ids;
 pub mod redact;

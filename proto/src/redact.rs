@@ -120,6 +120,7 @@ mod tests {
             restore: None,
             fenced: false,
             checkpoint_on_drain: false,
+            egress: Default::default(),
             session: crate::SessionId::new(),
             epoch: crate::Epoch(1),
             template: convert_template(),

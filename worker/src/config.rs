@@ -17,7 +17,7 @@ use berth_proto::{
     domain::{Backend, BackendChoice, Labels, TaskDefaults},
 };
 
-use crate::{sandbox::fake, workspace::store};
+use crate::{egress, sandbox::fake, workspace::store};
 
 /// Settings of one worker.
 #[derive(Clone)]
@@ -67,6 +67,8 @@ pub struct Config {
     pub tls: Option<PathBuf>,
     /// Listen beyond loopback although there is no TLS.
     pub insecure_listen: bool,
+    /// What of the network sessions may have here.
+    pub egress: egress::Settings,
     /// For `sandbox: fake` only.
     pub fake: fake::Settings,
 }
@@ -113,6 +115,7 @@ impl Config {
             data_listen: None,
             tls: None,
             insecure_listen: false,
+            egress: egress::Settings::default(),
             fake: fake::Settings::default(),
         }
     }

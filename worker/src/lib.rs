@@ -11,6 +11,7 @@
 //! | [`link`] | to the coordinator: attach, heartbeats, reports, data connections |
 //! | [`sessions`] | the sessions it holds |
 //! | [`backends`], [`sandbox`] | how sessions are kept apart |
+//! | [`egress`] | what sessions may reach, and the proxy through which they do |
 //! | [`health`] | how the machine is, and whether a canary lives |
 //! | [`workspace`], [`state`] | what is on the disk |
 #![allow(clippy::module_inception)]
@@ -19,6 +20,7 @@ pub mod backends;
 pub mod checkpoint;
 pub mod config;
 pub mod credential;
+pub mod egress;
 pub mod health;
 pub mod link;
 pub mod sandbox;

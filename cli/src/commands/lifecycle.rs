@@ -6,7 +6,7 @@ use berth_client::{Client, Error, Session, UpdateOptions, model::SessionInfo};
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
-use super::{Global, stream::outcome_text};
+use super::{Global, options::EgressArgs, stream::outcome_text};
 use crate::{
     failure::{CommandResult, Failure, code},
     output, select, value,
@@ -99,13 +99,15 @@ async fn one(
 const UPDATE_HELP: &str = "\
 Examples:
   berth update web --ttl 2h              two more hours from now
-  berth update web --label team=blue --remove-label draft";
+  berth update web --label team=blue --remove-label draft
+  berth update web --egress packages --allow git.example.org:443
+  berth update web --egress none         cuts what is open";
 
-/// Changes a session's labels and life span.
+/// Changes a session's labels, life span and egress.
 #[derive(Args, Debug)]
 #[command(after_help = UPDATE_HELP, override_usage = "berth update [OPTIONS] <SESSION>")]
 #[command(group = ArgGroup::new("change").required(true).multiple(true)
-    .args(["labels", "remove_labels", "name", "ttl", "idle_timeout"]))]
+    .args(["labels", "remove_labels", "name", "ttl", "idle_timeout", "egress", "allow"]))]
 #[group(skip)]
 pub struct UpdateArgs {
     /// Session
@@ -130,6 +132,9 @@ pub struct UpdateArgs {
     /// New idle timeout; 0: none
     #[arg(long, value_parser = value::duration, value_name = "TIME")]
     pub idle_timeout: Option<Duration>,
+
+    #[command(flatten)]
+    pub egress: EgressArgs,
 }
 
 pub async fn update(global: &Global, args: UpdateArgs) -> CommandResult {
@@ -150,6 +155,9 @@ pub async fn update(global: &Global, args: UpdateArgs) -> CommandResult {
     }
     if let Some(timeout) = args.idle_timeout {
         options = options.idle_timeout(timeout);
+    }
+    if let Some(egress) = args.egress.policy() {
+        options = options.egress(egress);
     }
     let info = session.update(options).await?;
     if global.json() {

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
-use berth_client::{CheckpointPolicy, CreateOptions, OnWorkerLoss, PtySize, domain::TaskDefaultsPatch};
-use berth_proto::convert::bounds::CHECKPOINTS_KEPT;
+use berth_client::{
+    CheckpointPolicy, CreateOptions, Egress, OnWorkerLoss, PtySize,
+    domain::{Preset, TaskDefaultsPatch},
+};
+use berth_proto::{convert::bounds::CHECKPOINTS_KEPT, egress::Rule};
 use clap::{ArgGroup, Args};
 
 use crate::{failure::Failure, select, value};
@@ -90,6 +93,9 @@ pub struct AnySessionArgs {
     /// How long to wait for a place [default: 30s]
     #[arg(long, value_parser = value::duration, value_name = "TIME")]
     pub wait: Option<Duration>,
+
+    #[command(flatten)]
+    pub egress: EgressArgs,
 }
 
 impl AnySessionArgs {
@@ -121,6 +127,9 @@ impl AnySessionArgs {
         if let Some(wait) = self.wait {
             options = options.wait(wait);
         }
+        if let Some(egress) = self.egress.policy() {
+            options = options.egress(egress);
+        }
         options
     }
 
@@ -138,9 +147,33 @@ impl AnySessionArgs {
             ("--on", !self.selector.is_empty()),
             ("--priority", self.priority.is_some()),
             ("--wait", self.wait.is_some()),
+            ("--egress", self.egress.egress.is_some()),
+            ("--allow", !self.egress.allow.is_empty()),
         ]
         .into_iter()
         .find_map(|(name, given)| given.then_some(name))
+    }
+}
+
+/// What a session may reach.
+#[derive(Args, Debug, Clone, Default)]
+#[group(skip)]
+pub struct EgressArgs {
+    /// What it may reach: none, packages (the package index of its worker's pip) or full (any public address, where the
+    /// worker's operator enabled that) [default: the template's, or none with --allow]
+    #[arg(long, value_parser = value::preset, value_name = "WHAT")]
+    pub egress: Option<Preset>,
+
+    /// Host that it may reach too: host, *.domain or an address range, with :port or for 80 and 443
+    #[arg(long, value_parser = value::rule, value_name = "HOST[:PORT]")]
+    pub allow: Vec<Rule>,
+}
+
+impl EgressArgs {
+    /// The whole policy, if anything is said of it.
+    pub fn policy(&self) -> Option<Egress> {
+        let said = self.egress.is_some() || !self.allow.is_empty();
+        said.then(|| Egress { preset: self.egress.unwrap_or_default(), allow: self.allow.clone() })
     }
 }
 

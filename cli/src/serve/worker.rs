@@ -11,8 +11,9 @@ use berth_proto::{
     WorkerId,
     convert::bounds,
     domain::{BackendChoice, PtySize, TaskDefaults, TaskDefaultsPatch},
+    egress::Target,
 };
-use berth_worker::{CapacityOverride, Config, StartError, Worker, store};
+use berth_worker::{CapacityOverride, Config, StartError, Worker, egress, store};
 use clap::{
     Args, Parser,
     builder::{BoolishValueParser, NonEmptyStringValueParser},
@@ -111,6 +112,23 @@ pub struct MachineArgs {
     /// Tasks that a session may run at once, where neither it nor its template says [default: 32]
     #[arg(long, env = "BERTH_MAX_TASKS", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub max_tasks: Option<u32>,
+
+    /// Sessions may reach any public address, where they ask for that (--egress full)
+    #[arg(long, env = "BERTH_EGRESS_FULL", value_parser = BoolishValueParser::new(), value_name = "BOOL",
+          num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    pub egress_full: bool,
+
+    /// Exactly these may be private addresses, for sessions that are allowed to reach them
+    #[arg(long, env = "BERTH_EGRESS_EXEMPT", value_delimiter = ',', value_parser = value::target, value_name = "HOST:PORT,…")]
+    pub egress_exempt: Vec<Target>,
+
+    /// What `--egress packages` allows beside the index that this worker's pip is set up for
+    #[arg(long, env = "BERTH_EGRESS_PACKAGES", value_delimiter = ',', value_parser = value::target, value_name = "HOST:PORT,…")]
+    pub egress_packages: Vec<Target>,
+
+    /// Names with addresses of their own, which go before the resolver's
+    #[arg(long, env = "BERTH_EGRESS_HOSTS", value_delimiter = ',', value_parser = value::known_host, value_name = "NAME=ADDRESS,…")]
+    pub egress_hosts: Vec<(String, IpAddr)>,
 }
 
 fn workspace(text: &str) -> Result<store::Choice, String> {
@@ -155,6 +173,12 @@ impl MachineArgs {
             config.shutdown_grace = grace;
         }
         config.task_defaults = self.task_defaults().over(TaskDefaults::default());
+        config.egress = egress::Settings {
+            full: self.egress_full,
+            exempt: self.egress_exempt.clone(),
+            packages: self.egress_packages.clone(),
+            hosts: self.egress_hosts.clone(),
+        };
         config
     }
 }

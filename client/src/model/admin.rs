@@ -152,6 +152,8 @@ pub struct TemplateInfo {
     pub env_names: Vec<String>,
     pub user: String,
     pub egress: String,
+    /// What it allows beside that.
+    pub egress_allow: Vec<String>,
     /// Workers that can serve it now.
     pub workers: Vec<String>,
     /// Workers that are there and can't serve it, each with the reason.
@@ -277,6 +279,7 @@ impl TryFrom<v1::Template> for TemplateInfo {
             env_names: wire.env_names,
             user: wire.user,
             egress: wire.egress,
+            egress_allow: wire.egress_allow,
             workers: wire.workers,
             problems: wire.problems.into_iter().map(|p| (p.worker_id, p.reason)).collect(),
             ttl: super::limit(wire.ttl)?,

@@ -200,6 +200,14 @@ pub mod json {
         out.end()
     }
 
+    pub fn egress<S: Serializer>(egress: &Egress, to: S) -> Result<S::Ok, S::Error> {
+        let mut out = to.serialize_struct("Egress", 2)?;
+        out.serialize_field("preset", egress.preset.as_str())?;
+        let allow: Vec<String> = egress.allow.iter().map(ToString::to_string).collect();
+        out.serialize_field("allow", &allow)?;
+        out.end()
+    }
+
     /// What is left out is the worker's; a `timeout` of null is none.
     pub fn task_defaults<S: Serializer>(defaults: &TaskDefaultsPatch, to: S) -> Result<S::Ok, S::Error> {
         let mut out = to.serialize_map(None)?;

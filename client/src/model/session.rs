@@ -72,6 +72,9 @@ pub struct SessionInfo {
     pub waits_until: Option<SystemTime>,
     /// 1 is the next to be tried, as it looks now. `None`: it does not wait, or that was not told.
     pub queue_position: Option<u32>,
+    /// What it may reach.
+    #[serde(serialize_with = "json::egress")]
+    pub egress: Egress,
 }
 
 impl TryFrom<v1::Session> for SessionInfo {
@@ -113,6 +116,7 @@ impl TryFrom<v1::Session> for SessionInfo {
             waits_since: super::time(wire.waits_since)?,
             waits_until: super::time(wire.waits_until)?,
             queue_position: (wire.queue_position > 0).then_some(wire.queue_position),
+            egress: wire.egress.unwrap_or_default().try_into().map_err(Error::strange)?,
         })
     }
 }

@@ -49,6 +49,7 @@ pub(super) fn spec() -> Spec {
         on_worker_loss: OnWorkerLoss::Restore,
         checkpoints: CheckpointPolicy { keep: 2, ..CheckpointPolicy::default() },
         keyed: false,
+        egress: Default::default(),
         from_checkpoint: false,
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use berth_proto::{
     Code, Epoch, Error, Incarnation, Reason, SessionId, TaskId, WorkerId,
-    domain::{BackendChoice, Capacity, EndReason, Labels, Placement, SessionState},
+    domain::{BackendChoice, Capacity, Egress, EndReason, Labels, Placement, SessionState},
     v1,
 };
 
@@ -145,7 +145,7 @@ pub struct Create {
     pub key: Option<(String, [u8; 32])>,
 }
 
-/// A change of a session's labels and clocks. `None`: unchanged, `Some(None)`: no limit.
+/// A change of a session's labels, clocks and egress. `None`: unchanged, `Some(None)`: no limit.
 #[derive(Clone, Debug)]
 pub struct Update {
     pub by: Sight,
@@ -154,6 +154,7 @@ pub struct Update {
     pub remove_labels: Vec<String>,
     pub ttl: Option<Option<Duration>>,
     pub idle_timeout: Option<Option<Duration>>,
+    pub egress: Option<Egress>,
 }
 
 /// A worker attaches.
@@ -177,6 +178,7 @@ pub struct Hello {
     pub health: v1::WorkerHealth,
     /// Its process stops, and goes in this time.
     pub stopping_within: Option<Duration>,
+    pub full_egress: bool,
 }
 
 /// A session that a worker says it holds.
@@ -296,6 +298,7 @@ pub enum Command {
         /// What is left of its time to live.
         expires_in: Option<Duration>,
         idle_timeout: Option<Duration>,
+        egress: Egress,
     },
     SetBackend(BackendChoice),
     Cordoned(bool),
@@ -354,6 +357,8 @@ pub enum Refused {
     },
     /// With what keeps each worker from it.
     TemplateUnavailable(String),
+    /// This worker holds the session, and its operator does not give that.
+    NoFullEgress(WorkerId),
     /// With what the worker offers.
     BackendUnavailable(String),
     /// With the tenant, if it is that one's part of the queue that is full.
@@ -400,6 +405,11 @@ impl From<Refused> for Error {
             .with("session_id", by),
             Refused::TemplateUnavailable(why) => Error::precondition(Reason::TemplateUnavailable, why)
                 .hint("put that right on a worker (`berth templates` shows where it stands), or wait for one that can (wait_for_place)"),
+            Refused::NoFullEgress(worker) => Error::precondition(
+                Reason::EgressUnavailable,
+                format!("full egress is not enabled on {worker}, which holds the session (BERTH_EGRESS_FULL)"),
+            )
+            .hint("name what it shall reach instead (`--allow HOST`), or have the operator of that worker enable it"),
             Refused::BackendUnavailable(what) => Error::precondition(Reason::BackendUnavailable, what)
                 .hint("choose one that it offers, or `auto`; `berth doctor` on that machine says what another one needs"),
             Refused::QueueFull { limit, tenant } => {

@@ -10,8 +10,8 @@ use std::{
 use berth_proto::{
     Epoch, Incarnation, SessionId, WorkerId,
     domain::{
-        Capacity, CheckpointPolicy, EndReason, Labels, Limits, OnWorkerLoss, RestoreFrom, SessionState,
-        TaskDefaultsPatch, TemplateSpec,
+        Capacity, CheckpointPolicy, Egress, EndReason, Labels, Limits, OnWorkerLoss, RestoreFrom,
+        SessionState, TaskDefaultsPatch, TemplateSpec,
     },
     redact::Names,
     v1,
@@ -100,7 +100,7 @@ pub fn tenant_queue_limit(queue_limit: usize) -> usize {
     (queue_limit - queue_limit.div_ceil(4)).max(1)
 }
 
-/// What a session was made with; fixed for its life.
+/// What a session was made with; but for its egress fixed for its life.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Spec {
     /// Of whoever made it.
@@ -123,6 +123,7 @@ pub struct Spec {
     pub keyed: bool,
     /// Its files come from a checkpoint: without one it is not to start.
     pub from_checkpoint: bool,
+    pub egress: Egress,
 }
 
 impl Spec {
@@ -364,6 +365,8 @@ pub struct Worker {
     pub templates: BTreeSet<String>,
     /// Templates that it can't serve, and why.
     pub template_problems: BTreeMap<String, String>,
+    /// Its operator gives sessions any public address.
+    pub full_egress: bool,
     pub backends: Vec<v1::BackendStatus>,
     pub health: v1::WorkerHealth,
     pub attached_at: Option<SystemTime>,
@@ -396,6 +399,7 @@ impl Worker {
             labels: Labels::new(),
             templates: BTreeSet::new(),
             template_problems: BTreeMap::new(),
+            full_egress: false,
             backends: Vec::new(),
             health: v1::WorkerHealth::default(),
             attached_at: None,

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use berth_proto::{
     Epoch, SessionId, WorkerId,
-    domain::{EndReason, OnWorkerLoss, Placement, SessionState},
+    domain::{EndReason, OnWorkerLoss, Placement, Preset, SessionState},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -245,6 +245,7 @@ impl Fleet {
             restore: session.checkpoint.as_ref().map(|kept| kept.from.clone()),
             fenced: session.spec.on_worker_loss == OnWorkerLoss::Restore,
             checkpoint_on_drain: session.spec.kept_on_drain(),
+            egress: session.spec.egress.clone(),
         };
         tracing::debug!(session.id = %session.id, worker.id = %worker, %epoch, "placed");
         self.placements += 1;
@@ -324,6 +325,7 @@ impl Fleet {
             labels: &worker.labels,
             templates: &worker.templates,
             problems: &worker.template_problems,
+            full_egress: worker.full_egress,
             warmth: load.and_then(|l| l.templates.get(template)).copied().unwrap_or_default(),
         }
     }
@@ -350,6 +352,7 @@ fn asks_the_same(one: &Session, other: &Session) -> bool {
         && one.spec.limits == other.spec.limits
         && one.spec.template.name == other.spec.template.name
         && one.spec.selector == other.spec.selector
+        && one.spec.egress.preset == other.spec.egress.preset
 }
 
 fn need(session: &Session) -> Need<'_> {
@@ -357,5 +360,6 @@ fn need(session: &Session) -> Need<'_> {
         limits: session.spec.limits,
         template: &session.spec.template.name,
         selector: &session.spec.selector,
+        full_egress: session.spec.egress.preset == Preset::Full,
     }
 }

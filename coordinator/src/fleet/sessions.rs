@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use berth_proto::{
     Epoch, SessionId, TaskId,
     convert::time_out,
-    domain::{EndReason, Labels, Outcome, SessionState},
+    domain::{EndReason, Labels, Outcome, Preset, SessionState},
     v1,
 };
 
@@ -75,6 +75,11 @@ impl Fleet {
             return Err(Refused::SessionEnded(session.end));
         }
         self.name_is_free(&session.spec.tenant, name_in(&update.set_labels), id)?;
+        let full = update.egress.as_ref().is_some_and(|egress| egress.preset == Preset::Full);
+        let worker = session.worker.as_ref().filter(|_| full).and_then(|id| self.workers.get(id));
+        if let Some(worker) = worker.filter(|worker| worker.known && !worker.full_egress) {
+            return Err(Refused::NoFullEgress(worker.id.clone()));
+        }
         let mut changed = (*session).clone();
         for name in &update.remove_labels {
             changed.labels.remove(name);
@@ -87,10 +92,13 @@ impl Fleet {
         if let Some(idle) = update.idle_timeout {
             changed.idle_timeout = idle;
         }
-        let clocks = update.ttl.is_some() || update.idle_timeout.is_some();
+        let told = update.ttl.is_some() || update.idle_timeout.is_some() || update.egress.is_some();
+        if let Some(egress) = update.egress.filter(|egress| *egress != session.spec.egress) {
+            changed.spec = Arc::new(Spec { egress, ..(*session.spec).clone() });
+        }
         self.put_session(changed);
-        if clocks {
-            self.send_clocks(id, now);
+        if told {
+            self.send_terms(id, now);
         }
         Ok(())
     }
@@ -132,8 +140,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Tells the worker a session's TTL and idle timeout as they are now.
-    pub(super) fn send_clocks(&mut self, id: SessionId, now: Now) {
+    /// Tells the worker a session's TTL, idle timeout and egress as they are now.
+    pub(super) fn send_terms(&mut self, id: SessionId, now: Now) {
         let Some(session) = self.sessions.get(&id).filter(|s| s.holds_place()) else { return };
         let Some(worker) = session.worker.clone() else { return };
         let command = Command::Update {
@@ -142,6 +150,7 @@ impl Fleet {
             expires_at: session.expires_at,
             expires_in: session.clock.expires.map(|at| at.saturating_sub(now.mono)),
             idle_timeout: session.idle_timeout,
+            egress: session.spec.egress.clone(),
         };
         self.send(&worker, command);
     }

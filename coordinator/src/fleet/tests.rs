@@ -67,6 +67,7 @@ pub(super) fn create(id: SessionId) -> Create {
             checkpoints: CheckpointPolicy::default(),
             keyed: false,
             from_checkpoint: false,
+            egress: Default::default(),
         },
         restore: None,
         labels: Labels::new(),
@@ -97,6 +98,7 @@ pub(super) fn hello(worker: &str, link: LinkId, sessions: u32) -> Hello {
         template_problems: BTreeMap::new(),
         health: v1::WorkerHealth { ready: true, ..Default::default() },
         stopping_within: None,
+        full_egress: false,
     }
 }
 
@@ -566,6 +568,7 @@ fn the_ttl_is_a_backstop_and_can_be_moved() {
         remove_labels: vec![],
         ttl: Some(Some(Duration::from_secs(100))),
         idle_timeout: None,
+        egress: None,
     };
     let effects = desk.apply(Event::Update(Box::new(update)));
     assert!(matches!(sent(&effects)[..], [Command::Update { .. }]));

@@ -47,6 +47,7 @@ impl Fleet {
             labels: hello.labels,
             templates: hello.templates,
             template_problems: hello.template_problems,
+            full_egress: hello.full_egress,
             backends: hello.backends,
             health: hello.health,
             attached_at: Some(now.wall),
@@ -134,7 +135,7 @@ impl Fleet {
                 _ if matches!(session.state, SessionState::Ending | SessionState::Parked) => end.push(ending),
                 SessionState::Ready | SessionState::Paused => {
                     self.is_up(&session, run.state, &run.backend, now);
-                    self.send_clocks(session.id, now);
+                    self.send_terms(session.id, now);
                 }
                 // On its way elsewhere: its end comes.
                 SessionState::Ending if may_restore(&session) => {}

@@ -8,17 +8,24 @@ use super::{Candidate, Need, Standing, free, selected, share};
 
 /// More workers than this are counted by reason and not listed one by one.
 const LISTED: usize = 6;
+const NO_FULL_EGRESS: &str = "full egress is not enabled there (BERTH_EGRESS_FULL)";
 
-/// If every live worker with the right labels has said that it can't serve the template,
-/// says so with each one's reason: waiting alone won't mend it.
+/// Why a worker can't serve the session, whatever becomes free there.
+fn problem<'a>(need: &Need<'_>, candidate: &Candidate<'a>) -> Option<&'a str> {
+    let template = candidate.problems.get(need.template).map(String::as_str);
+    let full = (need.full_egress && !candidate.full_egress).then_some(NO_FULL_EGRESS);
+    template.or(full)
+}
+
+/// If every live worker with the right labels has said that it can't serve the template, or
+/// not this egress, says so with each one's reason: waiting alone won't mend it.
 pub fn unservable(need: &Need<'_>, candidates: &[Candidate<'_>]) -> Option<String> {
     let live: Vec<_> = candidates
         .iter()
         .filter(|c| c.standing != Standing::Unreachable && selected(need.selector, c.labels))
         .collect();
-    let reasons: Vec<_> =
-        live.iter().filter_map(|c| Some((c.id, c.problems.get(need.template)?))).take(LISTED).collect();
-    let all = live.iter().all(|c| c.problems.contains_key(need.template));
+    let reasons: Vec<_> = live.iter().filter_map(|c| Some((c.id, problem(need, c)?))).take(LISTED).collect();
+    let all = live.iter().all(|c| problem(need, c).is_some());
     if live.is_empty() || !all {
         return None;
     }
@@ -27,7 +34,8 @@ pub fn unservable(need: &Need<'_>, candidates: &[Candidate<'_>]) -> Option<Strin
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    Some(format!("no worker can serve template {:?}: {}{rest}", need.template, each.join("; ")))
+    let with = if need.full_egress { " with full egress" } else { "" };
+    Some(format!("no worker can serve template {:?}{with}: {}{rest}", need.template, each.join("; ")))
 }
 
 /// Why no worker takes the session now: one short sentence.
@@ -121,6 +129,9 @@ fn obstacle(need: &Need<'_>, candidate: &Candidate<'_>) -> Obstacle {
     if let Some(reason) = candidate.problems.get(need.template) {
         let words = format!("can't serve the template {:?} ({reason})", need.template);
         return say("can't serve the template", words);
+    }
+    if need.full_egress && !candidate.full_egress {
+        return say("without full egress", "does not give full egress (BERTH_EGRESS_FULL)".into());
     }
     if !candidate.templates.contains(need.template) {
         let words = format!("has not said yet whether it can serve the template {:?}", need.template);

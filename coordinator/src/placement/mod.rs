@@ -39,6 +39,8 @@ pub struct Need<'a> {
     pub template: &'a str,
     /// Labels that the worker must have, with these values.
     pub selector: &'a Labels,
+    /// It is to reach any public address, which is each worker's operator's to give.
+    pub full_egress: bool,
 }
 
 /// Whether a worker takes sessions now, apart from its size.
@@ -67,6 +69,7 @@ pub struct Candidate<'a> {
     pub templates: &'a BTreeSet<String>,
     /// Templates that it has said it can't serve, and why.
     pub problems: &'a BTreeMap<String, String>,
+    pub full_egress: bool,
     /// Sessions of the needed template that it holds: their root is in its page cache.
     pub warmth: u32,
 }
@@ -130,6 +133,7 @@ pub fn may_take(need: &Need<'_>, candidate: &Candidate<'_>) -> bool {
     candidate.standing == Standing::Open
         && selected(need.selector, candidate.labels)
         && candidate.templates.contains(need.template)
+        && (candidate.full_egress || !need.full_egress)
         && fits(&free(&candidate.capacity, &candidate.reserved), &share(&need.limits))
 }
 

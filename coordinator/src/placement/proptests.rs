@@ -31,6 +31,7 @@ impl Machine {
             labels: &self.labels,
             templates: &self.templates,
             problems: &self.problems,
+            full_egress: false,
             warmth: 0,
         }
     }
@@ -79,7 +80,7 @@ proptest! {
     ) {
         let selector = if zone { Labels::from([("zone".into(), "a".into())]) } else { Labels::new() };
         let limits = Limits { cpu_millis: cpu, memory_bytes: memory << 20, disk_bytes: 1 << 30, pids: 64 };
-        let need = Need { limits, template: "base", selector: &selector };
+        let need = Need { limits, template: "base", selector: &selector, full_egress: false };
         let candidates: Vec<_> = machines.iter().map(Machine::candidate).collect();
         let chosen = choose(&need, &candidates, &mut StdRng::seed_from_u64(seed));
         match chosen {
@@ -108,7 +109,7 @@ proptest! {
     fn too_high_means_never(machines in machines(), cpu in 10u32..9000, memory in 16u64..5000) {
         let selector = Labels::new();
         let limits = Limits { cpu_millis: cpu, memory_bytes: memory << 20, disk_bytes: 1 << 30, pids: 64 };
-        let need = Need { limits, template: "base", selector: &selector };
+        let need = Need { limits, template: "base", selector: &selector, full_egress: false };
         let candidates: Vec<_> = machines.iter().map(Machine::candidate).collect();
         let somewhere = candidates.iter().any(|c| fits(&c.capacity, &share(&limits)));
         prop_assert_eq!(too_high(&need, &candidates).is_none(), somewhere || candidates.is_empty());
@@ -132,7 +133,7 @@ fn worker(name: &str, total: Capacity, reserved: Capacity) -> Machine {
 #[test]
 fn equal_workers_take_turns() {
     let selector = Labels::new();
-    let need = Need { limits: LIMITS, template: "base", selector: &selector };
+    let need = Need { limits: LIMITS, template: "base", selector: &selector, full_egress: false };
     let mut workers = [
         worker("a", capacity(64_000, 64_000, 5), Capacity::default()),
         worker("b", capacity(64_000, 64_000, 5), Capacity::default()),
@@ -156,7 +157,7 @@ fn equal_workers_take_turns() {
 #[test]
 fn the_explanation_names_what_was_missing() {
     let selector = Labels::new();
-    let need = Need { limits: LIMITS, template: "base", selector: &selector };
+    let need = Need { limits: LIMITS, template: "base", selector: &selector, full_egress: false };
     let full = worker("worker-1", capacity(8000, 8000, 5), capacity(0, 0, 5));
     let cordoned =
         Machine { open: false, ..worker("worker-2", capacity(8000, 8000, 5), Capacity::default()) };

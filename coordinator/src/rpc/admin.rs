@@ -149,7 +149,8 @@ impl AdminService for Admin {
             task_defaults: Some(template.task_defaults.into()),
             env_names: template.env.keys().cloned().collect(),
             user: template.spec.user.clone(),
-            egress: "none".to_owned(),
+            egress: template.egress.preset.to_string(),
+            egress_allow: template.egress.allow.iter().map(ToString::to_string).collect(),
             workers: workers
                 .iter()
                 .filter(|w| w.liveness == Liveness::Alive && w.templates.contains(&template.spec.name))

@@ -150,6 +150,10 @@ fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<
             let within = convert::duration("within", convert::required("within", stopping.within)?)?;
             Some(Event::Stopping { worker: worker.clone(), link, within })
         }
+        Some(Message::Egress(told)) => {
+            egress(worker, told);
+            None
+        }
         Some(Message::Leaving(_)) => Some(Event::Leaving { worker: worker.clone(), link }),
         Some(Message::Hello(_)) => {
             return Err(Error::invalid("hello", "came twice").hint("one hello a stream: it comes first"));
@@ -157,6 +161,16 @@ fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<
         // Said again on a link that it was not given on. Or a newer worker's word for something that we don't know.
         Some(Message::CredentialKept(_)) | None => None,
     })
+}
+
+/// What sessions of a worker reached or did not: the place for a record that lasts.
+fn egress(worker: &WorkerId, told: v1::EgressDecisions) {
+    for v1::EgressDecision { session_id, epoch, allowed, host, port, address, why, .. } in told.decisions {
+        tracing::info!(target: "audit", { worker.id = %worker, session.id = session_id, epoch, allowed, host, port, address, why }, "egress");
+    }
+    if told.dropped > 0 {
+        tracing::warn!(target: "audit", { worker.id = %worker, dropped = told.dropped }, "too many decisions on egress to tell: they are in the worker's log");
+    }
 }
 
 /// What we say to a worker. Dropped with the call: then the link is over.

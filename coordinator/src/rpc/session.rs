@@ -10,7 +10,7 @@ use std::time::Duration;
 use berth_proto::{
     Code, Error, Reason, SessionId,
     convert::{self, bounds},
-    domain::{CreateSession, EndReason, Labels, SessionState},
+    domain::{CreateSession, Egress, EndReason, Labels, SessionState},
     spawn::spawn,
     v1::{self, session_service_server::SessionService},
 };
@@ -127,6 +127,7 @@ impl Sessions {
             limits: record.spec.limits,
             env: record.spec.env.clone(),
             task_defaults: record.spec.task_defaults,
+            egress: record.spec.egress.clone(),
             ..clocks
         })
     }
@@ -175,6 +176,7 @@ impl Sessions {
                 task_defaults: wanted.task_defaults.or(template.task_defaults),
                 keyed: wanted.request_id.is_some(),
                 from_checkpoint: from.is_some(),
+                egress: wanted.egress.unwrap_or(template.egress),
             },
             key: wanted.request_id.map(|key| (key, body)),
         };
@@ -298,6 +300,7 @@ impl SessionService for Sessions {
             remove_labels: request.remove_labels,
             ttl: convert::optional_limit("ttl", request.ttl)?,
             idle_timeout: convert::optional_limit("idle_timeout", request.idle_timeout)?,
+            egress: request.egress.map(Egress::try_from).transpose()?,
         };
         self.context.driver.call(Event::Update(Box::new(update))).await.map_err(Error::from)?;
         Ok(Response::new(wire::session(&*self.session(&by, &id)?)))
@@ -478,6 +481,11 @@ fn body_hash(wanted: &CreateSession, from: Option<&str>) -> Digest {
     field("taken", format!("{} {}", policy.on_drain, policy.before_delete));
     field("kept", format!("{} {}", policy.keep, policy.keep_for.as_nanos()));
     field("from", from.unwrap_or_default().to_owned());
+    // Only where it is given: the hash of what a client sent before there was any stays what it was.
+    if let Some(egress) = &wanted.egress {
+        field("egress", egress.preset.to_string());
+        egress.allow.iter().for_each(|rule| field("allow", rule.to_string()));
+    }
     crate::auth::digest(text.as_bytes())
 }
 
@@ -501,6 +509,7 @@ mod tests {
         assert_eq!(plain, wanted(|r| r.request_id = "x".into()));
         assert_eq!(plain, wanted(|r| r.template = "base".into()));
         assert_ne!(plain, wanted(|r| r.priority = 1));
+        assert_ne!(plain, wanted(|r| r.egress = Some(v1::Egress::default())));
         assert_ne!(plain, wanted(|r| r.ttl = Some(prost_types::Duration { seconds: 0, nanos: 0 })));
         assert_ne!(plain, wanted(|r| drop(r.labels.insert("a".into(), "b".into()))));
         assert_ne!(plain, wanted(|r| drop(r.env.insert("k0".into(), "other".into()))));

@@ -8,8 +8,8 @@ use berth_checkpoint::Digest;
 use berth_proto::{
     Epoch, Incarnation,
     domain::{
-        CheckpointPolicy, EndReason, Labels, Limits, OnWorkerLoss, PtySize, RestoreFrom, SessionState,
-        TaskDefaultsPatch, TemplateSpec,
+        CheckpointPolicy, Egress, EndReason, Labels, Limits, OnWorkerLoss, PtySize, RestoreFrom,
+        SessionState, TaskDefaultsPatch, TemplateSpec,
     },
     v1,
 };
@@ -66,6 +66,11 @@ struct SpecRow {
     checkpoints_kept: Option<u32>,
     #[serde(default)]
     checkpoints_kept_ms: Option<u64>,
+    /// Absent, like no rules at all: none.
+    #[serde(default)]
+    egress: Option<String>,
+    #[serde(default)]
+    egress_allow: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -109,12 +114,15 @@ pub(crate) fn spec_out(spec: &Spec) -> Result<String, StoreError> {
         checkpoint_before_delete: spec.checkpoints.before_delete,
         checkpoints_kept: Some(spec.checkpoints.keep),
         checkpoints_kept_ms: Some(millis(spec.checkpoints.keep_for)),
+        egress: Some(spec.egress.preset.to_string()),
+        egress_allow: spec.egress.allow.iter().map(ToString::to_string).collect(),
     };
     serde_json::to_string(&row).map_err(|e| StoreError::Failed(e.to_string()))
 }
 
 pub(crate) fn spec_in(text: &str) -> Result<Spec, StoreError> {
     let row: SpecRow = serde_json::from_str(text).map_err(damaged("a session's spec"))?;
+    let egress = v1::Egress { preset: row.egress.unwrap_or_default(), allow: row.egress_allow };
     let tenant = row.tenant.map(|name| name.parse::<Tenant>()).transpose();
     Ok(Spec {
         tenant: tenant.map_err(damaged("a tenant"))?.unwrap_or_default(),
@@ -153,6 +161,7 @@ pub(crate) fn spec_in(text: &str) -> Result<Spec, StoreError> {
                 .checkpoints_kept_ms
                 .map_or(CheckpointPolicy::default().keep_for, Duration::from_millis),
         },
+        egress: Egress::try_from(egress).map_err(damaged("a session's egress"))?,
     })
 }
 

@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 use berth_proto::{
     Epoch, Incarnation,
     domain::{
-        Backend, BackendChoice, CheckpointPolicy, EndReason, Labels, Limits, OnWorkerLoss, PtySize,
-        RestoreFrom, SessionState, TaskDefaultsPatch, TemplateSpec,
+        Backend, BackendChoice, CheckpointPolicy, Egress, EndReason, Labels, Limits, OnWorkerLoss, Preset,
+        PtySize, RestoreFrom, SessionState, TaskDefaultsPatch, TemplateSpec,
     },
 };
 
@@ -49,6 +49,7 @@ pub(super) fn session(number: u128) -> Session {
             },
             keyed: true,
             from_checkpoint: true,
+            egress: Egress { preset: Preset::Packages, allow: vec!["*.a.example:8443".parse().unwrap()] },
         },
         time(1_000_001),
     );

@@ -278,6 +278,7 @@ pub fn hello(name: &str, script: &Script) -> v1::Hello {
         templates: script.templates.clone(),
         template_problems: script.problems.clone(),
         stopping_within: None,
+        full_egress: false,
         health: Some(v1::WorkerHealth { ready: true, ..Default::default() }),
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! One file a subject; here is what all of them use. Callers say `convert::…` for all of it.
 
+mod egress;
 mod file;
 mod limits;
 mod session;
@@ -69,6 +70,8 @@ pub mod bounds {
     pub const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(1);
     /// Of those that are taken by policy, of one session.
     pub const CHECKPOINTS_KEPT: u32 = 1000;
+    /// Rules of one session's egress.
+    pub const EGRESS_RULES: usize = 64;
     pub const PAGE_DEFAULT: u32 = 100;
     pub const PAGE_MAX: u32 = 1000;
 }

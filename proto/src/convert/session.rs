@@ -2,7 +2,7 @@
 
 use super::{bounds, duration, duration_out, env, labels, optional_limit, request_id};
 use crate::{
-    domain::{CheckpointPolicy, CreateSession, LimitsPatch, OnWorkerLoss, TaskDefaultsPatch},
+    domain::{CheckpointPolicy, CreateSession, Egress, LimitsPatch, OnWorkerLoss, TaskDefaultsPatch},
     error::Error,
     v1,
 };
@@ -36,6 +36,7 @@ impl TryFrom<v1::CreateSessionRequest> for CreateSession {
                 .unwrap_or_default(),
             on_worker_loss: on_worker_loss(wire.on_worker_loss)?,
             checkpoints: wire.checkpoints.map(CheckpointPolicy::try_from).transpose()?.unwrap_or_default(),
+            egress: wire.egress.map(Egress::try_from).transpose()?,
         })
     }
 }

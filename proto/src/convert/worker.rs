@@ -2,7 +2,7 @@
 
 use super::{duration, duration_out, env, full_limits, optional_limit, required, session_id, time, time_out};
 use crate::{
-    domain::{Capacity, Placement, RestoreFrom, TaskDefaultsPatch, TemplateSpec},
+    domain::{Capacity, Egress, Placement, RestoreFrom, TaskDefaultsPatch, TemplateSpec},
     error::Error,
     ids::Epoch,
     v1,
@@ -56,6 +56,7 @@ impl TryFrom<v1::PlaceSession> for Placement {
             restore: wire.restore.map(RestoreFrom::try_from).transpose()?,
             fenced: wire.fenced,
             checkpoint_on_drain: wire.checkpoint_on_drain,
+            egress: wire.egress.map(Egress::try_from).transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -77,6 +78,7 @@ impl From<Placement> for v1::PlaceSession {
             restore: placement.restore.map(Into::into),
             fenced: placement.fenced,
             checkpoint_on_drain: placement.checkpoint_on_drain,
+            egress: Some(placement.egress.into()),
         }
     }
 }
@@ -124,7 +126,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        domain::{Backend, BackendChoice, Labels, Limits},
+        domain::{Backend, BackendChoice, Labels, Limits, Preset},
         ids::SessionId,
     };
 
@@ -151,6 +153,10 @@ mod tests {
             restore: Some(RestoreFrom { checkpoint: "c".into(), root: [7; 32] }),
             fenced: true,
             checkpoint_on_drain: true,
+            egress: Egress {
+                preset: Preset::Packages,
+                allow: vec!["*.example.org:8443".parse().unwrap(), "[2001:db8::/32]:1".parse().unwrap()],
+            },
         };
         assert_eq!(Placement::try_from(v1::PlaceSession::from(placement.clone())).unwrap(), placement);
     }

@@ -287,6 +287,7 @@ impl Link {
             health: Some(self.sample()),
             template_problems,
             stopping_within: self.stopping_within().map(convert::duration_out),
+            full_egress: self.sessions.full_egress(),
         }
     }
 

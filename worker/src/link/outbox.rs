@@ -27,6 +27,10 @@ use tokio::sync::Notify;
 const TASKS_KEPT: usize = 8192;
 /// Final session reports kept without an answer: more than any worker holds and refuses in one lease.
 const SESSIONS_KEPT: usize = 16_384;
+/// Decisions on egress that wait to be told; beyond it the oldest go, and are counted. The log has them all.
+const DECISIONS_KEPT: usize = 1024;
+/// ... and how many one message carries.
+const DECISIONS_TOLD: usize = 256;
 /// A task's spec is told whole up to this size. Its start is for listings and events, not for running it.
 const SPEC_KEPT: usize = 16 << 10;
 
@@ -44,6 +48,8 @@ struct State {
     /// What is to be sent, in the order in which it changed.
     unsent: VecDeque<Key>,
     dropped: u64,
+    decisions: VecDeque<v1::EgressDecision>,
+    decisions_dropped: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,6 +104,18 @@ impl Outbox {
                 state.tasks.remove(&id);
                 state.dropped += 1;
             }
+        }
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// What a session was allowed to reach, or not. Told once, when nothing else is to be told.
+    pub fn egress(&self, decision: v1::EgressDecision) {
+        let mut state = self.lock();
+        state.decisions.push_back(decision);
+        if state.decisions.len() > DECISIONS_KEPT {
+            state.decisions.pop_front();
+            state.decisions_dropped += 1;
         }
         drop(state);
         self.filled.notify_one();
@@ -158,7 +176,7 @@ impl Outbox {
                 }
             }
         }
-        None
+        state.told_decisions().map(Message::Egress)
     }
 
     /// The coordinator answered this heartbeat: final reports sent before it are done with.
@@ -197,6 +215,15 @@ impl Outbox {
 }
 
 impl State {
+    fn told_decisions(&mut self) -> Option<v1::EgressDecisions> {
+        if self.decisions.is_empty() {
+            return None;
+        }
+        let count = self.decisions.len().min(DECISIONS_TOLD);
+        let decisions = self.decisions.drain(..count).collect();
+        Some(v1::EgressDecisions { decisions, dropped: std::mem::take(&mut self.decisions_dropped) })
+    }
+
     fn queue(&mut self, key: Key) {
         // Usually it is the last one, or not there. A duplicate is harmless: `next` skips what was sent.
         if self.unsent.back() != Some(&key) {
@@ -298,5 +325,24 @@ mod tests {
         outbox.acknowledged(1);
         outbox.renew();
         assert!(outbox.next(2).is_none());
+    }
+
+    /// Red when nothing is taken off the queue: it grows for as long as the coordinator is away.
+    #[test]
+    fn decisions_are_told_last_and_those_that_were_too_many_are_counted() {
+        let (outbox, session) = (Outbox::default(), SessionId::new());
+        let decision = |port| v1::EgressDecision { port, ..Default::default() };
+        (0..1030).for_each(|port| outbox.egress(decision(port)));
+        outbox.session(session, report(1, v1::SessionState::Ready));
+        assert!(matches!(outbox.next(1), Some(Message::Session(_))));
+        let told: Vec<_> = std::iter::from_fn(|| outbox.next(1))
+            .map(|message| match message {
+                Message::Egress(told) => told,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(told.iter().map(|t| t.dropped).sum::<u64>(), 6);
+        let ports: Vec<u32> = told.iter().flat_map(|t| &t.decisions).map(|d| d.port).collect();
+        assert!(ports.iter().copied().eq(6..1030) && told.len() == 4);
     }
 }

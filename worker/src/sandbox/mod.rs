@@ -120,6 +120,10 @@ impl SessionDirs {
     pub fn home(&self) -> PathBuf {
         self.files().join("home")
     }
+    /// A copy of the certificates that the worker trusts, where it has any: [`berth_proto::agent_config::CA_PATH`] inside.
+    pub fn ca(&self) -> PathBuf {
+        self.root.join("ca.pem")
+    }
     /// What the agent prints.
     pub fn agent_log(&self) -> PathBuf {
         self.root.join("agent.log")

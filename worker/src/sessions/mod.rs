@@ -24,6 +24,8 @@ pub(crate) mod record;
 pub mod route;
 mod slot;
 
+pub(crate) use slot::Desired;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,7 +34,7 @@ use std::{
 
 use berth_proto::{
     Epoch, Error, Reason, SessionId,
-    domain::{Capacity, EndReason, Placement, SessionState, TaskDefaults},
+    domain::{Capacity, Egress, EndReason, Placement, Preset, SessionState, TaskDefaults},
     spawn::spawn,
     v1,
 };
@@ -48,6 +50,7 @@ use self::{
 use crate::{
     backends::Backends,
     checkpoint::{self, Source, Taken, Wanted},
+    egress::Exits,
     health::machine,
     link::outbox::Outbox,
     sandbox::SandboxBackend,
@@ -68,6 +71,8 @@ pub struct Settings {
     pub task_defaults: TaskDefaults,
     /// The way to the coordinator's pieces of checkpoints.
     pub checkpoints: Source,
+    /// The way out, for sessions that have one.
+    pub exits: Exits,
 }
 
 /// The sessions of a worker. A cheap handle.
@@ -188,6 +193,12 @@ impl Sessions {
 
     pub fn capacity(&self) -> Capacity {
         self.inner.settings.capacity
+    }
+
+    /// Whether the operator gives that.
+    pub fn full_egress(&self) -> bool {
+        let full = Egress { preset: Preset::Full, ..Egress::default() };
+        self.inner.settings.exits.refuses(&full).is_none()
     }
 
     /// The lease runs until then, in boot time. Agents that hold a fence are told.
@@ -332,6 +343,9 @@ impl Sessions {
         if table.cordoned {
             return Err("the worker is cordoned".to_owned());
         }
+        if let Some(why) = self.inner.settings.exits.refuses(&placement.egress) {
+            return Err(why.to_owned());
+        }
         let reserved = table.reserved(placement.session);
         let store = self.inner.workspaces.store();
         let wanted = store.footprint(&placement.limits);
@@ -353,7 +367,7 @@ impl Sessions {
         table.slots.insert(slot.placement.session, slot.clone());
         self.inner.count.send_replace(table.slots.len());
         let initial = slot.desired.borrow().clone();
-        let actor = Actor { inner: self.inner.clone(), initial, slot, backend };
+        let actor = Actor { inner: self.inner.clone(), initial, slot, backend, exit: Default::default() };
         spawn("session", actor.run(origin));
     }
 
@@ -409,7 +423,17 @@ impl Sessions {
                 return;
             }
         };
+        let egress = match wire.egress.map(Egress::try_from).transpose() {
+            Ok(egress) => egress,
+            Err(error) => {
+                tracing::warn!(%error, "an update makes no sense");
+                return;
+            }
+        };
         self.wish(&wire.session_id, wire.epoch, |desired| {
+            if let Some(egress) = egress {
+                desired.egress = egress;
+            }
             desired.expires_at = expires_at;
             desired.expires = expires;
             desired.idle_timeout = idle;

@@ -13,8 +13,8 @@ use std::{
 
 use berth_proto::{
     Epoch, SessionId,
-    domain::{Backend, Labels, Limits, Placement, PtySize, RestoreFrom, TaskDefaults, TemplateSpec},
-    world,
+    domain::{Backend, Egress, Labels, Limits, Placement, PtySize, RestoreFrom, TaskDefaults, TemplateSpec},
+    v1, world,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,16 @@ pub struct Meta {
     /// Its files are being restored from this: half of them is none.
     #[serde(default)]
     restoring: Option<Restoring>,
+    /// Absent: none.
+    #[serde(default)]
+    egress: Reach,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reach {
+    preset: String,
+    allow: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,6 +125,10 @@ impl Meta {
                 .restore
                 .clone()
                 .map(|from| Restoring { checkpoint: from.checkpoint, root: from.root }),
+            egress: Reach {
+                preset: placement.egress.preset.to_string(),
+                allow: placement.egress.allow.iter().map(ToString::to_string).collect(),
+            },
         }
     }
 
@@ -162,6 +176,11 @@ impl Meta {
                 .restoring
                 .clone()
                 .map(|from| RestoreFrom { checkpoint: from.checkpoint, root: from.root }),
+            egress: Egress::try_from(v1::Egress {
+                preset: self.egress.preset.clone(),
+                allow: self.egress.allow.clone(),
+            })
+            .map_err(|error| bad(format!("{error}")))?,
         };
         let backend = self.backend.parse().map_err(|error| bad(format!("{error}")))?;
         Ok((placement, backend))
@@ -244,12 +263,15 @@ pub(crate) fn sample(session: SessionId) -> Placement {
         restore: None,
         fenced: false,
         checkpoint_on_drain: false,
+        egress: Egress::default(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+
+    use berth_proto::domain::Preset;
 
     use super::*;
 
@@ -285,7 +307,9 @@ mod tests {
         let session = SessionId::new();
         assert!(matches!(read(session, &dirs), Found::Nothing));
 
-        let placement = sample(session);
+        let allow = vec!["*.a.example:8443".parse().unwrap()];
+        let egress = Egress { preset: Preset::Packages, allow };
+        let placement = Placement { egress, ..sample(session) };
         write_meta(&dirs, &Meta::new(&placement, Backend::Fake, true)).unwrap();
         assert_eq!(std::fs::metadata(meta_path(&dirs)).unwrap().mode() & 0o777, 0o600);
         let identity = Identity::Fake { session: session.to_string() };

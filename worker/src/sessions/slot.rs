@@ -16,7 +16,7 @@ use std::{
 
 use berth_proto::{
     Error, Reason, TaskId, convert,
-    domain::{Backend, EndReason, Placement, SessionState},
+    domain::{Backend, Egress, EndReason, Placement, SessionState},
     relay::Hop,
     v1,
 };
@@ -38,6 +38,8 @@ pub struct Desired {
     /// For people only.
     pub expires_at: Option<SystemTime>,
     pub idle_timeout: Option<Duration>,
+    /// What it may reach.
+    pub egress: Egress,
 }
 
 /// Why a session shall end, or did.
@@ -94,6 +96,7 @@ impl Slot {
             expires: deadline(placement.expires_in),
             expires_at: placement.expires_at,
             idle_timeout: placement.idle_timeout,
+            egress: placement.egress.clone(),
         };
         Self {
             placement,
@@ -196,6 +199,7 @@ impl Slot {
             expires_at: desired.expires_at,
             expires_in: desired.expires.map(|at| at.saturating_duration_since(Instant::now())),
             idle_timeout: desired.idle_timeout,
+            egress: desired.egress.clone(),
             ..self.placement.clone()
         }
     }

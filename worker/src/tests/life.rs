@@ -279,6 +279,7 @@ async fn an_update_moves_the_deadline() {
         expires_at: None,
         expires_in: Some(convert::duration_out(Duration::from_millis(50))),
         idle_timeout: None,
+        egress: None,
     };
     // One for another epoch is none of ours.
     rig.script.send(Command::Update(v1::UpdateCommand { epoch: 9, ..update.clone() })).await;

@@ -39,6 +39,7 @@ use crate::{
     checkpoint::{self, CheckpointApi},
     config::{Config, StartError},
     credential::Credential,
+    egress::Exits,
     health::{self, Health, canary, machine},
     link::{self, Link, LinkState, data, outbox::Outbox},
     sandbox::{Problem, SandboxBackend},
@@ -193,8 +194,10 @@ impl Worker {
         let crash = CancellationToken::new();
         let stop = crash.child_token();
         let outbox = Arc::new(Outbox::default());
+        let exits = Exits::new(&config.egress, outbox.clone());
         let sessions = Sessions::new(
             sessions::Settings {
+                exits,
                 capacity,
                 disk_margin_bytes: config.disk_margin_bytes,
                 end_grace: config.end_grace,

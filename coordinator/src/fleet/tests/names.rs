@@ -22,6 +22,7 @@ fn rename(session: SessionId, labels: Labels, remove: &[&str]) -> Event {
         remove_labels: remove.iter().map(ToString::to_string).collect(),
         ttl: None,
         idle_timeout: None,
+        egress: None,
     }))
 }
 

@@ -121,6 +121,7 @@ fn anothers_session_is_not_found() {
         remove_labels: Vec::new(),
         ttl: Some(None),
         idle_timeout: None,
+        egress: None,
     };
     assert_eq!(desk.refused(Event::Update(Box::new(update(by())))), no_such);
     desk.apply(Event::Update(Box::new(update(Sight::Of(tenant("a"))))));

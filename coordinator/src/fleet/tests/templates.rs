@@ -1,5 +1,7 @@
 //! Templates that workers can't serve, or haven't looked at yet.
 
+use berth_proto::domain::{Egress, Preset};
+
 use super::*;
 
 /// Attaches a worker that serves nothing, with what it says of `base`.
@@ -111,4 +113,34 @@ fn a_message_that_is_no_longer_so_is_taken_back() {
     desk.apply(Event::Hello(Box::new(Hello { templates: BTreeSet::new(), ..hello("x", LinkId(90), 5) })));
     let message = &desk.session(waits).message;
     assert!(!message.contains("no worker can serve") && message.contains("x has not said yet"), "{message}");
+}
+
+/// Red when placement does not look at what a worker's operator gives (`may_take`), and when an update does not.
+#[test]
+fn full_egress_is_for_where_it_is_given() {
+    let mut desk = Desk::new();
+    let closed = desk.attach("closed", 5);
+    let full = || Egress { preset: Preset::Full, allow: Vec::new() };
+    let mut wanted = create(SessionId::from_u128(500));
+    wanted.spec.egress = full();
+    let refused = desk.refused(Event::Create(Box::new(wanted)));
+    assert!(matches!(&refused, Refused::TemplateUnavailable(words) if words.contains("BERTH_EGRESS_FULL")));
+    let there = desk.ready("closed", closed);
+    let update = Update {
+        by: Sight::All,
+        session: there,
+        set_labels: Labels::new(),
+        remove_labels: Vec::new(),
+        ttl: None,
+        idle_timeout: None,
+        egress: Some(full()),
+    };
+    let refused = desk.refused(Event::Update(Box::new(update)));
+    assert_eq!(refused, Refused::NoFullEgress(id("closed")));
+
+    let mut open = hello("open", LinkId(desk.draw()), 5);
+    open.full_egress = true;
+    desk.apply(Event::Hello(Box::new(open)));
+    let session = desk.create_with(|c| c.spec.egress = full());
+    assert_eq!(desk.on(session).as_deref(), Some("open"));
 }

@@ -94,11 +94,11 @@ impl Owner {
                 let done = tokio::task::spawn_blocking(move || files::own(&dirs, base, uid)).await;
                 done.map_err(|cause| failed().cause(cause))?.map_err(|cause| failed().cause(cause))
             }
-            // The worker's group reaches the socket; tasks are in no group of it.
+            // The worker's group reaches the agent's socket, and puts its own beside it; tasks are in no group of it.
             Self::Helper { worker: (_, gid) } => {
                 let script = format!(
                     "set -e; cd {INSIDE}; chown -hR {uid}:{uid} files/workspace files/home; \
-                     chown -hR 0:{gid} berth; chmod 0710 berth; chmod 2710 berth/run; chmod 0700 berth/spool"
+                     chown -hR 0:{gid} berth; chmod 0710 berth; chmod 2730 berth/run; chmod 0700 berth/spool"
                 );
                 helper.run(&script).await
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use berth_proto::{
     Error, SessionId,
-    agent_config::{AGENT_PATH, AgentConfig, BERTH_DIR, HOME, User, WORKSPACE},
+    agent_config::{AGENT_PATH, AgentConfig, BERTH_DIR, CA_PATH, HOME, User, WORKSPACE},
 };
 use bollard::{Docker, query_parameters::CreateContainerOptionsBuilder};
 
@@ -200,6 +200,9 @@ impl Start<'_> {
             bind(&dirs.workspace(), WORKSPACE, false)?,
             bind(&dirs.home(), HOME, false)?,
         ];
+        if dirs.ca().is_file() {
+            mounts.push(bind(&dirs.ca(), CA_PATH, true)?);
+        }
         for (host, inside) in files::etc_binds(dirs) {
             mounts.push(bind(&host, &inside, true)?);
         }

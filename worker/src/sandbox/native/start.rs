@@ -124,6 +124,7 @@ impl Inner {
         mounts.push(Mount::writable(spec.dirs.home(), agent_config::HOME));
         mounts.push(Mount::writable(spec.dirs.berth(), agent_config::BERTH_DIR).no_exec());
         mounts.push(Mount::read_only(&self.settings.agent, agent_config::AGENT_PATH));
+        mounts.push(Mount::read_only(spec.dirs.ca(), agent_config::CA_PATH).no_exec().optional());
         for (dir, name) in &cgroups.binds {
             mounts.push(Mount::writable(dir, format!("{}/cg/{name}", agent_config::BERTH_DIR)).no_exec());
         }

@@ -30,6 +30,7 @@ impl Actor {
         info!(session.id = %session, epoch = self.slot.placement.epoch.0, reason = ?end.reason, message = end.message,
             "session ends");
         self.slot.set_agent(None);
+        self.close_exit();
         self.slot.ending(&self.inner.outbox, &end);
         if let Some((running, mut events)) = live {
             self.farewell(&running, &mut events).await;

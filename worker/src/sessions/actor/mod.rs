@@ -9,7 +9,12 @@ mod finish;
 mod serve;
 mod start;
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    io,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use berth_proto::{convert, domain::EndReason, v1, world};
 use futures::FutureExt;
@@ -23,7 +28,10 @@ use super::{
     launch,
     slot::{Desired, End, Slot},
 };
-use crate::sandbox::{Running, SandboxBackend};
+use crate::{
+    egress::{Exit, Who},
+    sandbox::{Running, SandboxBackend},
+};
 
 /// The agent holds the session's deadlines; so long after it the worker acts by itself.
 const BACKSTOP: Duration = Duration::from_secs(2);
@@ -66,6 +74,8 @@ pub(super) struct Actor {
     pub initial: Desired,
     pub slot: Arc<Slot>,
     pub backend: Arc<dyn SandboxBackend>,
+    /// Its way out, if it has one now.
+    pub exit: Mutex<Option<Exit>>,
 }
 
 impl Actor {
@@ -82,6 +92,26 @@ impl Actor {
                 self.finish(end, None, None).await;
             },
         }
+    }
+
+    /// Makes the way out there, or not there, as is wanted now.
+    fn attend_exit(&self) -> io::Result<()> {
+        let wanted = self.slot.desired.subscribe();
+        let mut exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.borrow().egress.is_none() {
+            *exit = None;
+        } else if exit.is_none() {
+            let placement = &self.slot.placement;
+            let who = Who { session: placement.session, epoch: placement.epoch };
+            let dirs = self.inner.workspaces.dirs(placement.session);
+            *exit = Some(self.inner.settings.exits.open(who, &dirs, wanted)?);
+        }
+        Ok(())
+    }
+
+    /// Nothing gets out any more.
+    fn close_exit(&self) {
+        *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     async fn live(&self, origin: Origin) {

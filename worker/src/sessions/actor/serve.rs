@@ -148,7 +148,11 @@ impl Actor {
             self.slot.enter(&self.inner.outbox, state, &message);
         }
         let before = &told.desired;
-        let changed = before.expires != wanted.expires || before.idle_timeout != wanted.idle_timeout;
+        let reach = before.egress != wanted.egress;
+        let changed = before.expires != wanted.expires || before.idle_timeout != wanted.idle_timeout || reach;
+        if reach && let Err(error) = self.attend_exit() {
+            warn!(session.id = %self.slot.placement.session, %error, "the session's way out could not be made");
+        }
         let unrecorded = changed || before.paused != wanted.paused;
         if changed {
             let configure = agent.configure(self.configuration());

@@ -44,6 +44,9 @@ impl Actor {
         if let Err(error) = record::write_meta(&dirs, &meta) {
             return Started::Refused(format!("the session's record could not be written: {error}"));
         }
+        if let Err(error) = self.inner.settings.exits.prepare(&dirs) {
+            warn!(%error, "the worker's certificates could not be copied for a session");
+        }
         let start = Launch {
             backend: self.backend.clone(),
             workspaces: self.inner.workspaces.clone(),
@@ -62,6 +65,11 @@ impl Actor {
                 failure(&Error::internal(format!("the session's record: {error}"))),
                 None,
             );
+        }
+        // Behind the start, which gives the directory to the agent, and before any task can ask for it.
+        if let Err(error) = self.attend_exit() {
+            let text = format!("the session's way out could not be made: {error}");
+            return Started::Failed(End::new(EndReason::SandboxFailed, text), None);
         }
         let answer = tokio::select! {
             biased;
@@ -115,6 +123,9 @@ impl Actor {
         let dirs = self.inner.workspaces.dirs(placement.session);
         self.slot.set_identity(running.identity.clone());
         let deadline = Instant::now() + placement.start_timeout;
+        if let Err(error) = self.attend_exit() {
+            warn!(session.id = %placement.session, %error, "the session's way out could not be made");
+        }
         if let Err(error) = await_agent(&running, &dirs, || self.configuration(), deadline).await {
             return Started::Failed(failure(&error), None);
         }
@@ -186,6 +197,8 @@ impl Actor {
                 .expires
                 .map(|at| convert::duration_out(at.saturating_duration_since(Instant::now()))),
             idle_timeout: desired.idle_timeout.map(convert::duration_out),
+            door: (!desired.egress.is_none())
+                .then(|| v1::Door { env: self.inner.settings.exits.env(&desired.egress) }),
             // Of one that was taken up nothing is known yet: the fence that its agent has stands.
             fence: self.inner.lease.borrow().filter(|_| placement.fenced).map(fence),
         }

@@ -1,0 +1,48 @@
+//! The one place where a decision on egress is told: in this worker's log, and to the coordinator as far as the link
+//! takes it.
+
+use std::{net::IpAddr, sync::Arc};
+
+use berth_proto::{convert::time_out, egress::Target, v1, world};
+
+use super::Who;
+use crate::link::outbox::Outbox;
+
+/// What was decided of one request.
+#[derive(Debug)]
+pub struct Decision<'a> {
+    pub allowed: bool,
+    /// `None`: what was asked for could not be understood.
+    pub target: Option<&'a Target>,
+    pub address: Option<IpAddr>,
+    pub why: &'a str,
+}
+
+/// Where decisions go.
+pub struct Audit {
+    outbox: Arc<Outbox>,
+}
+
+impl Audit {
+    pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
+        Self { outbox }
+    }
+
+    pub fn decided(&self, who: Who, decision: Decision<'_>) {
+        let Decision { allowed, target, address, why } = decision;
+        let host = target.map(|target| target.host.to_string()).unwrap_or_default();
+        let port = target.map_or(0, |target| target.port);
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        tracing::info!(target: "audit", { session.id = %who.session, epoch = who.epoch.0, allowed, host, port, address, why }, "egress");
+        self.outbox.egress(v1::EgressDecision {
+            session_id: who.session.to_string(),
+            epoch: who.epoch.0,
+            at: Some(time_out(world::now())),
+            allowed,
+            host,
+            port: port.into(),
+            address,
+            why: why.to_owned(),
+        });
+    }
+}
