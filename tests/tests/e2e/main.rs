@@ -15,6 +15,7 @@ mod coordinator;
 mod copying;
 mod disk;
 mod doubt;
+mod egress;
 mod engine;
 mod fence;
 mod heartbeats;
