@@ -324,6 +324,7 @@ impl WorkerService for Inner {
                         seen.left.push(seen.beats.last().map_or(0, |beat| beat.sequence));
                     }
                     Some(Message::CredentialKept(_)) => seen.kept += 1,
+                    Some(Message::Egress(_)) => {}
                     Some(Message::Hello(_)) | None => panic!("unexpected"),
                 });
                 if let (Some(sequence), true) = (sequence, answer) {
