@@ -89,7 +89,7 @@ async fn a_policy_goes_with_its_session(sandbox: &str) {
     .await;
     let reached = async |cluster: &berth_tests::Cluster, session: &str| {
         let egress = state(cluster, session).await.egress.expect("it is told");
-        assert_eq!(egress.allow, [allow.clone()]);
+        assert_eq!(egress.allow, std::slice::from_ref(&allow));
         assert_eq!(status(cluster, session, &url).await, "200 000");
         assert_eq!(status(cluster, session, "http://gone.test/").await, "403 000");
     };

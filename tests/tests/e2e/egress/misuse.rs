@@ -125,13 +125,13 @@ async fn nothing_but_a_clear_request_gets_anywhere(sandbox: &str) {
     }
     assert!(origin.take().iter().all(String::is_empty), "not a byte of what was meant for another got there");
     // What is meant for it does. (It never answers, and so the handshake ends with the task.)
-    let line = format!("timeout 5 {}", tls("'Good.TEST'").replacen("python3 -", "python3 -", 1));
+    let line = format!("timeout 5 {}", tls("'Good.TEST'"));
     run(&cluster, &session, &line).await;
     let heard = origin.take();
     assert!(
         heard.len() == 1
             && heard[0].starts_with("\u{16}\u{3}\u{1}")
-            && heard[0].contains("good.test") | heard[0].contains("Good.TEST")
+            && heard[0].to_lowercase().contains("good.test")
     );
     // It is as it was for everybody else.
     let answer = say(&cluster, &session, &[get(&url, &host).as_bytes()]).await;
