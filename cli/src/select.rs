@@ -225,6 +225,7 @@ pub(crate) mod tests {
             frozen_for: None,
             skipped: 0,
             expires_at: None,
+            tenant: "default".into(),
         };
         let all = [checkpoint("01a2", A, "web"), checkpoint("01b3", B, "db")];
         assert_eq!(pick_checkpoint(&all, "01b3").unwrap(), all[1].id);

@@ -29,6 +29,7 @@ mod command;
 mod connect;
 mod error;
 mod files;
+mod identity;
 pub mod local;
 pub mod model;
 mod options;
@@ -54,6 +55,7 @@ pub use domain::{
 };
 pub use error::{Code, Error, Reason};
 pub use files::{Files, WriteOptions};
+pub use identity::TokenOptions;
 pub use options::{CreateOptions, ListOptions, UpdateOptions};
 pub use session::Session;
 pub use task::TaskHandle;

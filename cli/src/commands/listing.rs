@@ -87,10 +87,16 @@ pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
         output::json(&rows)?;
         return Ok(0);
     }
-    let header = [
+    let mut header = vec![
         "SESSION", "NAME", "STATE", "TASKS", "TEMPLATE", "BACKEND", "WORKER", "CPU", "MEMORY", "AGE", "LEFT",
     ];
-    output::table(&header, rows.iter().map(session_row).collect(), "no sessions")?;
+    let mut cells: Vec<Vec<String>> = rows.iter().map(session_row).collect();
+    // Where there is one tenant, it says nothing.
+    if rows.iter().any(|row| row.session.tenant != rows[0].session.tenant) {
+        header.insert(2, "TENANT");
+        cells.iter_mut().zip(&rows).for_each(|(cells, row)| cells.insert(2, row.session.tenant.clone()));
+    }
+    output::table(&header, cells, "no sessions")?;
     for session in rows.iter().map(|row| &row.session) {
         for line in remarks(session) {
             output::say(format!("{}: {line}", select::short(session.id)));

@@ -35,6 +35,7 @@ mod restore;
 mod run;
 mod shell;
 pub mod stream;
+mod tenant;
 mod tls;
 mod token;
 mod up;
@@ -193,10 +194,12 @@ pub enum Command {
     Info,
     /// Follow what happens in the fleet
     Events(events::EventsArgs),
-    /// Show where the credentials of this machine are
+    /// Make, list or revoke API tokens, or show where the credentials of this machine are
     Token(token::TokenArgs),
     /// Make, renew and show certificates
     Tls(tls::TlsArgs),
+    /// List tenants, or set what each may have
+    Tenant(tenant::TenantArgs),
     /// List the environment variables that Berth reads
     Env,
     /// Print a completion script for a shell
@@ -286,8 +289,9 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Templates => listing::templates(&global).await,
         Command::Info => admin::info(&global).await,
         Command::Events(args) => events::run(&global, args).await,
-        Command::Token(args) => token::run(&global, args),
+        Command::Token(args) => token::run(&global, args).await,
         Command::Tls(args) => tls::run(&global, args),
+        Command::Tenant(args) => tenant::run(&global, args).await,
         Command::Env => listing::env(&global),
         Command::Completions(args) => completions::run(&global, args),
     }

@@ -64,6 +64,8 @@ pub struct CheckpointInfo {
     /// `None`: it is kept until it is deleted.
     #[serde(serialize_with = "json::opt_time")]
     pub expires_at: Option<SystemTime>,
+    /// Of its session.
+    pub tenant: String,
 }
 
 impl TryFrom<v1::Checkpoint> for CheckpointInfo {
@@ -92,6 +94,7 @@ impl TryFrom<v1::Checkpoint> for CheckpointInfo {
             frozen_for: super::duration(wire.frozen_for)?,
             skipped: wire.skipped,
             expires_at: super::time(wire.expires_at)?,
+            tenant: wire.tenant,
         })
     }
 }
@@ -118,7 +121,7 @@ mod tests {
         let expected = serde_json::json!({
             "id": "c".repeat(32), "session": "a".repeat(32), "created_at": "1970-01-01T00:01:00Z",
             "template": "base", "labels": {"name": "web"}, "note": "", "cause": "drain", "entries": 3,
-            "content_bytes": 10, "stored_bytes": 0, "frozen_for": 1.5, "skipped": 0, "expires_at": null,
+            "content_bytes": 10, "stored_bytes": 0, "frozen_for": 1.5, "skipped": 0, "expires_at": null, "tenant": "",
         });
         assert_eq!(told, expected);
         let strange = v1::Checkpoint { cause: 0, ..wire };

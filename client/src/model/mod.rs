@@ -7,12 +7,14 @@
 mod admin;
 mod checkpoint;
 mod file;
+mod identity;
 mod session;
 mod task;
 
 pub use admin::*;
 pub use checkpoint::*;
 pub use file::*;
+pub use identity::*;
 pub use session::*;
 pub use task::*;
 
