@@ -234,6 +234,10 @@ async fn machine(asked: &mut Asked) {
         asked.ask(0, Object, &["token", "show", "--value", "admin", "--state-dir", &coordinator]).await;
     assert_eq!(token["value"], asked.cluster.admin_token);
     asked.ask(1, Error, &["token", "show", "--value", "join"]).await;
+    let tls = asked.cluster.dir.path().join("tls").display().to_string();
+    asked.ask(0, List, &["tls", "init", "--dir", &tls]).await;
+    asked.ask(0, List, &["tls", "show", "--dir", &tls]).await;
+    asked.ask(1, Error, &["tls", "init", "--dir", &tls]).await;
     asked.ask(0, List, &["env"]).await;
     assert!(asked.ask(0, Object, &["completions", "bash"]).await["script"].is_string());
     asked.ask(0, List, &["doctor"]).await;
