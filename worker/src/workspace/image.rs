@@ -31,8 +31,8 @@ use nix::{
 
 use crate::sandbox::native::sys;
 
-/// Bytes of a block; a size is rounded down to it.
-const BLOCK: u64 = 4096;
+/// Bytes of a block: sizes are whole numbers of them.
+pub const BLOCK: u64 = 4096;
 /// One file for so many bytes, as in a session's file systems in memory. 256 bytes each: 3 % of the whole.
 const BYTES_PER_FILE: u64 = 8 << 10;
 /// Named one by one, so that neither the version of e2fsprogs nor its configuration has a say. None of them needs a journal.
@@ -58,10 +58,9 @@ struct Blank {
 pub struct Blanks(Mutex<Vec<Arc<Blank>>>);
 
 impl Blanks {
-    /// Makes the file `image`, allocates `size` bytes for it, writes an empty file system and mounts it on `target`.
+    /// Makes the file `image`, allocates `size` bytes (whole blocks) for it, writes an empty file system and mounts it on `target`.
     /// On an error there is neither file nor mount.
     pub fn mount(&self, image: &Path, size: u64, target: &Path) -> io::Result<()> {
-        let size = size / BLOCK * BLOCK;
         let made = (|| {
             let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(image)?;
             allocate(&file, size)?;

@@ -22,7 +22,10 @@ use berth_proto::{
 };
 use nix::mount::{MsFlags, mount};
 
-use super::{image::Blanks, mounts, remove_tree};
+use super::{
+    image::{BLOCK, Blanks},
+    mounts, remove_tree,
+};
 use crate::{
     config::Config,
     health::machine,
@@ -156,6 +159,8 @@ impl Store {
     /// Makes `files/` of a session a file system of this size. The directory is there, and empty.
     pub fn provide(&self, dirs: &SessionDirs, bytes: u64) -> io::Result<()> {
         let target = dirs.files();
+        // The kernel would round a tmpfs up, and so hold it to more than its limit.
+        let bytes = bytes / BLOCK * BLOCK;
         match self.kind {
             Kind::Directory => return Ok(()),
             Kind::Ext4 => self.blanks.mount(&dirs.image(), bytes, &target)?,
