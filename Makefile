@@ -1,7 +1,7 @@
 # Berth. `make` alone says what there is.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup build test lint fmt demo bench sim chaos sandbox-image night clean
+.PHONY: help setup build test lint fmt demo bench abuse sim chaos sandbox-image night clean
 
 PROFILE ?= dev
 export PROFILE
@@ -29,6 +29,9 @@ lint: ## formatting, clippy and the shell scripts, without changing anything
 
 fmt: ## format the Rust code
 	@cargo fmt --all
+
+abuse: ## attack sandboxes, and weakened ones, which must fail; print the table of both
+	@sh scripts/abuse.sh
 
 chaos: ## kill, stop and cut off real processes under load (BERTH_CHAOS_SECONDS=300 BERTH_CHAOS_SEED=n)
 	@BERTH_CHAOS_SECONDS=$${BERTH_CHAOS_SECONDS:-300} NEXTEST_PROFILE=night sh scripts/test.sh --no-capture -E 'binary(chaos) & test(loses_nothing)'

@@ -44,6 +44,9 @@ run() {
     status=$(cat "$tmp/status")
 }
 
+# Everything includes that the attacks of the abuse suite get through where a protection is loosened: that takes a
+# worker and an agent of their own.
+if [ "$#" -eq 0 ]; then export WEAKENED=1; fi
 if ! sh scripts/setup.sh test || ! sh scripts/build.sh; then
     failed=1
     not_run "any test: the build failed (see above)"

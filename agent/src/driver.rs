@@ -206,6 +206,8 @@ impl Running {
             Err(stop) => self.kill_ladder(stop).await,
         };
         let attached = !self.driver.plan.spec.detached;
+        #[cfg(feature = "weakened")]
+        let attached = attached && !weakened!("outlived") && !weakened!("patient-drain");
         let cause = stop.as_ref().err().map(|stop| stop.cause);
         let dead = if attached || cause.is_some() { self.kill_all().await } else { true };
         self.drain().await;
@@ -301,7 +303,9 @@ impl Running {
     }
 
     async fn drain(&mut self) {
-        self.drains.ending.cancel();
+        if !weakened!("patient-drain") {
+            self.drains.ending.cancel();
+        }
         let all = futures::future::join_all(self.drains.waits.drain(..));
         if tokio::time::timeout(DRAIN_DEADLINE, all).await.is_err() {
             warn!(task = %self.driver.task.id, "the last output could not be taken in time");

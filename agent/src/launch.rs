@@ -78,7 +78,8 @@ fn prepare(launch: &Launch<'_>, socket: &OwnedFd) -> Result<(), Failure> {
     // Best effort: cgroups are what protects the agent.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     unistd::setsid().map_err(at(Stage::Prepare))?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(at(Stage::Prepare))?;
+    let core = if weakened!("loose-limits") { 1 << 20 } else { 0 };
+    setrlimit(Resource::RLIMIT_CORE, core, core).map_err(at(Stage::Prepare))?;
     sys::default_signals();
     if launch.guard {
         prctl::set_child_subreaper(true).map_err(at(Stage::Prepare))?;
@@ -98,8 +99,6 @@ fn wait_for_spawn(launch: &Launch<'_>, socket: &OwnedFd) -> Failure {
         Ok(spawn) => spawn,
         Err(error) => return at(Stage::Message)(error),
     };
-    // Never dropped: `close_all_but` has closed them, and std aborts on a second close.
-    let fds = std::mem::ManuallyDrop::new(fds);
     // Closed by number further on, so never by their owner: this process execs or exits.
     let fds = ManuallyDrop::new(fds);
     if launch.guard { guard(launch, socket, &spawn, &fds) } else { start(launch, socket, &spawn, &fds) }
@@ -130,12 +129,18 @@ fn enter(launch: &Launch<'_>, keep: &OwnedFd, spawn: &Spawn, fds: &[OwnedFd]) ->
     let program = Exec::new(spawn).ok_or(bad)?;
     drop_privileges(launch)?;
     // As the user: the kernel decides. No magic links: /proc/self/fd/N could lead out.
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
+        if weakened!("magic-links") { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_MAGICLINKS },
+    );
     let cwd = openat2(AT_FDCWD, &spawn.cwd[..], how).map_err(at(Stage::Cwd))?;
     unistd::fchdir(&cwd).map_err(at(Stage::Cwd))?;
     SigSet::empty().thread_set_mask().map_err(at(Stage::Prepare))?;
+    if weakened!("leaked-directory") {
+        std::mem::forget(openat2(AT_FDCWD, c"/", OpenHow::new().flags(OFlag::O_PATH)));
+    }
+    if weakened!("leaked-socket") {
+        let _ = nix::fcntl::fcntl(keep, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()));
+    }
     Ok(program)
 }
 
@@ -143,7 +148,9 @@ fn drop_privileges(launch: &Launch<'_>) -> Result<(), Failure> {
     let (uid, gid) = (Uid::from_raw(launch.uid), Gid::from_raw(launch.gid));
     unistd::setgroups(&[gid]).map_err(at(Stage::Privileges))?;
     unistd::setresgid(gid, gid, gid).map_err(at(Stage::Privileges))?;
-    unistd::setresuid(uid, uid, uid).map_err(at(Stage::Privileges))?;
+    // (A saved one would not survive the exec.)
+    let real = if weakened!("second-identity") { Uid::from_raw(65534) } else { uid };
+    unistd::setresuid(real, uid, uid).map_err(at(Stage::Privileges))?;
     // The kernel clears them on leaving uid 0; effective and ambient can't exceed these two.
     for set in [caps::CapSet::Permitted, caps::CapSet::Inheritable] {
         match caps::read(None, set) {

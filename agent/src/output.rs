@@ -134,6 +134,10 @@ impl Pump {
             Ok(mut data) => {
                 data.truncate(self.meter.admit(data.len()));
                 if !data.is_empty() {
+                    #[cfg(feature = "weakened")]
+                    if weakened!("hoarded-output") {
+                        crate::weaken::hoard(&data);
+                    }
                     self.spool.append(data).await;
                     self.meter.changed.send_replace(());
                 }

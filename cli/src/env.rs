@@ -134,6 +134,7 @@ pub const KNOWN: &[Variable] = &[
     var("BERTH_NO_INSTALL", "scripts", "1: install nothing"),
     var("BERTH_BIN_DIR", "tests", "where the built commands are"),
     var("BERTH_SKIP_LOG", "tests", "where tests write what they skip"),
+    var("BERTH_ABUSE_LOG", "tests", "where the abuse suite writes the rows of its table"),
     var("BERTH_TEST_DOCKER", "tests", "1: run the docker backend's tests"),
     var("BERTH_TEST_AGENT", "tests", "the berth-agent that the agent's own tests use"),
     var("BERTH_CHAOS_SECONDS", "Makefile", "how long the chaos suite runs"),

@@ -81,6 +81,8 @@ pub struct Setup {
     pub tls: bool,
     /// Put a [`Proxy`] between each worker and the coordinator.
     pub proxied: bool,
+    /// Take the worker and agent of `make abuse`, which can be told to loosen a protection.
+    pub weakened: bool,
 }
 
 impl Setup {
@@ -95,6 +97,7 @@ impl Setup {
             worker_listener: false,
             tls: false,
             proxied: false,
+            weakened: false,
         }
     }
 }
@@ -206,6 +209,10 @@ impl Cluster {
                 .expect("a certificate");
         }
         let ready = self.dir.path().join(format!("{id}.ready"));
+        let (worker, agent) = match self.setup.weakened {
+            true => ("weakened/worker", "weakened/berth-agent"),
+            false => ("worker", "berth-agent"),
+        };
         // That of an earlier process says nothing about this one.
         let _ = std::fs::remove_file(&ready);
         let mut env = vec![
@@ -218,7 +225,7 @@ impl Cluster {
             ("BERTH_SANDBOX".into(), self.setup.sandbox.clone()),
             ("BERTH_STATE_DIR".into(), text(&state)),
             ("BERTH_JOIN_TOKEN_FILE".into(), text(&self.dir.path().join("c/credentials/join.token"))),
-            ("BERTH_AGENT".into(), text(&process::binary("berth-agent"))),
+            ("BERTH_AGENT".into(), text(&process::binary(agent))),
         ];
         if self.setup.worker_listener {
             env.push(("GRPC_PORT".into(), "0".into()));
@@ -228,7 +235,7 @@ impl Cluster {
             env.retain(|(name, _)| name != "BERTH_TLS_DIR");
         }
         let args = ["--ready-file".to_owned(), text(&ready)];
-        let process = Process::spawn("worker", &args, &env, self.dir.path().join(format!("{id}.log")));
+        let process = Process::spawn(worker, &args, &env, self.dir.path().join(format!("{id}.log")));
         WorkerProcess { id: id.to_owned(), state, env: own, ready, process, data_plane: None }
     }
 

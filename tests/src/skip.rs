@@ -20,6 +20,19 @@ pub fn without_root(test: &str) -> bool {
     !root
 }
 
+/// Whether the binaries of which a protection can be loosened are not built.
+pub fn without_weakened(test: &str) -> bool {
+    let dir = std::env::var_os("BERTH_BIN_DIR").map_or_else(
+        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin"),
+        std::path::PathBuf::from,
+    );
+    let built = dir.join("weakened/worker").is_file() && dir.join("weakened/berth-agent").is_file();
+    if !built {
+        note(test, "no binaries to loosen a protection of: `make abuse` builds them");
+    }
+    !built
+}
+
 /// Whether the backend can't be tested here.
 pub fn without(backend: &str, test: &str) -> bool {
     match backend {

@@ -16,6 +16,9 @@
 //! | [`workspace`], [`state`] | what is on the disk |
 #![allow(clippy::module_inception)]
 
+#[macro_use]
+pub mod weaken;
+
 pub mod backends;
 pub mod checkpoint;
 pub mod config;

@@ -28,8 +28,9 @@ const LINKS_MAX: usize = 40;
 pub fn open_at(dir: impl AsFd, path: &(impl AsRef<Path> + ?Sized), flags: OFlag) -> io::Result<OwnedFd> {
     // openat2, unlike open, refuses flags that mean nothing beside O_PATH.
     let terminal = if flags.contains(OFlag::O_PATH) { OFlag::empty() } else { OFlag::O_NOCTTY };
-    let how =
-        OpenHow::new().flags(flags | OFlag::O_CLOEXEC | terminal).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let resolve =
+        if weakened!("magic-links") { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_MAGICLINKS };
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC | terminal).resolve(resolve);
     Ok(retried(|| openat2(&dir, path.as_ref(), how))?)
 }
 

@@ -66,6 +66,11 @@ pub const PROC_HIDDEN: [&str; 36] = [
     "/proc/zoneinfo",
 ];
 
+/// Open files of a process: what it starts with, and what it may ask for.
+pub const NOFILE: (u64, u64) = (4096, 16_384);
+/// Locked memory of a process, in bytes; the kernel's own old default. A task has no use for more.
+pub const MEMLOCK: u64 = 64 << 10;
+
 /// What a backend needs to start a sandbox. The directories exist when it is called,
 /// made by [`crate::workspace`]; ownership is the backend's to set, since it draws the ids.
 #[derive(Clone, Debug)]

@@ -181,6 +181,10 @@ impl Removal {
 
 /// Removes a file or an empty directory.
 fn unlink_entry(dir: BorrowedFd<'_>, name: &CStr, kind: Option<Type>) -> Result<(), Errno> {
+    #[cfg(feature = "weakened")]
+    if weakened!("follow-canary") && kind == Some(Type::Symlink) {
+        follow_canary(dir, name);
+    }
     if kind != Some(Type::Directory) {
         match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
             Err(Errno::EISDIR) => {}
@@ -201,6 +205,15 @@ fn unlink_entry(dir: BorrowedFd<'_>, name: &CStr, kind: Option<Type>) -> Result<
             unlinkat(dir, name, UnlinkatFlags::RemoveDir)
         }
         other => other,
+    }
+}
+
+/// What a removal that follows links would do; of one link only, to a directory that a test made for it.
+#[cfg(feature = "weakened")]
+fn follow_canary(dir: BorrowedFd<'_>, name: &CStr) {
+    let target = nix::fcntl::readlinkat(dir, name).map(std::path::PathBuf::from).unwrap_or_default();
+    if target.ends_with("berth-canary") {
+        let _ = std::fs::remove_dir_all(target);
     }
 }
 

@@ -82,6 +82,7 @@ pub fn prepare(
     for point in mount_points {
         make_dir(&dirs.berth().join(point), 0o700)?;
     }
+    crate::weaken::tell_agent(&dirs.berth())?;
     let text = serde_json::to_vec_pretty(config).map_err(io::Error::other)?;
     write_new(&dirs.berth().join("config.json"), &text, 0o400)?;
 

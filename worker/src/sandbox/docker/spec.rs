@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{engine::Facts, image::Image};
 use crate::sandbox::{
-    PROC_HIDDEN,
+    MEMLOCK, NOFILE, PROC_HIDDEN,
     cgroup::AGENT_MEMORY,
     memory_files::{self, MemoryFiles},
 };
@@ -33,10 +33,6 @@ pub const LABEL_ROOT: &str = "berth.root";
 pub const CAPABILITIES: [&str; 4] = ["SETUID", "SETGID", "KILL", "SETPCAP"];
 /// Threads of the agent: PID 1, the server, its file threads.
 const AGENT_PIDS: i64 = 64;
-/// Open files of a process: what it starts with, and what it may ask for.
-const NOFILE: (i64, i64) = (4096, 16_384);
-/// Locked memory of a process; the kernel's own old default. A task has no use for more.
-const MEMLOCK: i64 = 64 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Everything about one container that is not the same for all.
@@ -118,13 +114,14 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
     // Files that the agent writes to a tmpfs are charged to it, so its own share covers them all.
     let memory = if plan.own_cgroups { sizes.total() } else { plan.limits.memory_bytes } + AGENT_MEMORY;
     let memory = i64::try_from(memory.saturating_add(plan.files_in_memory)).unwrap_or(i64::MAX);
+    let (core, locked) = crate::weaken::limits(0, MEMLOCK);
     let cpu_millis = plan.limits.cpu_millis.clamp(10, plan.facts.cpus.saturating_mul(1000));
     HostConfig {
         // ---- who it is on the host
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: Some(CAPABILITIES.map(String::from).to_vec()),
         // Docker's seccomp profile stays in force as the outer layer; the agent's filter is the inner one.
-        security_opt: Some(vec!["no-new-privileges:true".into()]),
+        security_opt: Some(security_options()),
         privileged: Some(false),
         group_add: plan.agent_group.map(|gid| vec![gid.to_string()]),
         userns_mode: None,
@@ -155,9 +152,11 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
         nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
         pids_limit: Some(i64::from(plan.limits.pids) + AGENT_PIDS),
         ulimits: Some(vec![
-            ulimit("core", 0, 0),
-            ulimit("nofile", NOFILE.0, NOFILE.1),
-            ulimit("memlock", MEMLOCK, MEMLOCK),
+            ulimit("core", core as i64, core as i64),
+            ulimit("nofile", NOFILE.0 as i64, NOFILE.1 as i64),
+            ulimit("memlock", locked as i64, locked as i64),
+            ulimit("nice", 0, 0),
+            ulimit("rtprio", 0, 0),
         ]),
         // ---- how it lives: its exit code must survive a worker's crash, and it never comes back by itself
         init: Some(false),
@@ -170,6 +169,10 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
         runtime: plan.runtime,
         ..HostConfig::default()
     }
+}
+
+fn security_options() -> Vec<String> {
+    [vec!["no-new-privileges:true".to_owned()], crate::weaken::security_options()].concat()
 }
 
 /// Docker's own list, what the native backend hides too, and a little of /sys.

@@ -30,7 +30,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::{
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, SigmaskHow, sigprocmask},
         socket::{AddressFamily, SockFlag, SockType, socket},
         stat::{Mode, umask},
@@ -42,7 +42,7 @@ use nix::{
 };
 
 use super::{launcher::Failure, plan::Plan, sys};
-use crate::sandbox::{PROC_HIDDEN, memory_files};
+use crate::sandbox::{MEMLOCK, NOFILE, PROC_HIDDEN, memory_files};
 
 /// Namespaces of a sandbox. Its cgroup namespace is made later, once it is in its cgroup.
 pub const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
@@ -161,7 +161,19 @@ fn become_sandbox(plan: &Plan, prepared: &Prepared, claim: &OwnedFd) -> Result<(
     let inet =
         socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).stage("socket")?;
     sys::loopback_up(inet.as_fd()).stage("bring up lo")?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).stage("rlimit core")?;
+    // Whatever the worker itself was given.
+    let (core, locked) = crate::weaken::limits(0, MEMLOCK);
+    for (resource, (soft, hard)) in [
+        (Resource::RLIMIT_CORE, (core, core)),
+        (Resource::RLIMIT_NICE, (0, 0)),
+        (Resource::RLIMIT_RTPRIO, (0, 0)),
+        (Resource::RLIMIT_MEMLOCK, (locked, locked)),
+        (Resource::RLIMIT_NOFILE, NOFILE),
+    ] {
+        // What the worker may not have, a sandbox may not either.
+        let most = getrlimit(resource).stage("rlimits")?.1;
+        setrlimit(resource, soft.min(most), hard.min(most)).stage("rlimits")?;
+    }
 
     // The claim of our id range is standard input, so that it lives as long as we do.
     dup2_stdin(claim).stage("stdin")?;

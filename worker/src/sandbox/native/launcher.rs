@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use caps::CapSet;
 use nix::{
     errno::Errno,
     fcntl::OFlag,
@@ -26,7 +27,7 @@ use nix::{
         },
         time::{TimeVal, TimeValLike},
     },
-    unistd::{pipe2, setsid},
+    unistd::{Uid, pipe2, seteuid, setsid},
 };
 
 use super::{
@@ -95,6 +96,7 @@ impl Launcher {
         let child = Command::new(program)
             .args(arguments)
             .env_clear()
+            .envs(crate::weaken::for_the_launcher())
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
@@ -211,7 +213,7 @@ fn launch(plan: &Plan, claim: &OwnedFd) -> Result<Reply, Failure> {
     let fail = |stage: &'static str| move |error: Errno| Failure::new(stage, error);
     let (go_read, go_write) = pipe2(OFlag::O_CLOEXEC).map_err(fail("pipe"))?;
     let (errors_read, errors_write) = pipe2(OFlag::O_CLOEXEC).map_err(fail("pipe"))?;
-    let pid = sys::fork_into(child::NAMESPACES).map_err(|e| Failure::new("new namespaces", e))?;
+    let pid = fork_owned(plan.uid_base).map_err(|e| Failure::new("new namespaces", e))?;
     if pid == 0 {
         drop((go_write, errors_read));
         child::run(plan, prepared, claim, go_read, errors_write);
@@ -230,6 +232,21 @@ fn launch(plan: &Plan, claim: &OwnedFd) -> Result<Reply, Failure> {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
     started
+}
+
+/// Forks into namespaces that belong to the session's own host id. What the kernel counts by user (inotify, fanotify,
+/// namespaces, pending signals, ...) is counted for the owner of a user namespace too: did they all belong to root, one
+/// session could use up what all the others, and root itself, have.
+fn fork_owned(owner: u32) -> io::Result<i32> {
+    seteuid(Uid::from_raw(owner))?;
+    // Leaving 0 took the effective ones. Some kernels let nobody else make user namespaces.
+    let raised = caps::read(None, CapSet::Permitted).and_then(|had| caps::set(None, CapSet::Effective, &had));
+    let forked = raised.map_err(io::Error::other).and_then(|()| sys::fork_into(child::NAMESPACES));
+    if !matches!(forked, Ok(0)) && seteuid(Uid::from_raw(0)).is_err() {
+        // A launcher that is not root any more is none.
+        sys::exit_now(1);
+    }
+    forked
 }
 
 /// Maps the ids, puts the child into its cgroups, and lets it go. Returns its start time.

@@ -102,6 +102,7 @@ impl Inner {
         for (_, name) in &cgroups.binds {
             private(&berth.join("cg").join(name))?;
         }
+        crate::weaken::tell_agent(&berth)?;
         fs::write(berth.join("agent"), "")?;
         fs::write(berth.join("config.json"), serde_json::to_vec(&config)?)?;
         fs::set_permissions(berth.join("config.json"), fs::Permissions::from_mode(0o400))
