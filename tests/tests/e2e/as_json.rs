@@ -233,6 +233,21 @@ async fn machine(asked: &mut Asked) {
     let token =
         asked.ask(0, Object, &["token", "show", "--value", "admin", "--state-dir", &coordinator]).await;
     assert_eq!(token["value"], asked.cluster.admin_token);
+    let made = asked.ask(0, Object, &["token", "create", "--tenant", "team-a", "--ttl", "1h"]).await;
+    assert_eq!(
+        (&made["scope"], &made["tenant"], &made["state"]),
+        (&"client".into(), &"team-a".into(), &"active".into())
+    );
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(asked.ask(0, List, &["token", "list"]).await[0]["id"], id);
+    assert_eq!(asked.ask(0, List, &["token", "revoke", id]).await[0]["state"], "revoked");
+    asked.ask(1, Error, &["token", "revoke", "nothing"]).await;
+    asked.ask(2, Error, &["tenant", "set", "team-a"]).await;
+    let set =
+        asked.ask(0, Object, &["tenant", "set", "team-a", "--max-sessions", "3", "--cpu", "none"]).await;
+    assert_eq!((&set["quota"]["sessions"], &set["quota"]["cpu_millis"]), (&3.into(), &Value::Null));
+    assert_eq!(asked.ask(0, Object, &["tenant", "show", "team-a"]).await["used"]["sessions"], 0);
+    asked.ask(0, List, &["tenant", "list"]).await;
     asked.ask(1, Error, &["token", "show", "--value", "join"]).await;
     let tls = asked.cluster.dir.path().join("tls").display().to_string();
     asked.ask(0, List, &["tls", "init", "--dir", &tls]).await;

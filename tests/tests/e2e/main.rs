@@ -19,6 +19,7 @@ mod egress;
 mod engine;
 mod fence;
 mod heartbeats;
+mod identity;
 mod isolation;
 mod leave;
 mod older;
