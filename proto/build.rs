@@ -3,8 +3,9 @@
 use std::{env, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["common", "session", "task", "file", "worker", "admin", "agent", "checkpoint", "identity"]
-        .map(|name| format!("berth/v1/{name}.proto"));
+    let files =
+        ["common", "session", "task", "file", "worker", "admin", "agent", "checkpoint", "identity", "audit"]
+            .map(|name| format!("berth/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=berth");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_source_info(true).include_imports(true).open_files(&files)?;

@@ -86,6 +86,12 @@ pub const KNOWN: &[Variable] = &[
         "coordinator, berth up",
         "how long a session stays paused before it gives its place up; 0: for ever (10m)",
     ),
+    var(
+        "BERTH_AUDIT_ARGV",
+        "coordinator, berth up",
+        "what is recorded of command lines: hash or full (hash)",
+    ),
+    var("BERTH_AUDIT_KEEP", "coordinator, berth up", "how long audit records are kept (90 days)"),
     var("BERTH_SANDBOX", "worker, berth up, berth doctor, berth demo", "auto, native, docker or fake (auto)"),
     var(
         "BERTH_NATIVE_IN_CONTAINER",
@@ -254,7 +260,7 @@ mod tests {
         match reader {
             "client library" => Some(&["client/src"]),
             "scripts" => Some(&["scripts"]),
-            "tests" => Some(&["tests/src", "agent/tests"]),
+            "tests" => Some(&["tests/src", "tests/tests", "agent/tests"]),
             "bench" => Some(&["bench/src"]),
             "Makefile" => Some(&["Makefile"]),
             // Read by hand, as it goes after another one.

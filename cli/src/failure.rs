@@ -8,6 +8,7 @@
 use std::{io, process::ExitCode};
 
 use berth_client::{Code, Error, Reason};
+use berth_proto::error::code_name;
 use serde::Serialize;
 
 use crate::output;
@@ -209,18 +210,6 @@ fn usual_hint(error: &io::Error) -> &'static str {
             "`berth doctor` looks at what this machine has; the kernel's log (`dmesg`) knows more of a bad disk"
         }
     }
-}
-
-/// As gRPC writes it: `NotFound` is `NOT_FOUND`.
-fn code_name(code: Code) -> String {
-    let mut name = String::new();
-    for c in format!("{code:?}").chars() {
-        if c.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(c.to_ascii_uppercase());
-    }
-    name
 }
 
 impl std::fmt::Display for Failure {

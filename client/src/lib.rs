@@ -22,6 +22,7 @@
 //! A session lives until it is deleted or its TTL is over: dropping a [`Session`] ends nothing.
 
 mod admin;
+mod audit;
 mod backoff;
 mod backup;
 mod checkpoint;
@@ -44,6 +45,7 @@ mod watch;
 mod watch_tests;
 
 pub use admin::EventStream;
+pub use audit::{AuditCheck, AuditFilter, AuditRecord};
 pub use backup::{Backup, BackupPart};
 pub use berth_proto::{SessionId, TaskId, WorkerId, domain, transport::CHUNK};
 pub use checkpoint::CheckpointOptions;

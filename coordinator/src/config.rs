@@ -5,6 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 use berth_net::Limits;
 
 use crate::{
+    audit,
     checkpoints::Location,
     fleet::{FleetConfig, tenant_queue_limit},
 };
@@ -48,6 +49,8 @@ pub struct Config {
     pub ended_limit: usize,
     /// Data connections that each worker is asked for.
     pub data_connections: u32,
+    /// What is recorded of what is done, and for how long.
+    pub audit: audit::Settings,
     /// How long running calls may take to end when the coordinator stops.
     pub shutdown_grace: Duration,
 }
@@ -74,6 +77,7 @@ impl Default for Config {
             retention: fleet.retention,
             ended_limit: fleet.ended_limit,
             data_connections: 2,
+            audit: audit::Settings::default(),
             shutdown_grace: Duration::from_secs(5),
         }
     }

@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::server::HealthReporter;
 
 use crate::{
+    audit::Audit,
     auth::{Credentials, random_hex},
     checkpoints::{
         Blobs, Catalog, Checkpoints, Claim, Location, keep_parking, keep_policies, sweep_for_ever,
@@ -48,6 +49,7 @@ pub struct Storage {
     pub store: Arc<dyn Store>,
     pub catalog: Arc<Catalog>,
     pub blobs: Arc<Blobs>,
+    pub audit: Arc<Audit>,
 }
 
 /// A coordinator that runs. Dropping it stops it without ceremony.
@@ -64,6 +66,9 @@ pub struct Running {
     _stop_on_drop: DropGuard,
     server: JoinHandle<()>,
     driver_task: JoinHandle<()>,
+    recorded: CancellationToken,
+    _recorded_on_drop: DropGuard,
+    audit_task: JoinHandle<()>,
     /// Last: no backup is put back as long as anything of it is left.
     _state_dir: Option<StateDir>,
 }
@@ -169,7 +174,8 @@ async fn checkpoint_storage(config: &Config, store: Arc<dyn Store>) -> Result<St
         .await
         .map_err(|e| store_problem(&e, config))?;
     claim(&blobs, &catalog, &location, config).await?;
-    Ok(Storage { store, catalog: Arc::new(catalog), blobs: Arc::new(blobs) })
+    let audit = Audit::open(&config.state_dir, config.audit).await.map_err(|e| store_problem(&e, config))?;
+    Ok(Storage { store, catalog: Arc::new(catalog), blobs: Arc::new(blobs), audit })
 }
 
 /// A blob store that another catalog describes is left alone. One that can't be reached now is no reason not to start:
@@ -227,7 +233,7 @@ async fn run(
     let addr = listener.local_addr().map_err(|e| {
         StartError::one(Problem::new(format!("the listener has no address: {e}"), "this should not happen"))
     })?;
-    let Storage { store, catalog, blobs } = storage;
+    let Storage { store, catalog, blobs, audit } = storage;
     let shared = Shared {
         view: Arc::new(View::default()),
         links: Arc::new(Links::default()),
@@ -254,6 +260,7 @@ async fn run(
         driver: handle.clone(),
         checkpoints: checkpoints.clone(),
         identity: identity.clone(),
+        audit: audit.clone(),
         streams: Arc::default(),
         restore_timeout: config.fleet().restore_timeout,
         templates: Arc::new(templates),
@@ -261,7 +268,7 @@ async fn run(
         started_at: world::now(),
         stopping: stopping.clone(),
     };
-    let gate = Gate::new(identity);
+    let gate = Gate::new(identity, audit.clone());
     let health = HealthReporter::new();
     let routes = rpc::routes(&context, &gate, &health).map_err(|error| {
         StartError::one(Problem::new(
@@ -270,6 +277,9 @@ async fn run(
         ))
     })?;
     let driver_task = spawn("driver", driver.run());
+    // It ends after all others, so that what they do last is recorded too.
+    let recorded = CancellationToken::new();
+    let audit_task = audit.begin(&shared, &recorded);
     let keeper = checkpoints.clone();
     let until = stopping.clone();
     spawn("checkpoint policies", async move {
@@ -304,6 +314,9 @@ async fn run(
         stopping,
         server,
         driver_task,
+        _recorded_on_drop: recorded.clone().drop_guard(),
+        recorded,
+        audit_task,
         _state_dir: None,
     })
 }
@@ -343,6 +356,8 @@ impl Running {
             tracing::info!("calls that did not end in time are cut off");
             abort.abort();
         }
+        self.recorded.cancel();
+        let _ = self.audit_task.await;
         self.shared.store.close().await;
         tracing::info!("the coordinator has stopped");
     }

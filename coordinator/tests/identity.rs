@@ -53,7 +53,7 @@ fn may(holder: Holder, call: &Call) -> bool {
             matches!(holder, Client | Admin | AdminFile)
         }
         "AdminService" if for_clients => matches!(holder, Client | Admin | AdminFile),
-        "AdminService" | "IdentityService" => matches!(holder, Admin | AdminFile),
+        "AdminService" | "IdentityService" | "AuditService" => matches!(holder, Admin | AdminFile),
         "WorkerService" => matches!(holder, Join | Worker | JoinFile),
         "BlobService" => matches!(holder, Worker | JoinFile),
         other => panic!("who may use {other}?"),

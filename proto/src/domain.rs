@@ -185,6 +185,23 @@ pub enum EndReason {
     Parked,
 }
 
+impl EndReason {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::TtlExpired => "ttl_expired",
+            Self::Idle => "idle",
+            Self::NoPlace => "no_place",
+            Self::WorkerLost => "worker_lost",
+            Self::SandboxFailed => "sandbox_failed",
+            Self::Drained => "drained",
+            Self::Abandoned => "abandoned",
+            Self::Parked => "parked",
+        }
+    }
+}
+
 /// How a task ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {

@@ -291,6 +291,18 @@ impl From<Error> for Status {
     }
 }
 
+/// A code as gRPC writes it: `NotFound` is `NOT_FOUND`.
+pub fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
 /// Our reason in a status that came over the wire, if it has one.
 pub fn reason_of(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;

@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub mod admin;
+mod audit;
 mod backend;
 mod backup;
 mod checkpoint;
@@ -194,6 +195,8 @@ pub enum Command {
     Info,
     /// Follow what happens in the fleet
     Events(events::EventsArgs),
+    /// Show what was done, by whom
+    Audit(audit::AuditArgs),
     /// Make, list or revoke API tokens, or show where the credentials of this machine are
     Token(token::TokenArgs),
     /// Make, renew and show certificates
@@ -289,6 +292,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Templates => listing::templates(&global).await,
         Command::Info => admin::info(&global).await,
         Command::Events(args) => events::run(&global, args).await,
+        Command::Audit(args) => audit::run(&global, args).await,
         Command::Token(args) => token::run(&global, args).await,
         Command::Tls(args) => tls::run(&global, args),
         Command::Tenant(args) => tenant::run(&global, args).await,

@@ -7,7 +7,11 @@ use std::{
 };
 
 use berth_client::local;
-use berth_coordinator::{Config, Coordinator, StartError, checkpoints::Location};
+use berth_coordinator::{
+    Config, Coordinator, StartError,
+    audit::{Argv, Settings},
+    checkpoints::Location,
+};
 use clap::{Args, Parser, builder::BoolishValueParser};
 
 use super::{Serve, ServeArgs, announce, stop, withdraw};
@@ -68,12 +72,38 @@ pub struct CoordinatorArgs {
     #[command(flatten)]
     pub recovery: RecoveryArgs,
 
+    #[command(flatten)]
+    pub audit: AuditArgs,
+
     /// Time that running calls have to end when it stops [default: 5s]
     #[arg(long, env = "BERTH_SHUTDOWN_GRACE", value_parser = value::duration, value_name = "TIME")]
     pub shutdown_grace: Option<Duration>,
 
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// What is recorded of what is done. `berth up` takes these too.
+#[derive(Args, Debug, Clone, Default)]
+pub struct AuditArgs {
+    /// How a task's command line is recorded: its SHA-256 (hash), or all of it (full) [default: hash]
+    #[arg(long, env = "BERTH_AUDIT_ARGV", value_name = "HOW")]
+    pub audit_argv: Option<Argv>,
+
+    /// How long audit records are kept [default: 90 days]
+    #[arg(long, env = "BERTH_AUDIT_KEEP", value_parser = value::some_duration, value_name = "TIME")]
+    pub audit_keep: Option<Duration>,
+}
+
+impl AuditArgs {
+    /// Puts them into a coordinator's settings.
+    pub fn over(&self, config: Config) -> Config {
+        let audit = Settings {
+            argv: self.audit_argv.unwrap_or(config.audit.argv),
+            keep: self.audit_keep.unwrap_or(config.audit.keep),
+        };
+        Config { audit, ..config }
+    }
 }
 
 /// How sessions outlive their workers. `berth up` takes these too.
@@ -119,7 +149,7 @@ impl CoordinatorArgs {
             None => local::default_state_dir()?,
         };
         let defaults = Config::default();
-        Ok(self.recovery.over(Config {
+        Ok(self.audit.over(self.recovery.over(Config {
             listen: SocketAddr::new(self.listen, self.grpc_port),
             state_dir,
             templates: self.templates.clone(),
@@ -128,7 +158,7 @@ impl CoordinatorArgs {
             lease: self.lease.unwrap_or(defaults.lease),
             shutdown_grace: self.shutdown_grace.unwrap_or(defaults.shutdown_grace),
             ..defaults
-        }))
+        })))
     }
 }
 
@@ -146,6 +176,8 @@ impl Serve for CoordinatorArgs {
             ("worker_loss_grace", output::span(config.worker_loss_grace)),
             ("restore_grace", output::span(config.restore_grace)),
             ("paused_ttl", config.paused_ttl.map_or_else(|| "0".to_owned(), output::span)),
+            ("audit_argv", config.audit.argv.as_str().to_owned()),
+            ("audit_keep", output::span(config.audit.keep)),
             ("shutdown_grace", output::span(config.shutdown_grace)),
         ]
     }

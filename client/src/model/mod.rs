@@ -39,17 +39,7 @@ pub fn session_state_name(state: SessionState) -> &'static str {
 
 /// An end reason in a word.
 pub fn end_reason_name(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::Deleted => "deleted",
-        EndReason::TtlExpired => "ttl_expired",
-        EndReason::Idle => "idle",
-        EndReason::NoPlace => "no_place",
-        EndReason::WorkerLost => "worker_lost",
-        EndReason::SandboxFailed => "sandbox_failed",
-        EndReason::Drained => "drained",
-        EndReason::Abandoned => "abandoned",
-        EndReason::Parked => "parked",
-    }
+    reason.name()
 }
 
 /// What becomes of a session whose worker is lost, in a word.

@@ -21,6 +21,7 @@ use super::{
     guard::{caller_of, sight_of},
 };
 use crate::{
+    audit::about,
     driver::Watcher,
     fleet::{Event, Liveness, Refused},
     start::{CATALOG_FILE, STORE_FILE},
@@ -57,6 +58,7 @@ impl Admin {
         id: String,
         event: impl FnOnce(WorkerId) -> Event,
     ) -> Result<Response<v1::Worker>, Status> {
+        about("worker", &id);
         let id = known_form(&id)?;
         self.context.driver.call(event(id.clone())).await.map_err(Error::from)?;
         Ok(Response::new(self.worker(&id)?))

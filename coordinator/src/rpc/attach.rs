@@ -13,7 +13,7 @@ use std::{
 };
 
 use berth_net::Peer;
-use berth_proto::{Error, TokenId, WorkerId, convert, spawn::spawn, v1};
+use berth_proto::{Error, TokenId, WorkerId, convert, spawn::spawn, v1, world};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -21,9 +21,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Context, guard::caller_of};
 use crate::{
+    audit::{BERTH, Record, about},
     auth::random_hex,
     driver::{LINK_QUEUE, Link, Outgoing},
     fleet::{Event, LinkId},
+    tenant::Sight,
     wire,
 };
 
@@ -54,6 +56,7 @@ impl v1::worker_service_server::WorkerService for Workers {
         let id = self.context.shared.links.draw();
         let hello = wire::hello(first(&mut incoming).await?, id)?;
         let worker = hello.worker.clone();
+        about("worker", &worker);
         peer.speaks_for(&worker)?;
         // Room for what the hello is answered with as well: a word on each session that it names.
         let (sender, receiver) = mpsc::channel(LINK_QUEUE + hello.running.len());
@@ -127,7 +130,7 @@ async fn read(
             }
             continue;
         }
-        match event(worker, link, message) {
+        match event(context, worker, link, message) {
             Ok(Some(event)) => context.driver.tell(event, link).await,
             Ok(None) => {}
             // One bad message is a defect of one build: the rest of the stream is still good.
@@ -138,7 +141,12 @@ async fn read(
     }
 }
 
-fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<Option<Event>, Error> {
+fn event(
+    context: &Context,
+    worker: &WorkerId,
+    link: LinkId,
+    message: v1::WorkerMessage,
+) -> Result<Option<Event>, Error> {
     use v1::worker_message::Message;
     Ok(match message.message {
         Some(Message::Heartbeat(beat)) => {
@@ -151,7 +159,7 @@ fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<
             Some(Event::Stopping { worker: worker.clone(), link, within })
         }
         Some(Message::Egress(told)) => {
-            egress(worker, told);
+            egress(context, worker, told);
             None
         }
         Some(Message::Leaving(_)) => Some(Event::Leaving { worker: worker.clone(), link }),
@@ -163,13 +171,34 @@ fn event(worker: &WorkerId, link: LinkId, message: v1::WorkerMessage) -> Result<
     })
 }
 
-/// What sessions of a worker reached or did not: the place for a record that lasts.
-fn egress(worker: &WorkerId, told: v1::EgressDecisions) {
-    for v1::EgressDecision { session_id, epoch, allowed, host, port, address, why, .. } in told.decisions {
-        tracing::info!(target: "audit", { worker.id = %worker, session.id = session_id, epoch, allowed, host, port, address, why }, "egress");
+/// What sessions of a worker reached or did not.
+fn egress(context: &Context, worker: &WorkerId, told: v1::EgressDecisions) {
+    for decision in told.decisions {
+        let v1::EgressDecision { session_id, epoch, allowed, host, port, address, why, at } = decision;
+        let at = at.and_then(|at| convert::time("at", at).ok()).unwrap_or_else(world::now);
+        let mut record = Record::new(at, BERTH, "egress");
+        let known = session_id.parse().ok().and_then(|id| context.shared.view.session(&Sight::All, &id));
+        // A worker speaks for the sessions that it holds.
+        let Some(session) = known.filter(|s| s.worker.as_ref() == Some(worker)) else { continue };
+        record.tenant = session.spec.tenant.to_string();
+        record.session = session_id;
+        record.outcome = if allowed { "allowed" } else { "denied" }.to_owned();
+        let details = [
+            ("epoch", epoch.to_string()),
+            ("host", host),
+            ("port", port.to_string()),
+            ("address", address),
+            ("why", why),
+            ("worker", worker.to_string()),
+        ];
+        record.details = details.map(|(name, value)| (name.to_owned(), value)).into();
+        context.audit.record(record);
     }
     if told.dropped > 0 {
-        tracing::warn!(target: "audit", { worker.id = %worker, dropped = told.dropped }, "too many decisions on egress to tell: they are in the worker's log");
+        let mut record = Record::new(world::now(), BERTH, "lost");
+        record.details.insert("egress decisions".to_owned(), told.dropped.to_string());
+        record.details.insert("worker".to_owned(), worker.to_string());
+        context.audit.record(record);
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
 };
 
 use crate::{
+    audit::about,
     checkpoints::{FREEZE_LIMIT, Record, Wanted, keep_for, unkept},
     tenant::{Sight, Tenant},
 };
@@ -88,6 +89,7 @@ impl CheckpointService for Checkpointing {
         let by = sight_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
+        about("session", id);
         if request.note.len() > NOTE_MAX {
             return Err(Error::invalid("note", format!("has more than {NOTE_MAX} bytes")).into());
         }
@@ -143,6 +145,7 @@ impl CheckpointService for Checkpointing {
     ) -> Result<Response<v1::DeleteCheckpointResponse>, Status> {
         let by = sight_of(&request)?;
         let id = checkpoint_id(&request.into_inner().checkpoint_id)?;
+        about("checkpoint", &id);
         self.context.checkpoints.delete(&by, &id).await?;
         Ok(Response::new(v1::DeleteCheckpointResponse {}))
     }
@@ -153,6 +156,7 @@ impl CheckpointService for Checkpointing {
     ) -> Result<Response<v1::Session>, Status> {
         let (by, tenant) = (sight_of(&request)?, tenant_of(&request)?);
         let request = request.into_inner();
+        about("checkpoint", &request.checkpoint_id);
         let record = self.record(&by, &request.checkpoint_id).await?;
         let from = Origin { record: &record, named: &record.shown.id };
         Ok(Response::new(self.restore(tenant, from, request.session.unwrap_or_default()).await?))
@@ -165,6 +169,7 @@ impl CheckpointService for Checkpointing {
         let (by, tenant) = (sight_of(&request)?, tenant_of(&request)?);
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
+        about("fork_of", id);
         let count = request.count.max(1);
         if count > FORK_MAX {
             return Err(Error::invalid("count", format!("is more than {FORK_MAX}")).into());

@@ -27,6 +27,7 @@ use super::{
     settled::{Settled, TaskEvents},
 };
 use crate::{
+    audit::{about, about_program},
     driver::View,
     fleet::{Session, no_session, not_ready, session_ended, session_parked},
     store::StoreError,
@@ -53,6 +54,8 @@ impl Route for ToWorker {
         let shared = &self.context.shared;
         let caller = caller_of(extensions)?;
         let session = shared.view.session(&caller.sight(), &id).ok_or_else(|| no_session(&id))?;
+        about("session", id);
+        about("tenant", &session.spec.tenant);
         let open = self.context.streams.open(&caller.tenant, shared.view.quota(&caller.tenant).streams)?;
         usable(&session, call)?;
         let worker = session.worker.as_ref().ok_or_else(not_ready)?;
@@ -210,6 +213,30 @@ fn unread(error: StoreError) -> Error {
         .cause(error)
 }
 
+/// What the audit record says of a call beside its session.
+trait Noted {
+    fn noted(&self);
+}
+
+macro_rules! noted {
+    (programs: $($starts:ident)*; tasks: $($of_task:ident)*) => {
+        $(impl Noted for v1::$starts {
+            fn noted(&self) {
+                about_program(self.task.as_ref());
+            }
+        })*
+        $(impl Noted for v1::$of_task {
+            fn noted(&self) {
+                about("task", &self.task_id);
+            }
+        })*
+    };
+}
+noted! {
+    programs: RunRequest StartTaskRequest;
+    tasks: WatchTaskRequest CancelTaskRequest WriteStdinRequest CloseStdinRequest ResizePtyRequest SignalTaskRequest
+}
+
 /// The methods by what is done with their answers; written out they differ in their types alone.
 macro_rules! passed_on {
     (
@@ -223,6 +250,7 @@ macro_rules! passed_on {
             type WatchTaskStream = TaskEvents;
 
             $(async fn $stream(&self, request: Request<v1::$stream_request>) -> Result<Response<TaskEvents>, Status> {
+                request.get_ref().noted();
                 let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
                 let settled = Settled::new(&self.context, &by, &session);
                 let answer = self.relay.$stream(request).await.map_err(|status| self.told(&by, &session, status))?;
@@ -242,6 +270,7 @@ macro_rules! passed_on {
             })*
 
             async fn cancel_task(&self, request: Request<v1::CancelTaskRequest>) -> Result<Response<v1::Task>, Status> {
+                request.get_ref().noted();
                 let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
                 let settled = Settled::new(&self.context, &by, &session);
                 let answer = self.relay.cancel_task(request).await.map_err(|status| self.told(&by, &session, status))?;
@@ -261,6 +290,7 @@ macro_rules! passed_on {
             }
 
             $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<$response>, Status> {
+                request.get_ref().noted();
                 let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
                 self.relay.$method(request).await.map_err(|status| self.told(&by, &session, status))
             })*

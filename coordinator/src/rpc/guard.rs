@@ -25,6 +25,7 @@ use tonic::{
 
 use super::cut;
 use crate::{
+    audit::Audit,
     identity::{Caller, Identity, Scope},
     tenant::{Sight, Tenant},
 };
@@ -67,12 +68,13 @@ impl Access {
 #[derive(Clone)]
 pub struct Gate {
     identity: Arc<Identity>,
+    audit: Arc<Audit>,
     stopping: Arc<AtomicBool>,
 }
 
 impl Gate {
-    pub fn new(identity: Arc<Identity>) -> Self {
-        Self { identity, stopping: Arc::default() }
+    pub fn new(identity: Arc<Identity>, audit: Arc<Audit>) -> Self {
+        Self { identity, audit, stopping: Arc::default() }
     }
 
     /// From now on calls are refused.
@@ -159,20 +161,28 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let ended = match self.gate.check(self.access, &request) {
+        let path = request.uri().path().to_owned();
+        let (ended, note) = match self.gate.check(self.access, &request) {
             Ok(Some(caller)) => {
-                let ended = caller.ended();
+                let (ended, note) = (caller.ended(), self.gate.audit.call(&path, Some(&caller)));
                 request.extensions_mut().insert(caller);
-                ended
+                (ended, note)
             }
-            Ok(None) => None,
+            Ok(None) => (None, None),
             Err(error) => {
-                let response = Status::from(error).into_http();
+                let status = Status::from(error);
+                self.gate.audit.refused(&path, request.extensions().get::<Peer>(), &status);
+                let response = status.into_http();
                 return Box::pin(async move { Ok(response) });
             }
         };
         let answer = self.inner.call(request);
-        let answer = async move { Ok(in_our_words(answer.await?)) };
+        let answer = async move {
+            let Some(note) = note else { return Ok(in_our_words(answer.await?)) };
+            let answer = in_our_words(note.around(answer).await?);
+            note.answered(Status::from_header_map(answer.headers()).as_ref());
+            Ok(answer)
+        };
         match ended {
             Some(ended) => Box::pin(cut::until(Box::pin(ended), answer)),
             None => Box::pin(answer),

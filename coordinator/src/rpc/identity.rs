@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::Context;
 use crate::{
+    audit::about,
     driver::Used,
     fleet::{Event, Quota, QuotaPatch},
     identity::{self, Kind, New, State, Token},
@@ -74,6 +75,7 @@ impl IdentityService for Identities {
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
         let new = new(request.into_inner())?;
         let (token, value) = self.context.identity.create(new).await?;
+        about("token", token.id);
         tracing::info!(token.id = %token.id, name = token.name, kind = ?token.kind, tenant = %token.tenant, "token made");
         Ok(Response::new(v1::CreateTokenResponse { token: Some(token_out(&token)), value }))
     }
@@ -93,6 +95,7 @@ impl IdentityService for Identities {
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::Token>, Status> {
         let id: TokenId = request.into_inner().token_id.parse()?;
+        about("token", id);
         let (token, was_good) = self.context.identity.revoke(id).await?;
         if let (Kind::Worker(worker), true) = (&token.kind, was_good) {
             self.context.shared.links.expel(worker, identity::revoked);
@@ -103,6 +106,7 @@ impl IdentityService for Identities {
     async fn set_quota(&self, request: Request<v1::SetQuotaRequest>) -> Result<Response<v1::Tenant>, Status> {
         let request = request.into_inner();
         let tenant: Tenant = request.tenant.parse()?;
+        about("of", &tenant);
         let patch = patch(request.quota.unwrap_or_default(), &request.unlimited)?;
         let known = self.tenants();
         if known.len() >= TENANTS_MAX && !known.contains_key(&tenant) {

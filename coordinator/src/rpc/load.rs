@@ -23,7 +23,7 @@ use tonic::{
 /// Calls beyond the bound, of those that must get through.
 const RESERVE: usize = 1024;
 /// What must get through.
-const VITAL: [&str; 7] = [
+const VITAL: [&str; 8] = [
     "/berth.v1.WorkerService/",
     "/grpc.health.v1.Health/",
     "/berth.v1.SessionService/DeleteSession",
@@ -31,6 +31,7 @@ const VITAL: [&str; 7] = [
     "/berth.v1.TaskService/SignalTask",
     "/berth.v1.AdminService/",
     "/berth.v1.IdentityService/",
+    "/berth.v1.AuditService/",
 ];
 
 /// How many calls there are, and may be. Made into a layer around all services.

@@ -3,6 +3,7 @@
 
 mod admin;
 mod attach;
+mod audit;
 mod blob;
 mod checkpoint;
 mod cut;
@@ -20,10 +21,11 @@ use berth_proto::{
     DESCRIPTORS,
     transport::{CLIENT_STREAMS, MESSAGE_LIMIT},
     v1::{
-        admin_service_server::AdminServiceServer, blob_service_server::BlobServiceServer,
-        checkpoint_service_server::CheckpointServiceServer, file_service_server::FileServiceServer,
-        identity_service_server::IdentityServiceServer, session_service_server::SessionServiceServer,
-        task_service_server::TaskServiceServer, worker_service_server::WorkerServiceServer,
+        admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
+        blob_service_server::BlobServiceServer, checkpoint_service_server::CheckpointServiceServer,
+        file_service_server::FileServiceServer, identity_service_server::IdentityServiceServer,
+        session_service_server::SessionServiceServer, task_service_server::TaskServiceServer,
+        worker_service_server::WorkerServiceServer,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -38,6 +40,7 @@ pub use guard::Gate;
 pub use load::Room;
 
 use crate::{
+    audit::Audit,
     checkpoints::Checkpoints,
     driver::{Handle, Shared},
     identity::Identity,
@@ -53,6 +56,7 @@ pub struct Context {
     pub templates: Arc<Templates>,
     pub checkpoints: Arc<Checkpoints>,
     pub identity: Arc<Identity>,
+    pub audit: Arc<Audit>,
     pub streams: Arc<Streams>,
     pub start_timeout: Duration,
     pub restore_timeout: Duration,
@@ -62,7 +66,7 @@ pub struct Context {
 }
 
 /// Names of our services, for health.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     SessionServiceServer::<session::Sessions>::NAME,
     TaskServiceServer::<data::Tasks>::NAME,
     FileServiceServer::<data::Files>::NAME,
@@ -71,6 +75,7 @@ const SERVICES: [&str; 8] = [
     CheckpointServiceServer::<checkpoint::Checkpointing>::NAME,
     BlobServiceServer::<blob::Blobs>::NAME,
     IdentityServiceServer::<identity::Identities>::NAME,
+    AuditServiceServer::<audit::Auditing>::NAME,
 ];
 
 /// Of the operators' calls those that tell a client of what is its tenant's, or of what concerns everybody.
@@ -120,6 +125,9 @@ pub fn routes(
                 FOR_ADMINS,
                 limited!(IdentityServiceServer, identity::Identities::new(context.clone())),
             ),
+        )
+        .add_service(
+            gate.guard(FOR_ADMINS, limited!(AuditServiceServer, audit::Auditing::new(context.clone()))),
         )
         .add_service(
             gate.guard(Access::Workers, limited!(BlobServiceServer, blob::Blobs::new(context.clone()))),

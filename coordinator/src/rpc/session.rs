@@ -22,6 +22,7 @@ use super::{
     guard::{sight_of, tenant_of},
 };
 use crate::{
+    audit::about,
     auth::Digest,
     checkpoints::{Record, Wanted},
     driver::{CallError, Handle},
@@ -81,6 +82,7 @@ impl Sessions {
         let longest = (wanted.wait_for_place + start + CREATE_MARGIN).min(bounds::DURATION_MAX);
         // Armed before the driver is asked: the client may go away while it works.
         let fresh = SessionId::new();
+        about("session", fresh);
         let sight = Sight::Of(tenant.clone());
         let abandoned = Abandoned::arm(&self.context.driver, fresh, keyed);
         let id = match self.enqueue(fresh, tenant, wanted, from).await {
@@ -189,6 +191,7 @@ impl Sessions {
 
     /// Pauses or resumes, and waits for it. To resume a parked session takes as long as to make one.
     async fn set_paused(&self, by: Sight, id: &str, paused: bool) -> Result<Response<v1::Session>, Status> {
+        about("session", id);
         let id: SessionId = id.parse()?;
         self.context
             .driver
@@ -280,6 +283,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::UpdateSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
+        about("session", &request.get_ref().session_id);
         let by = sight_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
@@ -324,6 +328,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::DeleteSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
+        about("session", &request.get_ref().session_id);
         let by = sight_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use berth_coordinator::{
     Storage,
+    audit::Audit,
     auth::Credentials,
     checkpoints::{Blobs, Catalog},
 };
@@ -93,8 +94,12 @@ fn build(seed: u64, root: &std::path::Path, model: &Arc<Model>) -> Cluster {
     std::fs::create_dir_all(&state_dir).expect("a directory");
     let credentials = Credentials::load_or_make(&state_dir).expect("credentials");
     let store = Arc::new(SimStore::new(model.clone()));
-    let storage =
-        Storage { store: store.clone(), catalog: Arc::new(catalog()), blobs: Arc::new(Blobs::in_memory()) };
+    let storage = Storage {
+        store: store.clone(),
+        catalog: Arc::new(catalog()),
+        blobs: Arc::new(Blobs::in_memory()),
+        audit: Audit::nowhere(),
+    };
     sim.host(COORDINATOR_HOST, move || run_coordinator(state_dir.clone(), storage.clone()));
     let places: Vec<Place> = (0..WORKERS).map(|n| Place::new(n, root, model.clone())).collect();
     for (n, place) in places.iter().enumerate() {

@@ -242,6 +242,9 @@ async fn machine(asked: &mut Asked) {
     assert_eq!(asked.ask(0, List, &["token", "list"]).await[0]["id"], id);
     assert_eq!(asked.ask(0, List, &["token", "revoke", id]).await[0]["state"], "revoked");
     asked.ask(1, Error, &["token", "revoke", "nothing"]).await;
+    let audit = asked.ask(0, List, &["audit", "--what", "IdentityService/RevokeToken"]).await;
+    assert_eq!(audit[0]["details"]["token"], *id);
+    assert_eq!(asked.ask(0, Object, &["audit", "--verify"]).await["broken_at"], serde_json::Value::Null);
     asked.ask(2, Error, &["tenant", "set", "team-a"]).await;
     let set =
         asked.ask(0, Object, &["tenant", "set", "team-a", "--max-sessions", "3", "--cpu", "none"]).await;

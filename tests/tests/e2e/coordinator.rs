@@ -116,7 +116,7 @@ async fn a_template_that_no_worker_can_serve_is_refused_with_the_workers_reason(
 }
 
 /// The settings of a coordinator that come from its environment.
-const SETTINGS: [&str; 11] = [
+const SETTINGS: [&str; 13] = [
     "GRPC_PORT",
     "HTTP_PORT",
     "LOG_LEVEL",
@@ -126,6 +126,8 @@ const SETTINGS: [&str; 11] = [
     "BERTH_TEMPLATES",
     "BERTH_LEASE",
     "BERTH_PAUSED_TTL",
+    "BERTH_AUDIT_ARGV",
+    "BERTH_AUDIT_KEEP",
     "BERTH_SHUTDOWN_GRACE",
     "BERTH_LOG_FORMAT",
 ];
@@ -153,6 +155,8 @@ async fn print_config_lists_every_setting_and_where_it_came_from() {
         ("BERTH_TEMPLATES", "/nowhere/templates.toml"),
         ("BERTH_LEASE", "33s"),
         ("BERTH_PAUSED_TTL", "55s"),
+        ("BERTH_AUDIT_ARGV", "full"),
+        ("BERTH_AUDIT_KEEP", "66h"),
         ("BERTH_SHUTDOWN_GRACE", "44s"),
         ("BERTH_LOG_FORMAT", "json"),
     ];

@@ -5,6 +5,7 @@
 mod admin;
 mod adoption;
 mod as_json;
+mod audit;
 mod background;
 mod checkpoint_commands;
 mod client_example;

@@ -74,6 +74,9 @@ pub struct UpArgs {
     #[command(flatten)]
     pub recovery: coordinator::RecoveryArgs,
 
+    #[command(flatten)]
+    pub audit: coordinator::AuditArgs,
+
     /// Run in the background; returns when it is ready, or says why it is not
     #[arg(long, short = 'd')]
     pub detach: bool,
@@ -179,12 +182,12 @@ async fn serve(
     log: Option<PathBuf>,
     interrupts: &mut Interrupts,
 ) -> CommandResult {
-    let config = args.recovery.over(berth_coordinator::Config {
+    let config = args.audit.over(args.recovery.over(berth_coordinator::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, args.port)),
         state_dir: state_dir.to_owned(),
         templates: args.templates.clone(),
         ..Default::default()
-    });
+    }));
     let mut coordinator = tokio::select! {
         started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
         _ = interrupts.recv() => return Ok(code::CANCELLED),

@@ -1,0 +1,70 @@
+//! Ends of tasks and sessions, taken from the stream of changes that watchers get: nothing else knows all of them.
+
+use std::sync::Arc;
+
+use berth_proto::{
+    convert,
+    v1::{self, event::Subject},
+    world,
+};
+
+use super::{Audit, BERTH, Record, calls::argv};
+use crate::{driver::Shared, tenant::Sight};
+
+/// Records them as they come, until it is cut off.
+pub async fn record(audit: Arc<Audit>, shared: Shared) {
+    loop {
+        // An empty token begins now.
+        let Ok(mut watcher) = shared.events.watch(Sight::All, "") else { return };
+        loop {
+            let Ok(events) = watcher.next().await else { break };
+            for record in events.iter().filter_map(|event| end(&audit, &shared, event)) {
+                audit.record(record);
+            }
+        }
+        // It fell so far behind that some are gone.
+        audit.record(Record::new(world::now(), BERTH, "lost"));
+    }
+}
+
+fn end(audit: &Audit, shared: &Shared, event: &v1::Event) -> Option<Record> {
+    match event.subject.as_ref()? {
+        Subject::Session(session) if session.state() == v1::SessionState::Ended => {
+            let mut record = Record::new(world::now(), BERTH, "session ended");
+            record.session.clone_from(&session.id);
+            record.tenant.clone_from(&session.tenant);
+            record.outcome = convert::end_reason(session.end_reason)?.name().to_owned();
+            Some(record)
+        }
+        Subject::Task(task) if task.state() == v1::TaskState::Done => {
+            let mut record = Record::new(world::now(), BERTH, "task ended");
+            record.session.clone_from(&task.session_id);
+            record.task.clone_from(&task.id);
+            let id = task.session_id.parse().ok();
+            let session = id.and_then(|id| shared.view.session(&Sight::All, &id));
+            record.tenant = session.map(|session| session.spec.tenant.to_string()).unwrap_or_default();
+            record.outcome = outcome(task.end.as_ref()?);
+            if let Some(spec) = &task.spec {
+                record.details.insert("argv".to_owned(), argv(audit.settings.argv, spec));
+            }
+            Some(record)
+        }
+        _ => None,
+    }
+}
+
+fn outcome(end: &v1::TaskEnd) -> String {
+    use v1::outcome::Kind;
+    match end.outcome.as_ref().and_then(|outcome| outcome.kind.as_ref()) {
+        Some(Kind::Exited(status)) => format!("exited {status}"),
+        Some(Kind::Signaled(signal)) => format!("signaled {signal}"),
+        Some(Kind::TimedOut(_)) => "timed_out".to_owned(),
+        Some(Kind::OutOfMemory(_)) => "out_of_memory".to_owned(),
+        Some(Kind::OutputLimit(_)) => "output_limit".to_owned(),
+        Some(Kind::Cancelled(_)) => "cancelled".to_owned(),
+        Some(Kind::SessionEnded(_)) => "session_ended".to_owned(),
+        Some(Kind::WorkerLost(_)) => "worker_lost".to_owned(),
+        Some(Kind::SandboxFailed(_)) => "sandbox_failed".to_owned(),
+        None => String::new(),
+    }
+}
