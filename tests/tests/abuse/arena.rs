@@ -145,6 +145,10 @@ impl Arena {
         setup.worker_env.push(("CANARY_TOKEN".into(), TOKEN.into()));
         if let Some(variable) = weak.and_then(|weak| weak.variable()) {
             setup.weakened = true;
+            if variable == "follow-canary" {
+                // An image is unmounted, and nobody walks what is in it.
+                setup.worker_env.push(("BERTH_WORKSPACE".into(), "directory".into()));
+            }
             setup.worker_env.push(("WEAKEN_FOR_TESTS".into(), variable));
         }
         let cluster = Cluster::start(setup).await;

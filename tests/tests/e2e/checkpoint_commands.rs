@@ -213,6 +213,7 @@ async fn checkpoints_as_json_have_all_that_is_known() {
         "frozen_for",
         "skipped",
         "expires_at",
+        "tenant",
     ];
     expected.sort_unstable();
     assert_eq!(names, expected);

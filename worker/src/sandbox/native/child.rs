@@ -61,8 +61,8 @@ const KEPT: [Capability; 4] =
 const PROC_READ_ONLY: [&str; 3] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/bus"];
 /// What files are hidden by: empty, and unlinked when it lies over all of them.
 const EMPTY_FILE: &str = "/.empty";
-/// What directories are hidden by: this one is always empty, and read-only.
-const EMPTY_DIR: &str = "/run";
+/// The same for directories.
+const EMPTY_DIR: &str = "/.empty-directory";
 /// System V shared memory goes with the last process that has it, also when that was killed.
 const SHM_ENDS_WITH_ITS_USERS: &str = "/proc/sys/kernel/shm_rmid_forced";
 
@@ -317,10 +317,12 @@ fn protect_proc() -> Result<(), Failure> {
         cover(path, path)?;
     }
     fs::write(EMPTY_FILE, "").stage(EMPTY_FILE)?;
+    fs::create_dir(EMPTY_DIR).stage(EMPTY_DIR)?;
     for path in PROC_HIDDEN {
         let directory = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
         cover(if directory { EMPTY_DIR } else { EMPTY_FILE }, path)?;
     }
+    fs::remove_dir(EMPTY_DIR).stage(EMPTY_DIR)?;
     fs::remove_file(EMPTY_FILE).stage(EMPTY_FILE)
 }
 

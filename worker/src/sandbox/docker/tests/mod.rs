@@ -269,7 +269,7 @@ async fn a_helper_gives_files_and_takes_them_back() {
     assert_eq!(ids(spec.dirs.workspace().join("f")).0, 70_020);
     assert_eq!(ids(spec.dirs.workspace().join("l")).0, 70_020);
     assert_eq!(ids(spec.dirs.berth()), (0, 70_011, 0o710));
-    assert_eq!(ids(spec.dirs.run()), (0, 70_011, 0o2710));
+    assert_eq!(ids(spec.dirs.run()), (0, 70_011, 0o2730));
     assert_eq!(ids(spec.dirs.spool()).2, 0o700);
 
     owner.take_back(helper()).await.expect("taken back");
