@@ -92,6 +92,12 @@ async fn who_has_no_token_is_recorded_and_can_not_flood_the_record() {
         assert!(record.outcome.starts_with("UNAUTHENTICATED "), "{}", record.outcome);
         assert_eq!(record.details["peer"], "127.0.0.1");
     }
+    // A good token that is not good for this: it is known whose.
+    let client = host.client_of("team-a").await;
+    let refused = host.fleet_as(&client).await.list_workers(v1::ListWorkersRequest {}).await;
+    failed(refused, Code::PermissionDenied, Reason::TokenScope);
+    let seen = list(&host, v1::ListAuditRequest { tenant: "team-a".into(), ..Default::default() }).await;
+    assert_eq!((seen[0].what.as_str(), seen[0].who.len()), ("AdminService/ListWorkers", 32));
 }
 
 /// Red when the file is not gone on with, or what waits is not written at the stop.

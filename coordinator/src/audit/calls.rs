@@ -47,7 +47,7 @@ const READS: [&str; 30] = [
     "Health/Watch",
     "ServerReflection/ServerReflectionInfo",
 ];
-/// Refusals of callers without a good token that are recorded in one second: the rest is counted.
+/// Refusals of callers without a good token that are recorded in one second.
 const REFUSALS: u32 = 10;
 
 /// What is known of a call so far. A clone is the same note.
@@ -136,11 +136,12 @@ impl Audit {
     }
 
     /// A call is refused at the door, whatever it is.
-    pub fn refused(&self, path: &str, peer: Option<&Peer>, why: &Status) {
-        if !self.refusals.one_more(REFUSALS) {
+    pub fn refused(&self, path: &str, caller: Option<&Caller>, peer: Option<&Peer>, why: &Status) {
+        if caller.is_none() && !self.refusals.one_more(REFUSALS) {
             return;
         }
-        let mut record = Record::new(world::now(), "", what(path));
+        let mut record = Record::new(world::now(), &caller.map(who).unwrap_or_default(), what(path));
+        record.tenant = caller.map(|caller| caller.tenant.to_string()).unwrap_or_default();
         record.outcome = outcome(Some(why));
         if let Some(address) = peer.and_then(|peer| peer.address) {
             record.details.insert("peer".to_owned(), address.ip().to_canonical().to_string());

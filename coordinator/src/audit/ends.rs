@@ -1,6 +1,9 @@
 //! Ends of tasks and sessions, taken from the stream of changes that watchers get: nothing else knows all of them.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use berth_proto::{
     convert,
@@ -11,15 +14,44 @@ use berth_proto::{
 use super::{Audit, BERTH, Record, calls::argv};
 use crate::{driver::Shared, tenant::Sight};
 
+/// Tasks whose end was recorded, and is not to be again. It may come twice: with the answer to a client and with the worker's
+/// report, moments apart.
+const REMEMBERED: usize = 4096;
+
+#[derive(Default)]
+struct Seen {
+    ids: BTreeSet<String>,
+    order: VecDeque<String>,
+}
+
+impl Seen {
+    /// Whether this is the first time.
+    fn first(&mut self, id: &str) -> bool {
+        if !self.ids.insert(id.to_owned()) {
+            return false;
+        }
+        self.order.push_back(id.to_owned());
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
+    }
+}
+
 /// Records them as they come, until it is cut off.
 pub async fn record(audit: Arc<Audit>, shared: Shared) {
+    let mut seen = Seen::default();
     loop {
         // An empty token begins now.
         let Ok(mut watcher) = shared.events.watch(Sight::All, "") else { return };
         loop {
             let Ok(events) = watcher.next().await else { break };
             for record in events.iter().filter_map(|event| end(&audit, &shared, event)) {
-                audit.record(record);
+                if record.task.is_empty() || seen.first(&record.task) {
+                    audit.record(record);
+                }
             }
         }
         // It fell so far behind that some are gone.

@@ -87,14 +87,18 @@ impl Gate {
         Guard { gate: self.clone(), access, inner }
     }
 
+    fn caller<B>(&self, request: &http::Request<B>) -> Result<Caller, Error> {
+        let header = request.headers().get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
+        self.identity.check(header)
+    }
+
     /// Whether the call may go on, and whose it is where it needs a token.
     fn check<B>(&self, access: Access, request: &http::Request<B>) -> Result<Option<Caller>, Error> {
         if access == Access::OpenOnLoopback && request.extensions().get::<Peer>().is_some_and(Peer::is_local)
         {
             return Ok(None);
         }
-        let header = request.headers().get(http::header::AUTHORIZATION).map(|value| value.as_bytes());
-        let caller = self.identity.check(header)?;
+        let caller = self.caller(request)?;
         access.permits(&caller, request.uri().path()).map_err(|needed| not_for_this(&caller, needed))?;
         if access != Access::OpenOnLoopback && self.stopping.load(Ordering::Relaxed) {
             return Err(Error::unavailable(Reason::ShuttingDown, "the coordinator is stopping")
@@ -171,7 +175,8 @@ where
             Ok(None) => (None, None),
             Err(error) => {
                 let status = Status::from(error);
-                self.gate.audit.refused(&path, request.extensions().get::<Peer>(), &status);
+                let caller = self.gate.caller(&request).ok();
+                self.gate.audit.refused(&path, caller.as_ref(), request.extensions().get::<Peer>(), &status);
                 let response = status.into_http();
                 return Box::pin(async move { Ok(response) });
             }

@@ -25,6 +25,7 @@ async fn a_task_is_recorded_from_its_start_to_its_end() {
     assert_eq!((&run["who"], &run["outcome"]), (&"admin.token".into(), &"OK".into()));
     assert_eq!((&end["who"], &end["outcome"]), (&"-".into(), &"exited 0".into()));
     assert_eq!(run["details"]["argv"], end["details"]["argv"]);
+    assert_eq!(seen.iter().filter(|row| row["what"] == "task ended").count(), 1, "{seen:?}");
     assert!(run["details"]["argv"].as_str().is_some_and(|argv| argv.starts_with("sha256:")), "{run}");
     assert!(!format!("{seen:?}").contains("words of mine"));
     let text = cluster.berth(&["audit"]).await.ok();
