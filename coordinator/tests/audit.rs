@@ -134,6 +134,22 @@ async fn a_restart_goes_on_with_the_record_and_no_secret_is_in_it() {
     failed(refused, Code::PermissionDenied, Reason::TokenScope);
 }
 
+/// Red when `bounded` leaves one of them out.
+#[tokio::test]
+async fn nobody_writes_more_into_the_record_than_is_kept_of_a_text() {
+    let host = Host::start().await;
+    let long = "x".repeat(1 << 20);
+    let delete = v1::DeleteSessionRequest { session_id: long.clone(), ..Default::default() };
+    host.sessions().await.delete_session(delete).await.unwrap_err();
+    let cancel = v1::CancelTaskRequest { session_id: long.clone(), task_id: long, ..Default::default() };
+    host.tasks().await.cancel_task(cancel).await.unwrap_err();
+    let seen = list(&host, v1::ListAuditRequest { refused: true, ..Default::default() }).await;
+    assert_eq!(seen.len(), 2);
+    for record in seen {
+        assert!(prost::Message::encoded_len(&record) < 4096, "{}", prost::Message::encoded_len(&record));
+    }
+}
+
 #[tokio::test]
 async fn pages_are_without_gap_and_nonsense_is_refused() {
     let host = Host::start().await;

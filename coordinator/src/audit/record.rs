@@ -42,7 +42,8 @@ impl Record {
 
     /// With no text longer than is kept.
     pub fn bounded(mut self) -> Self {
-        for text in [&mut self.who, &mut self.tenant, &mut self.what, &mut self.outcome] {
+        let Self { who, tenant, what, session, task, outcome, .. } = &mut self;
+        for text in [who, tenant, what, session, task, outcome] {
             cut(text);
         }
         self.details.values_mut().for_each(cut);
