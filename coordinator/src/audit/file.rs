@@ -3,7 +3,7 @@
 use std::{path::Path, time::SystemTime};
 
 use futures::TryStreamExt;
-use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection, migrate::Migrator};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection, migrate::Migrator};
 use tokio::sync::Mutex;
 
 use super::record::{Record, Row, sum};
@@ -60,14 +60,7 @@ impl AuditFile {
     pub async fn open(path: Option<&Path>) -> Result<Self, StoreError> {
         let mut connection = match path {
             Some(path) => file::open(path, &MIGRATIONS).await?,
-            None => {
-                let mut connection = SqliteConnection::connect("sqlite::memory:").await?;
-                MIGRATIONS
-                    .run(&mut connection)
-                    .await
-                    .map_err(|e| StoreError::Damaged(format!("the audit record: {e}")))?;
-                connection
-            }
+            None => file::in_memory(&MIGRATIONS).await?,
         };
         let newest = "SELECT sequence, sum FROM audit UNION ALL SELECT sequence, sum FROM audit_start
              ORDER BY sequence DESC LIMIT 1";

@@ -71,18 +71,10 @@ const COLUMNS: &str = "shown, session_id, spec, root, created_at, expires_at, he
 impl Catalog {
     /// Opens or makes it. `None`: in memory.
     pub async fn open(path: Option<&Path>) -> Result<Self, StoreError> {
-        let connection = match path {
+        let mut connection = match path {
             Some(path) => file::open(path, &MIGRATIONS).await?,
-            None => {
-                let mut connection = SqliteConnection::connect("sqlite::memory:").await?;
-                MIGRATIONS
-                    .run(&mut connection)
-                    .await
-                    .map_err(|e| StoreError::Damaged(format!("the catalog: {e}")))?;
-                connection
-            }
+            None => file::in_memory(&MIGRATIONS).await?,
         };
-        let mut connection = connection;
         let noted: Option<(i64,)> =
             sqlx::query_as("SELECT at FROM clock").fetch_optional(&mut connection).await?;
         let steady = Steady::start(berth_proto::world::now(), noted.map(|(at,)| time(at)));

@@ -56,6 +56,13 @@ pub(crate) async fn open(path: &Path, migrations: &Migrator) -> Result<SqliteCon
     Ok(connection)
 }
 
+/// The same without a file.
+pub(crate) async fn in_memory(migrations: &Migrator) -> Result<SqliteConnection, StoreError> {
+    let mut connection = SqliteConnection::connect("sqlite::memory:").await?;
+    migrate(Path::new("a database in memory"), migrations, &mut connection).await?;
+    Ok(connection)
+}
+
 async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
     let options = options(path)?
         .create_if_missing(true)
