@@ -309,6 +309,10 @@ impl World {
     fn park(&mut self) {
         let Some(one) = self.some_in(&[SessionState::Paused, SessionState::Parked]) else { return };
         let (session, epoch) = (one.id, one.epoch);
+        let holds = |(name, m): (&&str, &Machine)| {
+            one.worker.as_ref().is_some_and(|w| w.as_str() == *name) && m.held.get(&session) == Some(&epoch)
+        };
+        let there = self.machines.iter().any(holds);
         let resume = Event::Pause { by: Sight::All, session, paused: false };
         let event = match (one.state, one.parking, self.rng.random_range(0..10)) {
             (SessionState::Parked, _, 0..5) => resume,
@@ -324,6 +328,8 @@ impl World {
             }
             (_, None, _) => Event::Parking { session, epoch, attempt: self.draw() },
             (_, Some(attempt), 0) => Event::ParkingFailed { session, attempt, why: "no".into() },
+            // Whoever is there now under the id of its worker can't take a checkpoint of what it does not hold.
+            (_, Some(attempt), _) if !there => Event::ParkingFailed { session, attempt, why: "no".into() },
             (_, Some(_), 1..3) => resume,
             (_, Some(attempt), chance) => {
                 let kept = self.kept();
