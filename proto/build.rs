@@ -3,9 +3,22 @@
 use std::{env, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["common", "session", "task", "file", "worker", "admin", "agent", "checkpoint", "identity", "audit"]
-            .map(|name| format!("berth/v1/{name}.proto"));
+    let files = [
+        "common",
+        "session",
+        "task",
+        "file",
+        "worker",
+        "admin",
+        "agent",
+        "checkpoint",
+        "identity",
+        "audit",
+        "secret",
+        "port",
+        "interpreter",
+    ]
+    .map(|name| format!("berth/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=berth");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_source_info(true).include_imports(true).open_files(&files)?;
@@ -22,6 +35,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Welcome",
         "DataPreface",
         "CreateTokenResponse",
+        "SecretValue",
+        "SetSecretRequest",
+        "CreateContextRequest",
     ]
     .map(|name| format!(".berth.v1.{name}"));
     tonic_prost_build::configure().bytes(".").skip_debug(secret).compile_fds(set)?;

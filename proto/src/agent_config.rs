@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::Limits;
+
 /// The agent's own directory inside a sandbox, mode 0700.
 pub const BERTH_DIR: &str = "/.berth";
 /// The agent's binary, mounted read-only.
@@ -48,11 +50,29 @@ pub struct AgentConfig {
     /// Bytes of all output of the session that is kept on the worker's disk.
     #[serde(default = "spools_bytes")]
     pub spools_bytes: u64,
+    /// Where tasks write beside [`AgentConfig::workspace`] and their home: what is in memory. What is not there is
+    /// left out.
+    #[serde(default = "memory_files")]
+    pub writable: Vec<PathBuf>,
+    /// Bytes that a file may say it has, holes included ([`file_bytes`]). `None`: no bound.
+    #[serde(default)]
+    pub file_bytes: Option<u64>,
 }
 
 /// What agents kept before there was a word for it: sandboxes live on while the worker changes.
 fn spools_bytes() -> u64 {
     512 << 20
+}
+
+/// The largest that a file of a session may say it is: its disk limit, or its memory limit where that is more, since
+/// files in memory (`/dev/shm`, memfd) may be as large.
+pub fn file_bytes(limits: &Limits) -> u64 {
+    limits.disk_bytes.max(limits.memory_bytes)
+}
+
+/// The file systems in memory that each sandbox has, and the message queues of its own IPC namespace, as files.
+pub fn memory_files() -> Vec<PathBuf> {
+    ["/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue"].map(PathBuf::from).to_vec()
 }
 
 /// Who tasks and file operations run as: numbers, never a name that is looked up.

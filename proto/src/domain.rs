@@ -260,6 +260,49 @@ pub struct TaskSpec {
     pub stdin: bool,
     pub detached: bool,
     pub reattach_grace: Duration,
+    pub secrets: Vec<SecretUse>,
+}
+
+/// A secret that a task is given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SecretUse {
+    /// A [`crate::secret::name`].
+    pub name: String,
+    /// The variable that holds it. `None`: a file in [`crate::secret::DIR`].
+    pub env: Option<String>,
+}
+
+/// Which kernel a context shall have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelChoice {
+    /// ipykernel where the interpreter has it, else our own.
+    Best,
+    Ipykernel,
+    Builtin,
+}
+
+/// A context of an interpreter as asked for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ContextSpec {
+    /// As given: relative to the workspace, or absolute. Empty: the workspace.
+    pub cwd: String,
+    pub env: Labels,
+    pub kernel: KernelChoice,
+    /// A path, or a name to look up in PATH.
+    pub executable: String,
+    pub request_id: Option<String>,
+}
+
+/// Code for a context.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Execution {
+    pub code: String,
+    pub timeout: Timeout,
+    /// Bytes that are kept of what comes of it.
+    pub output_limit: u64,
+    /// Variables that it alone has, on top of its context's.
+    pub env: Labels,
+    pub request_id: Option<String>,
 }
 
 /// A session as asked for.

@@ -61,6 +61,20 @@ reasons! {
         "`berth tasks SESSION` lists the tasks of a session";
     TaskDone = "TASK_DONE": "The task is done: it takes no input and no signal.",
         "start a new task";
+    ContextNotFound = "CONTEXT_NOT_FOUND": "No such context in this session.",
+        "make one (CreateContext): a context ends with its session's sandbox, and is in no checkpoint";
+    ContextDead = "CONTEXT_DEAD": "The context's interpreter has ended.",
+        "restart the context (RestartContext): what it had defined is gone";
+    ContextBusy = "CONTEXT_BUSY": "As many executions wait for the context as may.",
+        "wait for one to end, interrupt what runs (InterruptContext), or use another context";
+    TooManyContexts = "TOO_MANY_CONTEXTS": "The session has as many contexts as it may.",
+        "delete one that nobody needs (DeleteContext)";
+    ExecutionNotFound = "EXECUTION_NOT_FOUND": "The context has no such execution, or keeps its output no more.",
+        "the newest execution is kept, and those that wait; let the code write to a file what must stay";
+    InterpreterMissing = "INTERPRETER_MISSING": "The session's root has no such interpreter, or not that kernel.",
+        "use a template whose root has it: `make sandbox-image FORM=full` makes one with a Jupyter kernel";
+    InterpreterFailed = "INTERPRETER_FAILED": "The interpreter did not come up.",
+        "see the message; a session with more memory may help";
     TemplateNotFound = "TEMPLATE_NOT_FOUND": "No such template.",
         "`berth templates` lists them";
     TemplateUnavailable = "TEMPLATE_UNAVAILABLE": "No worker can serve this template.",
@@ -107,6 +121,16 @@ reasons! {
         "wait for one to end, or raise task_defaults.max_concurrent for new sessions";
     TooManyCalls = "TOO_MANY_CALLS": "The session has as many calls open as it may.",
         "close streams that are not read any more, and try again";
+    PortClosed = "PORT_CLOSED": "Nothing listens on that port in the session.",
+        "start a server in the session that listens on 127.0.0.1 or 0.0.0.0, and look at its output";
+    PortRefused = "PORT_REFUSED": "That port is not for clients: it is the session's way out.",
+        "what the session shall reach is named with `--allow HOST`; a program in it uses HTTPS_PROXY";
+    ConnectionBroken = "CONNECTION_BROKEN": "The connection to the session's port broke before both sides had ended it.",
+        "connect again; the output of the server in the session may say why it went away";
+    TooManyConnections = "TOO_MANY_CONNECTIONS": "The session has as many connections to its ports open as it may.",
+        "close those that nobody uses any more, and try again";
+    TooManyWatches = "TOO_MANY_WATCHES": "Changes of files can't be watched: there are too many watches, or directories.",
+        "end watches that nobody reads, watch without `recursive`, or a part of the tree";
     OutputLost = "OUTPUT_LOST": "Output below the first kept byte is gone.",
         "read on from the first kept byte; a larger spool_bytes keeps more";
     OffsetBeyondEnd = "OFFSET_BEYOND_END": "The offset is past the end.",
@@ -149,6 +173,12 @@ reasons! {
         "`berth tenant list` lists them";
     QuotaExceeded = "QUOTA_EXCEEDED": "The tenant has as much as its quota allows.",
         "end sessions, or ask the operator for more (`berth tenant set`)";
+    SecretUnusable = "SECRET_UNUSABLE": "A secret that the task was to be given is missing, expired or unreadable. Nothing was started.",
+        "an operator sets it: `berth secret set NAME`; `berth secret list` shows what there is";
+    SecretNotFound = "SECRET_NOT_FOUND": "The tenant has no secret of this name.",
+        "`berth secret list` shows them";
+    TooManySecrets = "TOO_MANY_SECRETS": "The tenant has as many secrets as the coordinator keeps.",
+        "remove those that nobody needs: `berth secret rm`";
     TokenMissing = "TOKEN_MISSING": "The call carries no token.",
         "send `authorization: Bearer <token>`; tokens are in <state>/credentials";
     TokenInvalid = "TOKEN_INVALID": "The token is not known, or is over.",
@@ -170,6 +200,13 @@ reasons! {
     Internal = "INTERNAL": "A defect of Berth.",
         "this is a defect of Berth: please report it with the log of the component that failed";
 }
+
+/// Bytes of a message, a hint and another detail that go out; what is behind that is cut, since a request's own words are
+/// in many messages. All of it is in the headers of an answer, the message percent-encoded and once more with the details
+/// in base 64, and most clients take 16 KiB of them. (A detail may be the ids of 100 forks.)
+pub const MESSAGE_MAX: usize = 1536;
+pub const HINT_MAX: usize = 1 << 10;
+pub const DETAIL_MAX: usize = 4 << 10;
 
 /// What went wrong, for the caller (`message`, `hint`) and for the log (`cause`).
 pub struct Error {
@@ -283,12 +320,22 @@ impl From<Error> for Status {
             tracing::warn!(reason = error.reason.as_str(), message = %error.message, %cause, "a call failed");
         }
         let mut metadata: HashMap<String, String> =
-            error.metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+            error.metadata.into_iter().map(|(k, v)| (k.to_owned(), cut(v, DETAIL_MAX))).collect();
         let hint = error.hint.filter(|hint| !hint.is_empty());
-        metadata.insert("hint".to_owned(), hint.unwrap_or_else(|| error.reason.hint().to_owned()));
+        let hint = hint.unwrap_or_else(|| error.reason.hint().to_owned());
+        metadata.insert("hint".to_owned(), cut(hint, HINT_MAX));
         let details = ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata);
-        Status::with_error_details(error.code, error.message, details)
+        Status::with_error_details(error.code, cut(error.message, MESSAGE_MAX), details)
     }
+}
+
+/// A text of at most so many bytes, cut between characters.
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most - '…'.len_utf8()));
+        text.push('…');
+    }
+    text
 }
 
 /// A code as gRPC writes it: `NotFound` is `NOT_FOUND`.
@@ -356,6 +403,22 @@ mod tests {
                 assert!(hint.len() > 10, "{reason:?} has no hint: {hint:?}");
             }
         }
+    }
+
+    /// Red without the cut: the client is told of a protocol error instead, since no header holds so much.
+    #[test]
+    fn what_goes_out_fits_into_headers() {
+        let long = "ä".repeat(1 << 20);
+        let error = Error::invalid("egress.preset", &long).hint(&*long).with("detail", &long);
+        let status: Status = error.into();
+        assert!(status.message().starts_with("egress.preset: ää") && status.message().ends_with('…'));
+        assert!(status.message().len() <= MESSAGE_MAX && status.details().len() < 7 << 10);
+        assert!(detail_of(&status, "hint").is_some_and(|hint| hint.len() <= HINT_MAX && hint.ends_with('…')));
+        assert_eq!(cut("grüße".to_owned(), 7), "grüße");
+        // What a fork that came to nothing half-way tells is told in full.
+        let ids = vec!["0123456789abcdef0123456789abcdef"; 100].join(",");
+        let status: Status = Error::internal("x").with("sessions", &ids).into();
+        assert_eq!(detail_of(&status, "sessions"), Some(ids));
     }
 
     #[test]

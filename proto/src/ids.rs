@@ -58,6 +58,7 @@ macro_rules! uuid_id {
 
 uuid_id!(SessionId, "session", Reason::SessionNotFound);
 uuid_id!(TaskId, "task", Reason::TaskNotFound);
+uuid_id!(ContextId, "context", Reason::ContextNotFound);
 uuid_id!(TokenId, "token", Reason::TokenNotFound);
 
 /// Name of a worker: 1 to 63 of `a-z 0-9 - . _`, beginning with a letter or digit.

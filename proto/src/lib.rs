@@ -14,6 +14,7 @@ pub mod error;
 pub mod ids;
 pub mod redact;
 pub mod relay;
+pub mod secret;
 pub mod spawn;
 pub mod transport;
 pub mod world;
@@ -31,4 +32,4 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub use error::{Code, Error, Reason};
-pub use ids::{Epoch, Incarnation, SessionId, TaskId, TokenId, WorkerId};
+pub use ids::{ContextId, Epoch, Incarnation, SessionId, TaskId, TokenId, WorkerId};

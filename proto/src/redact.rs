@@ -5,7 +5,7 @@
 use std::{collections::HashMap, fmt};
 
 use crate::{
-    domain::{CreateSession, Labels, Placement, TaskSpec},
+    domain::{ContextSpec, CreateSession, Labels, Placement, TaskSpec},
     v1,
 };
 
@@ -51,22 +51,36 @@ macro_rules! debug {
     };
 }
 
-debug!(TaskSpec: program cwd timeout output_limit spool_bytes pty stdin detached reattach_grace; Names: env);
+debug!(TaskSpec: program cwd timeout output_limit spool_bytes pty stdin detached reattach_grace secrets;
+    Names: env);
 debug!(CreateSession: request_id template limits labels ttl idle_timeout worker_selector priority
     wait_for_place patient task_defaults; Names: env);
 debug!(Placement: session epoch template limits created_at expires_at expires_in idle_timeout
     task_defaults start_timeout; Names: env);
 debug!(v1::TaskSpec: program cwd timeout output_limit spool_bytes pty pty_size stdin detached
-    reattach_grace; Names: env);
+    reattach_grace secrets; Names: env);
 debug!(v1::CreateSessionRequest: request_id template limits labels ttl idle_timeout worker_selector
     priority wait_for_place task_defaults; Names: env);
 debug!(v1::PlaceSession: session_id epoch template limits expires_at expires_in idle_timeout
     task_defaults start_timeout created_at; Names: env);
+debug!(ContextSpec: cwd kernel executable request_id; Names: env);
+debug!(v1::CreateContextRequest: session_id language cwd kernel executable request_id; Names: env);
 debug!(v1::ConfigureRequest: session_id epoch task_defaults ttl_left idle_timeout; Names: env);
 debug!(v1::Welcome: incarnation lease heartbeat_interval data_connections end templates; Token: data_token
     credential);
 debug!(v1::DataPreface: worker_id incarnation; Token: data_token);
 debug!(v1::CreateTokenResponse: token; Token: value);
+debug!(v1::SecretValue: name);
+debug!(v1::SetSecretRequest: tenant name ttl);
+
+impl fmt::Debug for v1::secret_value::Is {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(value) => write!(f, "Value({} bytes)", value.len()),
+            Self::Unusable(why) => f.debug_tuple("Unusable").field(why).finish(),
+        }
+    }
+}
 
 /// Not a secret, but its message is on the list, and prost takes that for both.
 impl fmt::Debug for v1::task_spec::Program {
@@ -109,6 +123,7 @@ mod tests {
         hidden(create.clone(), "API_KEY");
         hidden(CreateSession::try_from(create).unwrap(), "API_KEY");
         hidden(v1::ConfigureRequest { env: env(), ..Default::default() }, "API_KEY");
+        hidden(v1::CreateContextRequest { env: env(), ..Default::default() }, "API_KEY");
         let place = v1::PlaceSession { env: env(), ..Default::default() };
         let message = v1::coordinator_message::Message::Place(place);
         hidden(v1::CoordinatorMessage { message: Some(message) }, "API_KEY");
@@ -145,6 +160,12 @@ mod tests {
         hidden(v1::Welcome { data_token: SECRET.into(), ..Default::default() }, "data_token");
         hidden(v1::Welcome { credential: SECRET.into(), ..Default::default() }, "credential");
         hidden(v1::CreateTokenResponse { value: SECRET.into(), ..Default::default() }, "value");
+        let value = v1::secret_value::Is::Value(SECRET.into());
+        hidden(value.clone(), "Value");
+        let given = v1::SecretValue { name: "npm".into(), is: Some(value) };
+        hidden(v1::RunRequest { secrets: vec![given], ..Default::default() }, "npm");
+        let set = v1::SetSecretRequest { name: "npm".into(), value: SECRET.into(), ..Default::default() };
+        hidden(set, "npm");
         hidden(v1::DataPreface { data_token: SECRET.into(), ..Default::default() }, "data_token");
     }
 }

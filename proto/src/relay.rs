@@ -1,15 +1,20 @@
-//! The data plane, one hop on. Coordinator and worker serve `TaskService` and
-//! `FileService` with this one type; each brings its own [`Route`], which is what that
+//! The data plane, one hop on. Coordinator and worker serve `TaskService`, `FileService`,
+//! `PortService` ([`dial`]) and `InterpreterService` with this one type; each brings its own [`Route`], which is what that
 //! hop adds (the coordinator: where; the worker: how much).
 //!
 //! A broken upload must never look finished: when the stream from the client fails,
 //! the call to the next hop is dropped, which resets it, rather than closed.
 
+mod dial;
+
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
+
+pub use dial::{DialStream, first_message};
 
 use futures::{Stream, StreamExt};
 use tokio::sync::oneshot;
@@ -21,6 +26,7 @@ use crate::{
     transport::MESSAGE_LIMIT,
     v1::{
         self, file_service_client::FileServiceClient, file_service_server::FileService,
+        interpreter_service_client::InterpreterServiceClient, interpreter_service_server::InterpreterService,
         task_service_client::TaskServiceClient, task_service_server::TaskService,
     },
 };
@@ -33,7 +39,12 @@ pub struct Hop {
     pub guard: Guard,
     /// Ends the call, stream included: what it says then is stale.
     pub over: Over,
+    /// Told of each message that passes on a connection to a port, whichever way.
+    pub moved: Moved,
 }
+
+/// Hears that something moves.
+pub type Moved = Option<Arc<dyn Fn() + Send + Sync>>;
 
 /// Comes when a hop no longer leads where it should, with what is to be said of that. `None`: never.
 pub type Over = Option<Pin<Box<dyn Future<Output = Error> + Send>>>;
@@ -54,6 +65,9 @@ pub trait Route: Send + Sync + 'static {
 
     /// What to answer when the session can't be reached although it should be there.
     fn lost(&self) -> Error;
+
+    /// For this hop's records: what is known of a call beside its session. Comes before [`Route::route`].
+    fn note(&self, _name: &'static str, _value: String) {}
 }
 
 /// Serves the data plane by passing it on.
@@ -79,7 +93,7 @@ impl<R: Route> Relay<R> {
 }
 
 /// The call, unless it is over before.
-async fn unless_over<T>(over: Over, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+async fn unless_over<T>(over: &mut Over, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let Some(over) = over else { return call.await };
     tokio::select! {
         // First: an answer that comes with it is stale.
@@ -143,13 +157,13 @@ macro_rules! unary {
         {
             Box::pin(async move {
                 let (metadata, extensions, message) = request.into_parts();
-                let hop = self.hop(&message.session_id, $call, &extensions).await?;
+                let mut hop = self.hop(&message.session_id, $call, &extensions).await?;
                 let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
                 let call = async {
                     let answer = client.$method(passed_on(&metadata, message)).await;
                     answer.map_err(|status| self.downstream(status))
                 };
-                unless_over(hop.over, call).await
+                unless_over(&mut hop.over, call).await
             })
         }
     };
@@ -200,8 +214,59 @@ impl<R: Route> TaskService for Relay<R> {
 }
 
 #[tonic::async_trait]
+impl<R: Route> InterpreterService for Relay<R> {
+    type ExecuteStream = RelayStream<v1::ExecuteEvent>;
+    type WatchExecutionStream = RelayStream<v1::ExecuteEvent>;
+
+    streaming!(InterpreterServiceClient, execute, "Execute", v1::ExecuteRequest, ExecuteStream);
+    streaming!(
+        InterpreterServiceClient,
+        watch_execution,
+        "WatchExecution",
+        v1::WatchExecutionRequest,
+        WatchExecutionStream
+    );
+    unary!(
+        InterpreterServiceClient,
+        create_context,
+        "CreateContext",
+        v1::CreateContextRequest,
+        v1::InterpreterContext
+    );
+    unary!(
+        InterpreterServiceClient,
+        list_contexts,
+        "ListContexts",
+        v1::ListContextsRequest,
+        v1::ListContextsResponse
+    );
+    unary!(
+        InterpreterServiceClient,
+        interrupt_context,
+        "InterruptContext",
+        v1::InterruptContextRequest,
+        v1::InterruptContextResponse
+    );
+    unary!(
+        InterpreterServiceClient,
+        restart_context,
+        "RestartContext",
+        v1::RestartContextRequest,
+        v1::InterpreterContext
+    );
+    unary!(
+        InterpreterServiceClient,
+        delete_context,
+        "DeleteContext",
+        v1::DeleteContextRequest,
+        v1::DeleteContextResponse
+    );
+}
+
+#[tonic::async_trait]
 impl<R: Route> FileService for Relay<R> {
     type ReadStream = RelayStream<v1::ReadResponse>;
+    type WatchStream = RelayStream<v1::WatchEvent>;
 
     streaming!(FileServiceClient, read, "Read", v1::ReadRequest, ReadStream);
     unary!(FileServiceClient, stat, "Stat", v1::StatRequest, v1::FileInfo);
@@ -209,6 +274,7 @@ impl<R: Route> FileService for Relay<R> {
     unary!(FileServiceClient, make_dir, "MakeDir", v1::MakeDirRequest, v1::FileInfo);
     unary!(FileServiceClient, r#move, "Move", v1::MoveRequest, v1::FileInfo);
     unary!(FileServiceClient, remove, "Remove", v1::RemoveRequest, v1::RemoveResponse);
+    streaming!(FileServiceClient, watch, "Watch", v1::WatchRequest, WatchStream);
 
     async fn write(
         &self,
@@ -220,7 +286,7 @@ impl<R: Route> FileService for Relay<R> {
         let Some(v1::write_request::Part::Header(header)) = &first.part else {
             return Err(Error::invalid("header", "must come first").into());
         };
-        let hop = self.hop(&header.session_id, "Write", &extensions).await?;
+        let mut hop = self.hop(&header.session_id, "Write", &extensions).await?;
         let (failed, broken) = oneshot::channel();
         let body = Upload { first: Some(first), incoming, failed: Some(failed) };
         let mut client = FileServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
@@ -232,7 +298,7 @@ impl<R: Route> FileService for Relay<R> {
                 result = client.write(passed_on(&metadata, body)) => result.map_err(|status| self.downstream(status)),
             }
         };
-        unless_over(hop.over, call).await
+        unless_over(&mut hop.over, call).await
     }
 }
 

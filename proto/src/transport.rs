@@ -27,6 +27,12 @@ use crate::{
 pub const MESSAGE_LIMIT: usize = 4 << 20;
 /// Largest piece of a file or an output stream in one message.
 pub const CHUNK: usize = 256 << 10;
+/// Connections to its ports that one session may have open.
+pub const PORT_CONNECTIONS: usize = 64;
+/// Largest piece of such a connection in one message: what it holds on its way at each hop is a few of these, and a window.
+pub const PORT_CHUNK: usize = 64 << 10;
+/// Time for the first message of a call that is made by streaming to us.
+pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/2 flow-control window of a stream.
 pub const STREAM_WINDOW: u32 = 2 << 20;
 /// The largest window that HTTP/2 knows.

@@ -5,7 +5,9 @@
 
 mod egress;
 mod file;
+mod interpreter;
 mod limits;
+mod port;
 mod session;
 mod state;
 mod task;
@@ -24,6 +26,7 @@ use crate::{
 
 pub use file::upload_broken;
 pub use limits::full_limits;
+pub use port::{connection_broken, dial_header, port, too_many_connections};
 pub use state::{end_reason, session_state};
 pub use task::{grace, same_placement, shown_spec, signal};
 
@@ -52,6 +55,9 @@ pub mod bounds {
     pub const WAIT_FOR_PLACE: Duration = Duration::from_secs(30);
     /// Ten years: longer is a mistake, and would overflow a timer.
     pub const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
+    /// From 1970 to the end of 9999, which is what a timestamp of protocol buffers may be. Later ones would overflow what
+    /// is reckoned with them, and the microseconds that a store holds.
+    pub const TIME_END: Duration = Duration::from_secs(253_402_300_800);
     pub const CPU_MILLIS_MIN: u32 = 10;
     /// A thousand cores. Like the two below: more than a machine has, and far from where a
     /// sum over a worker's sessions would overflow.
@@ -72,6 +78,11 @@ pub mod bounds {
     pub const CHECKPOINTS_KEPT: u32 = 1000;
     /// Rules of one session's egress.
     pub const EGRESS_RULES: usize = 64;
+    /// Bytes of the code of one execution.
+    pub const CODE: usize = 512 << 10;
+    /// Bytes that are kept of what one execution puts out.
+    pub const EXECUTION_OUTPUT_DEFAULT: u64 = 4 << 20;
+    pub const EXECUTION_OUTPUT_MAX: u64 = 16 << 20;
     pub const PAGE_DEFAULT: u32 = 100;
     pub const PAGE_MAX: u32 = 1000;
 }
@@ -106,10 +117,12 @@ pub fn time_out(value: SystemTime) -> prost_types::Timestamp {
     value.into()
 }
 
-/// A time from the wire; one before 1970 is refused.
+/// A time from the wire; one before 1970, or after the year 9999, is refused.
 pub fn time(field: &str, value: prost_types::Timestamp) -> Result<SystemTime, Error> {
-    SystemTime::try_from(value)
-        .map_err(|_| Error::invalid(field, "is not a time").hint("a timestamp of 1970 or later"))
+    let time = SystemTime::try_from(value).ok();
+    let since = |time: &SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
+    time.filter(|time| since(time).is_some_and(|since| since < bounds::TIME_END))
+        .ok_or_else(|| Error::invalid(field, "is not a time").hint("a timestamp from 1970 to 9999"))
 }
 
 fn no_nul(field: &str, text: &str) -> Result<(), Error> {
@@ -230,6 +243,19 @@ mod tests {
         assert!(path("path", "x".repeat(256)).is_err());
         assert!(path("path", "x".repeat(255)).is_ok());
         assert!(path("path", "a\0".into()).unwrap_err().to_string().contains("NUL"));
+    }
+
+    /// Red when the two bounds are taken out: prost itself takes -5 and 2^62 seconds.
+    #[test]
+    fn a_time_is_from_1970_to_9999() {
+        let of = |seconds, nanos| time("at", prost_types::Timestamp { seconds, nanos });
+        for (seconds, nanos) in
+            [(-5, 0), (0, -1), (253_402_300_800, 0), (1 << 62, 0), (i64::MIN, 0), (i64::MAX, 0)]
+        {
+            assert!(of(seconds, nanos).is_err(), "{seconds} {nanos}");
+        }
+        assert_eq!(of(0, 0).unwrap(), SystemTime::UNIX_EPOCH);
+        assert!(of(253_402_300_799, 999_999_999).is_ok());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
     domain::{Outcome, Program, PtySize, TaskSpec, Timeout, Usage},
     error::{Error, Reason},
     ids::Epoch,
-    v1,
+    secret, v1,
 };
 
 impl TryFrom<v1::TaskSpec> for TaskSpec {
@@ -50,6 +50,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
                 None => bounds::REATTACH_GRACE,
                 Some(value) => duration("task.reattach_grace", value)?,
             },
+            secrets: secret::uses(wire.secrets)?,
         })
     }
 }
