@@ -16,5 +16,7 @@
 mod manifest;
 mod piece;
 
-pub use manifest::{Bad, ManifestParts, check_manifest, pack_manifest, unpack_manifest, unpack_root};
+pub use manifest::{
+    Bad, ManifestParts, add_piece, check_manifest, pack_manifest, unpack_manifest, unpack_root,
+};
 pub use piece::{Cut, Cutter, Digest, PIECE_MAX, open, seal};

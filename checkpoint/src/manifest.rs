@@ -6,7 +6,10 @@ use berth_proto::{
     archive::check_entry,
     v1::{self, ArchiveKind},
 };
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
 
 use crate::{Cut, Cutter, Digest, PIECE_MAX};
 
@@ -16,6 +19,10 @@ const VERSION: u32 = 1;
 const ENTRIES_MAX: usize = 2_000_000;
 /// Of one serialised manifest.
 const MANIFEST_MAX: u64 = 512 << 20;
+/// Finished tasks, and request ids, of one checkpoint. A session keeps 1,000 of the one and 10,000 of the other.
+const KEPT_MAX: usize = 10_000;
+/// Twice what a session sends of its tasks.
+const TASKS_BYTES_MAX: usize = 32 << 20;
 
 /// What can be wrong with a piece or a manifest.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +35,7 @@ pub enum Bad {
     Encoding(#[from] prost::DecodeError),
     #[error("the manifest has version {0}, and this Berth knows 1")]
     Version(u32),
-    #[error("the manifest is larger than {MANIFEST_MAX} bytes or {ENTRIES_MAX} entries")]
+    #[error("the manifest is larger than {MANIFEST_MAX} bytes, {ENTRIES_MAX} entries or {KEPT_MAX} tasks")]
     TooLarge,
     #[error("entry {index} of the manifest {what}")]
     Entry { index: usize, what: &'static str },
@@ -60,6 +67,18 @@ fn piece(cut: &Cut) -> v1::Piece {
     v1::Piece { digest: cut.digest.to_wire(), size: cut.data.len() as u32 }
 }
 
+/// Puts a piece of a serialised manifest behind those that came before it. What a root says of sizes is only a word.
+///
+/// # Errors
+/// [`Bad::TooLarge`], and nothing is added.
+pub fn add_piece(bytes: &mut Vec<u8>, piece: &[u8]) -> Result<(), Bad> {
+    if (bytes.len() + piece.len()) as u64 > MANIFEST_MAX {
+        return Err(Bad::TooLarge);
+    }
+    bytes.extend_from_slice(piece);
+    Ok(())
+}
+
 /// The pieces of the manifest that a root lists.
 pub fn unpack_root(root: &[u8]) -> Result<Vec<Digest>, Bad> {
     let root = v1::ManifestRoot::decode(root)?;
@@ -72,9 +91,65 @@ pub fn unpack_root(root: &[u8]) -> Result<Vec<Digest>, Bad> {
 
 /// The manifest that these bytes are, checked.
 pub fn unpack_manifest(bytes: &[u8]) -> Result<v1::Manifest, Bad> {
+    check_counts(bytes)?;
     let manifest = v1::Manifest::decode(bytes)?;
     check_manifest(&manifest)?;
     Ok(manifest)
+}
+
+/// Counts what a manifest lists before any of it is made: an entry with nothing in it takes two bytes here and a hundred
+/// in memory, so that a small and well-packed one could fill the memory of whoever reads it.
+fn check_counts(mut bytes: &[u8]) -> Result<(), Bad> {
+    let (mut entries, mut pieces, mut tasks, mut tasks_bytes, mut keys) =
+        (0usize, 0usize, 0usize, 0usize, 0usize);
+    let mut listed = 0usize;
+    while let Some((tag, content)) = field(&mut bytes)? {
+        match tag {
+            2 => entries += 1,
+            3 => pieces += 1,
+            5 => {
+                (tasks, tasks_bytes) = (tasks + 1, tasks_bytes + content.len());
+                listed += fields(content, &TO_SPEC)?;
+            }
+            6 => keys += 1,
+            _ => {}
+        }
+    }
+    let fits = entries <= ENTRIES_MAX && pieces <= ENTRIES_MAX && tasks.max(keys) <= KEPT_MAX;
+    let small = tasks_bytes <= TASKS_BYTES_MAX && listed <= ENTRIES_MAX;
+    if fits && small { Ok(()) } else { Err(Bad::TooLarge) }
+}
+
+/// From a kept task to what lists things: its task, that one's spec, and in it the command line.
+const TO_SPEC: [u32; 3] = [1, 4, 1];
+
+/// All fields of a message, and of those below it that `way` leads to.
+fn fields(mut bytes: &[u8], way: &[u32]) -> Result<usize, prost::DecodeError> {
+    let mut count = 0;
+    while let Some((tag, content)) = field(&mut bytes)? {
+        count += 1;
+        if let [next, rest @ ..] = way
+            && tag == *next
+        {
+            count += fields(content, rest)?;
+        }
+    }
+    Ok(count)
+}
+
+/// Takes one field off the front: its tag, and its content where that has a length.
+fn field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, prost::DecodeError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let (tag, wire) = decode_key(bytes)?;
+    let mut content = *bytes;
+    skip_field(wire, tag, bytes, DecodeContext::default())?;
+    content = &content[..content.len() - bytes.len()];
+    if wire == WireType::LengthDelimited {
+        decode_varint(&mut content)?;
+    }
+    Ok(Some((tag, content)))
 }
 
 /// Checks that a manifest can be restored without surprise: each path stays below its root and comes after its
@@ -221,6 +296,40 @@ mod tests {
         assert!(matches!(check_manifest(&short), Err(Bad::Content { files: 5, content: 0 })));
         let newer = v1::Manifest { version: 2, ..of(vec![root()]) };
         assert!(matches!(check_manifest(&newer), Err(Bad::Version(2))));
+    }
+
+    /// Red when they are counted only once they have been made. (4 MiB here; 512 of them, as a manifest may have, would
+    /// become 24 GiB.)
+    #[test]
+    fn a_small_manifest_does_not_become_a_large_one_in_memory() {
+        for field in [2, 3, 5, 6] {
+            let many = [(field << 3) | 2, 0].repeat(ENTRIES_MAX + 1);
+            assert!(matches!(unpack_manifest(&many), Err(Bad::TooLarge)), "field {field}");
+        }
+        let task = v1::KeptTask { stdout_tail: vec![0; 33 << 20].into(), ..Default::default() };
+        let manifest = v1::Manifest { tasks: vec![task], ..of(vec![root()]) };
+        assert!(matches!(unpack_manifest(&manifest.encode_to_vec()), Err(Bad::TooLarge)));
+        // And what a task lists, too: arguments of its command line, and secrets.
+        let message = |field: u8, content: &[u8]| {
+            let mut bytes = vec![(field << 3) | 2];
+            prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+            [&bytes, content].concat()
+        };
+        let nothing = |field: u8| [(field << 3) | 2, 0].repeat(ENTRIES_MAX + 1);
+        for spec in [message(1, &nothing(1)), nothing(13)] {
+            let manifest = message(5, &message(1, &message(4, &spec)));
+            assert!(matches!(unpack_manifest(&manifest), Err(Bad::TooLarge)));
+        }
+        assert!(matches!(unpack_manifest(&[0x12, 0x05, 0]), Err(Bad::Encoding(_))), "cut off");
+    }
+
+    /// Red when only what the root says is added up.
+    #[test]
+    fn pieces_are_not_put_together_beyond_what_a_manifest_may_have() {
+        let mut bytes = vec![0; MANIFEST_MAX as usize - 3];
+        assert!(add_piece(&mut bytes, b"abcd").is_err());
+        assert!(add_piece(&mut bytes, b"abc").is_ok() && add_piece(&mut bytes, b"a").is_err());
+        assert_eq!(bytes.len() as u64, MANIFEST_MAX);
     }
 
     proptest::proptest! {
