@@ -136,7 +136,8 @@ pub async fn import(
     }
     let (sink, mut parts) = mpsc::channel::<Part>(AHEAD);
     let roots = files.roots();
-    let making = files.run(move |gone| import::import(&roots, || parts.blocking_recv(), gone));
+    let largest = files.largest();
+    let making = files.run(move |gone| import::import(&roots, largest, || parts.blocking_recv(), gone));
     let feeding = async {
         loop {
             match stream.message().await {

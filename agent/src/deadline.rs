@@ -43,7 +43,8 @@ impl Activity {
         Busy(self.clone())
     }
 
-    fn touch(&self) {
+    /// Something happens at this moment: an idle time begins anew.
+    pub fn touch(&self) {
         *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = boot_now();
     }
 

@@ -45,8 +45,7 @@ impl Door {
 
     /// Opens it unless it is open, and says what tasks need to know of it.
     pub async fn open(&self) -> io::Result<Labels> {
-        let known = self.lock().as_ref().map(|open| open.port);
-        if let Some(port) = known {
+        if let Some(port) = self.port() {
             return Ok(variables(port));
         }
         let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await {
@@ -61,6 +60,11 @@ impl Door {
         info!(port, "the door is open");
         *self.lock() = Some(Open { port, _stop: stop.drop_guard() });
         Ok(variables(port))
+    }
+
+    /// Where it is, while it is open.
+    pub fn port(&self) -> Option<u16> {
+        self.lock().as_ref().map(|open| open.port)
     }
 
     pub fn close(&self) {

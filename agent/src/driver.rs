@@ -3,6 +3,7 @@
 //! only then says how it ended.
 
 use std::{
+    collections::BTreeMap,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -12,8 +13,9 @@ use berth_proto::{
     Code, Reason, TaskId,
     convert::{duration_out, time_out},
     domain::{Outcome, PtySize, TaskSpec},
-    v1,
+    secret, v1,
 };
+use bytes::Bytes;
 use nix::sys::signal::Signal;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -27,6 +29,7 @@ use crate::{
     clock::TaskClock,
     outcome::{self, Cause, Facts},
     output::Meter,
+    secrets::{Held, SecretFiles},
     spawner::{Spawner, StartError, Started},
     spool::{Budget, Spool},
     streams::Streams,
@@ -37,7 +40,7 @@ use crate::{
 /// Between TERM and KILL when nobody said how long: a timeout shall be reported soon.
 const SHORT_GRACE: Duration = Duration::from_millis(500);
 /// What was killed is gone by then, or never will be (a process stuck in the kernel).
-const KILL_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// For a pump to hand over what it has. It waits for nothing but a terminal (1 s) and the disk.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,8 @@ pub struct Plan {
     /// Resolved: `None` is no timeout.
     pub timeout: Option<Duration>,
     pub pty_size: Option<PtySize>,
+    /// Secrets that it is given as files.
+    pub secret_files: BTreeMap<String, Bytes>,
 }
 
 /// What drivers share.
@@ -61,6 +66,7 @@ pub struct Shared {
     pub spool_dir: std::path::PathBuf,
     /// Opens terminals as the task's user.
     pub files: Arc<crate::files::Files>,
+    pub secrets: Arc<SecretFiles>,
     pub null: OwnedFd,
 }
 
@@ -93,13 +99,13 @@ impl Driver {
     /// where it is not known whether it ran, it is done with `SandboxFailed`.
     pub async fn start(self) -> Result<Running, ()> {
         match self.launch().await {
-            Ok((started, drains)) => {
+            Ok((started, drains, secrets)) => {
                 let group = Arc::new(match started.spawned.group {
                     Some(number) => Group::Cgroup { cgroups: self.shared.cgroups.clone(), number },
                     None => Group::Below { guard: started.spawned.guard.unwrap_or(started.spawned.pid) },
                 });
                 self.task.running(started.spawned.pid as u32, started.number, group.clone());
-                Ok(Running { driver: self, started, drains, group, began: Instant::now() })
+                Ok(Running { driver: self, started, drains, group, secrets, began: Instant::now() })
             }
             Err(NotStarted::Refused(refusal)) => {
                 self.task.set(Phase::Refused(refusal));
@@ -117,7 +123,7 @@ impl Driver {
         }
     }
 
-    async fn launch(&self) -> Result<(Started, Drains), NotStarted> {
+    async fn launch(&self) -> Result<(Started, Drains, Held), NotStarted> {
         let plan = &self.plan;
         let internal = |error: &dyn std::fmt::Display| {
             error!(%error, "a task could not be started");
@@ -127,6 +133,13 @@ impl Driver {
                 "the task could not be started: see the sandbox's log".to_owned(),
             ))
         };
+        let secrets = self.shared.secrets.put(&plan.secret_files).map_err(|error| {
+            if error.kind() != std::io::ErrorKind::StorageFull {
+                return internal(&error);
+            }
+            let text = format!("{} is full: the tasks that run have too many secrets", secret::DIR);
+            NotStarted::Refused(Refusal::new(Code::ResourceExhausted, Reason::DiskFull, text))
+        })?;
         let streams = Streams::open(&self.shared, plan).await.map_err(|e| internal(&e))?;
         let started = self.shared.spawner.spawn(&plan.spawn, &streams.theirs, &self.shared.clock).await;
         drop(streams.theirs);
@@ -166,7 +179,7 @@ impl Driver {
             berth_proto::spawn::spawn("pump", pump.run(tell));
             drains.waits.push(drained);
         }
-        Ok((started, drains))
+        Ok((started, drains, secrets))
     }
 }
 
@@ -189,6 +202,7 @@ pub struct Running {
     started: Started,
     drains: Drains,
     group: Arc<Group>,
+    secrets: Held,
     began: Instant,
 }
 
@@ -228,6 +242,8 @@ impl Running {
             usage: Some(outcome::usage(counters, exited).into()),
         };
         task.set_terminal(None);
+        // Who is told of the end finds them gone.
+        drop(self.secrets);
         task.set(Phase::Done(end));
         task.done.cancel();
         task.stdin.drop_sink().await;
@@ -282,24 +298,15 @@ impl Running {
 
     /// KILL until nothing is left. False: something could not be killed.
     async fn kill_all(&self) -> bool {
-        let deadline = Instant::now() + KILL_DEADLINE;
-        let mut pause = Duration::from_micros(250);
-        while !self.group.is_empty() {
-            if Instant::now() >= deadline {
-                error!(task = %self.driver.task.id, pids = ?self.group.pids(), "processes can't be killed");
-                return false;
-            }
-            self.kill_once().await;
-            // A killed process is gone within a millisecond or so; then it gets rarer.
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
+        let dead = kill_all(&self.group).await;
+        if !dead {
+            error!(task = %self.driver.task.id, pids = ?self.group.pids(), "processes can't be killed");
         }
-        true
+        dead
     }
 
     async fn kill_once(&self) {
-        let group = self.group.clone();
-        let _ = tokio::task::spawn_blocking(move || group.kill()).await;
+        kill_once(&self.group).await;
     }
 
     async fn drain(&mut self) {
@@ -311,4 +318,25 @@ impl Running {
             warn!(task = %self.driver.task.id, "the last output could not be taken in time");
         }
     }
+}
+
+/// KILL until nothing is left. False: something could not be killed.
+pub(crate) async fn kill_all(group: &Arc<Group>) -> bool {
+    let deadline = Instant::now() + KILL_DEADLINE;
+    let mut pause = Duration::from_micros(250);
+    while !group.is_empty() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        kill_once(group).await;
+        // A killed process is gone within a millisecond or so; then it gets rarer.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    true
+}
+
+async fn kill_once(group: &Arc<Group>) {
+    let group = group.clone();
+    let _ = tokio::task::spawn_blocking(move || group.kill()).await;
 }

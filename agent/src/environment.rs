@@ -29,7 +29,7 @@ impl Environment {
         }
     }
 
-    fn variables(&self, session: &Labels, spec: &TaskSpec) -> Labels {
+    fn variables(&self, session: &Labels, spec: &TaskSpec, secrets: &Labels) -> Labels {
         let mut env: Labels = [
             ("PATH", TASK_PATH),
             ("HOME", &self.home),
@@ -43,13 +43,15 @@ impl Environment {
         if spec.pty.is_some() {
             env.insert("TERM".to_owned(), "xterm-256color".to_owned());
         }
-        env.extend(session.iter().chain(&spec.env).map(|(name, value)| (name.clone(), value.clone())));
+        env.extend(
+            session.iter().chain(&spec.env).chain(secrets).map(|(name, value)| (name.clone(), value.clone())),
+        );
         env
     }
 
     /// The whole of what a task's first process needs.
-    pub fn spawn(&self, session: &Labels, spec: &TaskSpec) -> Spawn {
-        let env = self.variables(session, spec);
+    pub fn spawn(&self, session: &Labels, spec: &TaskSpec, secrets: &Labels) -> Spawn {
+        let env = self.variables(session, spec, secrets);
         let argv = match &spec.program {
             Program::Argv(args) => args.clone(),
             Program::Shell(line) => vec![self.shell.to_owned(), "-c".to_owned(), line.clone()],
@@ -85,19 +87,20 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_listed_and_the_task_goes_last() {
+    fn only_what_is_listed_and_secrets_go_last() {
         let session =
             Labels::from([("A".to_owned(), "session".to_owned()), ("B".to_owned(), "b".to_owned())]);
         let spec = spec(v1::TaskSpec {
             env: [("A".to_owned(), "task".to_owned()), ("HOME".to_owned(), "/mine".to_owned())].into(),
             ..Default::default()
         });
-        let spawn = environment().spawn(&session, &spec);
+        let secrets = Labels::from([("B".to_owned(), "secret".to_owned())]);
+        let spawn = environment().spawn(&session, &spec, &secrets);
         assert_eq!(
             text(&spawn.env),
             [
                 "A=task",
-                "B=b",
+                "B=secret",
                 "HOME=/mine",
                 "LANG=C.UTF-8",
                 "LOGNAME=user",
@@ -114,7 +117,7 @@ mod tests {
     fn the_directory_is_below_the_workspace_or_absolute() {
         let of = |cwd: &str| {
             let spec = spec(v1::TaskSpec { cwd: cwd.into(), ..Default::default() });
-            String::from_utf8(environment().spawn(&Labels::new(), &spec).cwd).unwrap()
+            String::from_utf8(environment().spawn(&Labels::new(), &spec, &Labels::new()).cwd).unwrap()
         };
         assert_eq!(of("/abs"), "/abs");
         assert_eq!(of("a/b"), "/w/a/b");

@@ -74,6 +74,7 @@ impl Tasks {
         let running: Vec<_> = {
             let mut table = lock(&self.table);
             table.ending = true;
+            self.contexts_end.cancel();
             table.running.keys().filter_map(|id| table.tasks.get(id).cloned()).collect()
         };
         for task in running {
@@ -93,14 +94,18 @@ impl Tasks {
         if tokio::time::timeout(grace + END_DEADLINE, all).await.is_err() {
             warn!("some tasks did not end");
         }
-        let (leftovers, cgroups) = (lock(&self.table).leftovers.clone(), self.shared.cgroups.clone());
+        let (leftovers, cgroups) = {
+            let table = lock(&self.table);
+            let groups: Vec<_> = table.leftovers.iter().chain(&table.contexts).cloned().collect();
+            (groups, self.shared.cgroups.clone())
+        };
         let kill = move || {
             for group in leftovers {
                 group.kill();
             }
             cgroup::kill_everything(&cgroups);
         };
-        let _ = tokio::task::spawn_blocking(kill).await;
+        let _ = self.freezer.hand.run(kill).await;
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::landlock::RulesetCreated;
 use berth_proto::agent_config::AgentConfig;
 use nix::{
     errno::Errno,
@@ -23,7 +24,7 @@ use nix::{
         prctl,
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
-        socket::{MsgFlags, recv},
+        socket::{MsgFlags, Shutdown, recv, shutdown},
     },
     unistd::{Pid, getpid},
 };
@@ -33,7 +34,7 @@ use std::os::fd::AsRawFd;
 use tracing::{error, info, warn};
 
 use crate::{
-    cgroup,
+    cgroup, landlock,
     launch::{self, Launch},
     sys::{self, Forked, Reaped},
     wire::{self, Event, Exited, Failed, Spawned, Stage, Terminate},
@@ -80,10 +81,16 @@ struct Init<'a> {
 
 /// Runs until the server ends or a signal ends both. Returns the exit code.
 ///
-/// Takes on the tasks' system call filter itself: its children inherit it.
-pub fn run(config: &AgentConfig, filter: Option<&BpfProgram>, server: OwnedFd, server_pid: Pid) -> i32 {
-    if let Err(error) = confine(filter) {
-        error!(%error, "the tasks' system call filter could not be loaded");
+/// Takes on the tasks' system call filter and their landlock rules itself: its children inherit both.
+pub fn run(
+    config: &AgentConfig,
+    filter: Option<&BpfProgram>,
+    lock: Option<RulesetCreated>,
+    server: OwnedFd,
+    server_pid: Pid,
+) -> i32 {
+    if let Err(error) = confine(filter, lock) {
+        error!(%error, "the tasks' confinement could not be taken on");
         let _ = kill(server_pid, Signal::SIGKILL);
         return 1;
     }
@@ -114,8 +121,11 @@ pub fn run(config: &AgentConfig, filter: Option<&BpfProgram>, server: OwnedFd, s
 }
 
 /// For init and all that it ever forks. Init needs nothing that a task may not do.
-fn confine(filter: Option<&BpfProgram>) -> Result<(), String> {
+fn confine(filter: Option<&BpfProgram>, lock: Option<RulesetCreated>) -> Result<(), String> {
     prctl::set_no_new_privs().map_err(|e| format!("PR_SET_NO_NEW_PRIVS: {e}"))?;
+    if let Some(lock) = lock {
+        landlock::enter(lock)?;
+    }
     match filter {
         Some(filter) => seccompiler::apply_filter(filter).map_err(|e| e.to_string()),
         None => Ok(()),
@@ -271,7 +281,14 @@ impl Init<'_> {
         self.next_group += 1;
         let group = (!guard).then_some(number);
         let user = &self.config.user;
-        let launch = Launch { uid: user.uid, gid: user.gid, cgroups, number, guard };
+        let launch = Launch {
+            uid: user.uid,
+            gid: user.gid,
+            cgroups,
+            number,
+            guard,
+            file_bytes: self.config.file_bytes,
+        };
         let (mine, theirs) = wire::pair().map_err(|e| (Stage::Fork, e))?;
         match sys::fork() {
             Ok(Forked::Child) => launch::run(&launch, theirs),
@@ -411,6 +428,8 @@ impl Init<'_> {
     }
 
     fn kill_everything(&mut self) {
+        // The server is outside of our landlock domain, where no signal of ours goes: this it hears, and ends.
+        let _ = shutdown(self.server.as_raw_fd(), Shutdown::Both);
         cgroup::kill_everything(&self.config.cgroups);
         if getpid().as_raw() == 1 {
             let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);

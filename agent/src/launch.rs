@@ -1,8 +1,8 @@
 //! A task's first process, from init's fork to the task's program.
 //!
 //! Init keeps one or two of these **parked**: forked, in a cgroup of their own, in their own
-//! session, waiting for a spawn. no_new_privs and the seccomp filter they have from init
-//! (loading it took 1 ms of kernel time for each). A start then costs a packet, a few system calls and the exec. The reason is measured:
+//! session, waiting for a spawn. no_new_privs, the landlock rules and the seccomp filter they have from init
+//! (loading the filter took 1 ms of kernel time for each). A start then costs a packet, a few system calls and the exec. The reason is measured:
 //! joining a cgroup waits for an RCU grace period when nobody has joined one lately,
 //! which made one start in ten take 12 to 22 ms.
 //!
@@ -22,10 +22,10 @@ use std::{
 use berth_proto::agent_config::Cgroups;
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{AT_FDCWD, OFlag, ResolveFlag},
     sys::{
         prctl,
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal},
     },
     unistd::{self, Gid, Pid, Uid},
@@ -33,6 +33,7 @@ use nix::{
 
 use crate::{
     cgroup,
+    openat::{How, openat2},
     sys::{self, Forked},
     wire::{self, Event, Exited, Failed, Spawn, Spawned, Stage},
 };
@@ -49,6 +50,8 @@ pub struct Launch<'a> {
     pub number: u64,
     /// Stay as a subreaper above the task.
     pub guard: bool,
+    /// The largest that a file may say it is.
+    pub file_bytes: Option<u64>,
 }
 
 /// Runs in the child of init's fork; never returns.
@@ -81,9 +84,27 @@ fn prepare(launch: &Launch<'_>, socket: &OwnedFd) -> Result<(), Failure> {
     let core = if weakened!("loose-limits") { 1 << 20 } else { 0 };
     setrlimit(Resource::RLIMIT_CORE, core, core).map_err(at(Stage::Prepare))?;
     sys::default_signals();
+    if let Some(most) = launch.file_bytes
+        && !weakened!("loose-limits")
+    {
+        bound_files(most).map_err(at(Stage::Prepare))?;
+    }
     if launch.guard {
         prctl::set_child_subreaper(true).map_err(at(Stage::Prepare))?;
     }
+    Ok(())
+}
+
+/// No file of a task's is larger than this, holes included: what has no bound in blocks (a file of 1 TiB without any)
+/// would still be read, packed and searched byte by byte by whoever comes after.
+///
+/// SIGXFSZ stays ignored: the call fails with EFBIG, which programs tell ("File too large"), and only it. By default
+/// the signal would kill them, and the task's end would say no more than a number.
+fn bound_files(most: u64) -> nix::Result<()> {
+    let (_, given) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    let most = most.min(given);
+    setrlimit(Resource::RLIMIT_FSIZE, most, most)?;
+    sys::ignore_signal(Signal::SIGXFSZ);
     Ok(())
 }
 
@@ -129,14 +150,15 @@ fn enter(launch: &Launch<'_>, keep: &OwnedFd, spawn: &Spawn, fds: &[OwnedFd]) ->
     let program = Exec::new(spawn).ok_or(bad)?;
     drop_privileges(launch)?;
     // As the user: the kernel decides. No magic links: /proc/self/fd/N could lead out.
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
+    let how = How::new(
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
         if weakened!("magic-links") { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_MAGICLINKS },
     );
     let cwd = openat2(AT_FDCWD, &spawn.cwd[..], how).map_err(at(Stage::Cwd))?;
     unistd::fchdir(&cwd).map_err(at(Stage::Cwd))?;
     SigSet::empty().thread_set_mask().map_err(at(Stage::Prepare))?;
     if weakened!("leaked-directory") {
-        std::mem::forget(openat2(AT_FDCWD, c"/", OpenHow::new().flags(OFlag::O_PATH)));
+        std::mem::forget(openat2(AT_FDCWD, c"/", How::new(OFlag::O_PATH, ResolveFlag::empty())));
     }
     if weakened!("leaked-socket") {
         let _ = nix::fcntl::fcntl(keep, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()));

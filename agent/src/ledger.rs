@@ -3,7 +3,7 @@
 //!
 //! One line a key, one write a line, no fsync: the file outlives the agent's process,
 //! which is what can die; the machine's death takes the session with it anyway. A torn
-//! last line is dropped, loudly. Bounded: the oldest keys are forgotten.
+//! last line, or one that can't be read, is dropped, loudly. Bounded: the oldest keys are forgotten.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -60,22 +60,23 @@ impl Ledger {
     /// Opens the ledger in a directory, with the keys that an earlier process left.
     pub fn open(dir: &Path) -> io::Result<Self> {
         let path = dir.join("ledger");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
         let mut ledger = Self { path, file, lines: 0, entries: HashMap::new(), order: VecDeque::new() };
-        for line in text.split_inclusive('\n') {
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             ledger.lines += 1;
-            match (line.strip_suffix('\n'), parse(line.trim_end())) {
-                (Some(_), Some((key, Some(entry)))) => ledger.remember(key, entry),
-                (Some(_), Some((key, None))) => ledger.forget(&key),
-                _ => tracing::warn!("a torn line of the ledger is dropped"),
+            let line = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
+            match line.and_then(parse) {
+                Some((key, Some(entry))) => ledger.remember(key, entry),
+                Some((key, None)) => ledger.forget(&key),
+                None => tracing::warn!("a torn or damaged line of the ledger is dropped"),
             }
         }
-        if !text.is_empty() && !text.ends_with('\n') {
+        if bytes.last().is_some_and(|last| *last != b'\n') {
             ledger.rewrite()?;
         }
         Ok(ledger)
@@ -247,6 +248,24 @@ mod tests {
         drop(ledger);
         let ledger = Ledger::open(&dir.0).unwrap();
         assert!(ledger.get("a").is_some() && ledger.get("c").is_some());
+    }
+
+    /// Red when the file is read as one text: then one bad byte keeps the agent from starting.
+    #[test]
+    fn a_line_that_is_no_text_is_dropped_and_the_rest_kept() {
+        let dir = Dir::new();
+        let mut ledger = Ledger::open(&dir.0).unwrap();
+        for key in ["a", "b", "c"] {
+            ledger.record(key, BodyHash::of(&spec(key)), TaskId::new()).unwrap();
+        }
+        drop(ledger);
+        let path = dir.0.join("ledger");
+        let mut bytes = fs::read(&path).unwrap();
+        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        bytes[second + 10] = 0xff;
+        fs::write(&path, &bytes).unwrap();
+        let ledger = Ledger::open(&dir.0).unwrap();
+        assert!(ledger.get("a").is_some() && ledger.get("b").is_none() && ledger.get("c").is_some());
     }
 
     #[test]

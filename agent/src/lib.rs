@@ -11,7 +11,8 @@
 //! ```
 //!
 //! In the order of reading: [`launch`] (a task's first process), [`task`] and
-//! [`driver`] (its life), [`tasks`] (all of them), [`spool`] and [`watch`] (output), [`files`] (the user's files).
+//! [`driver`] (its life), [`tasks`] (all of them), [`spool`] and [`watch`] (output), [`files`] (the user's files),
+//! [`ports`] (connections to the user's servers), [`interpreter`] (Python that remembers).
 
 #[macro_use]
 pub mod weaken;
@@ -28,14 +29,21 @@ pub mod filter;
 pub mod freezer;
 pub mod housekeeping;
 pub mod init;
+pub mod interpreter;
+pub mod landlock;
 pub mod launch;
 pub mod ledger;
 pub mod lockdown;
+pub mod openat;
 pub mod outcome;
 pub mod output;
+pub mod ports;
+pub mod secrets;
 pub mod server;
 pub mod service_agent;
 pub mod service_file;
+pub mod service_interpreter;
+pub mod service_port;
 pub mod service_task;
 pub mod spawner;
 pub mod spool;
@@ -76,7 +84,11 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn start(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
     let config = read_config(&config_path(arguments)?)?;
-    let protections = lockdown::apply(&config)?;
+    let mut protections = lockdown::apply(&config)?;
+    let locks = landlock::locks(&config)?;
+    if locks.tasks.is_some() {
+        protections.push("landlock".to_owned());
+    }
     let filter = match config.seccomp {
         true => Some(filter::build().map_err(|e| format!("the system call filter: {e}"))?),
         false => None,
@@ -85,16 +97,16 @@ fn start(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
     match sys::fork().map_err(|e| format!("fork: {e}"))? {
         sys::Forked::Child => {
             drop(of_init);
-            if weakened!("killable-agent") {
+            if weakened!("killable-agent-without-landlock") {
                 let _ = nix::unistd::setresuid(0.into(), 0.into(), config.user.uid.into());
             }
-            let code = server::run(config, of_server, protections);
+            let code = server::run(config, of_server, protections, locks.files);
             // No destructors: threads that hang in the kernel must not matter.
             sys::exit(code)
         }
         sys::Forked::Parent(server) => {
             drop(of_server);
-            Ok(init::run(&config, filter.as_ref(), of_init, server))
+            Ok(init::run(&config, filter.as_ref(), locks.tasks, of_init, server))
         }
     }
 }

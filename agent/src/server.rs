@@ -13,12 +13,15 @@ use std::{
     time::Duration,
 };
 
+use ::landlock::RulesetCreated;
 use berth_proto::{
     agent_config::{AgentConfig, SOCKET_NAME},
+    secret,
     spawn::{spawn, spawn_fallible},
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
     v1::{
         agent_service_server::AgentServiceServer, file_service_server::FileServiceServer,
+        interpreter_service_server::InterpreterServiceServer, port_service_server::PortServiceServer,
         task_service_server::TaskServiceServer,
     },
 };
@@ -42,11 +45,16 @@ use crate::{
     door::Door,
     driver::Shared,
     environment::Environment,
-    files::Files,
+    files::{Files, watch::Watcher},
+    interpreter::Contexts,
     ledger::Ledger,
     lockdown::{self, Protections},
+    ports::Ports,
+    secrets::SecretFiles,
     service_agent::{self, AgentApi},
     service_file::FileApi,
+    service_interpreter::InterpreterApi,
+    service_port::PortApi,
     service_task::TaskApi,
     spawner::Spawner,
     spool::Budget,
@@ -61,7 +69,12 @@ const TERMINATE_GRACE: Duration = Duration::from_secs(2);
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Runs the server until its end. Returns the exit code.
-pub fn run(config: AgentConfig, init: OwnedFd, protections: Protections) -> i32 {
+pub fn run(
+    config: AgentConfig,
+    init: OwnedFd,
+    protections: Protections,
+    lock: Option<RulesetCreated>,
+) -> i32 {
     // Without init there is nothing that it could do.
     if let Err(error) = prctl::set_pdeathsig(Signal::SIGKILL) {
         error!(%error, "PR_SET_PDEATHSIG");
@@ -83,7 +96,7 @@ pub fn run(config: AgentConfig, init: OwnedFd, protections: Protections) -> i32 
             return 1;
         }
     };
-    let result = runtime.block_on(serve(config, init, protections));
+    let result = runtime.block_on(serve(config, init, protections, lock));
     // A file operation that hangs must not keep the sandbox alive.
     runtime.shutdown_background();
     match result {
@@ -99,10 +112,14 @@ async fn serve(
     config: AgentConfig,
     init: OwnedFd,
     protections: Protections,
+    lock: Option<RulesetCreated>,
 ) -> Result<(), Box<dyn StdError>> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.spool_dir)?;
     let spawner = Arc::new(Spawner::new(init)?);
-    let files = Arc::new(Files::start(&config.user, config.workspace.clone())?);
+    let (ending, stop) = (CancellationToken::new(), CancellationToken::new());
+    let watch_lock = lock.as_ref().map(RulesetCreated::try_clone).transpose()?;
+    let watcher = Watcher::start(&config, watch_lock, ending.clone())?;
+    let files = Arc::new(Files::start(&config, lock)?);
     lockdown::only_kill()?;
     let deadlines = Arc::new(Deadlines::new());
     let shared = Arc::new(Shared {
@@ -112,46 +129,62 @@ async fn serve(
         cgroups: config.cgroups.clone(),
         spool_dir: config.spool_dir.clone(),
         files: files.clone(),
+        secrets: SecretFiles::new(secret::DIR),
         null: open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?,
     });
     let ledger = Ledger::open(&config.spool_dir)?;
-    let tasks = Tasks::new(shared, Environment::new(&config), ledger, deadlines.activity.clone());
+    let tasks = Tasks::new(shared, Environment::new(&config), ledger, deadlines.activity.clone())?;
     let listener = bind(&config.run_dir)?;
     // The directory keeps everybody else out; its group is the worker's where the worker is not root.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
     fs::set_permissions(config.run_dir.join(SOCKET_NAME), mode)?;
     info!(backend = config.backend, protections = protections.join(","), "ready");
 
-    let stop = CancellationToken::new();
     let listening = spawner.clone();
     spawn("hear init", async move { listening.listen().await });
     spawn("keep under cap", tasks.clone().keep_under_cap());
-    spawn_fallible("deadlines", service_agent::expire(tasks.clone(), deadlines.clone(), stop.clone()));
-    let (ending, stopping) = (tasks.clone(), stop.clone());
+    let expire = service_agent::expire(tasks.clone(), deadlines.clone(), ending.clone(), stop.clone());
+    spawn_fallible("deadlines", expire);
+    let (last, begins, stopping) = (tasks.clone(), ending.clone(), stop.clone());
     spawn("terminate", async move {
         spawner.terminate.cancelled().await;
-        ending.end_all(TERMINATE_GRACE).await;
+        begins.cancel();
+        last.end_all(TERMINATE_GRACE).await;
         stopping.cancel();
     });
 
+    let door = Arc::new(Door::new(&config.run_dir));
+    let ports = Ports::new(door.clone(), deadlines.activity.clone(), ending.clone());
     let agent = AgentApi {
         tasks: tasks.clone(),
         files: files.clone(),
         deadlines,
         protections,
-        door: Door::new(&config.run_dir),
+        door,
+        ending,
         stop: stop.clone(),
     };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<TaskServiceServer<TaskApi>>().await;
     health.set_serving::<FileServiceServer<FileApi>>().await;
+    health.set_serving::<PortServiceServer<PortApi>>().await;
+    health.set_serving::<InterpreterServiceServer<InterpreterApi>>().await;
     health.set_serving::<AgentServiceServer<AgentApi>>().await;
+    let contexts = Contexts::new(tasks.clone());
     let serving = transport::server(DATA_STREAMS)
         .add_service(
             TaskServiceServer::new(TaskApi { tasks: tasks.clone() }).max_decoding_message_size(MESSAGE_LIMIT),
         )
         .add_service(
-            FileServiceServer::new(FileApi { tasks, files }).max_decoding_message_size(MESSAGE_LIMIT),
+            FileServiceServer::new(FileApi { tasks: tasks.clone(), files, watcher })
+                .max_decoding_message_size(MESSAGE_LIMIT),
+        )
+        .add_service(
+            PortServiceServer::new(PortApi { tasks, ports }).max_decoding_message_size(MESSAGE_LIMIT),
+        )
+        .add_service(
+            InterpreterServiceServer::new(InterpreterApi { contexts })
+                .max_decoding_message_size(MESSAGE_LIMIT),
         )
         .add_service(AgentServiceServer::new(agent).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(health_service)

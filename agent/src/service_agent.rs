@@ -35,7 +35,9 @@ pub struct AgentApi {
     pub files: Arc<Files>,
     pub deadlines: Arc<Deadlines>,
     pub protections: Protections,
-    pub door: Door,
+    pub door: Arc<Door>,
+    /// Cancelled when the session ends, before its tasks do: what is cut then must not look as if a task had ended it.
+    pub ending: CancellationToken,
     /// Cancelled to end the server.
     pub stop: CancellationToken,
 }
@@ -52,6 +54,7 @@ impl AgentApi {
     /// Moves the fence, and lets the tasks go on if it is ahead of them now. Whether they stood.
     async fn put_off(&self, fence: Duration) -> Result<bool, Error> {
         // Moved before it is taken down: it must not be passed in between.
+        self.tasks.fence_at(fence).await?;
         self.deadlines.set_fence(Some(fence));
         if fence > boot_now() { self.tasks.fence(false).await } else { Ok(false) }
     }
@@ -100,7 +103,7 @@ impl AgentService for AgentApi {
     }
 
     async fn watch(&self, _: Request<v1::WatchAgentRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (running, events) = self.tasks.watch();
+        let (running, busy, events) = self.tasks.watch();
         // One that still starts is told when it has.
         let running: Vec<_> = running
             .into_iter()
@@ -133,7 +136,9 @@ impl AgentService for AgentApi {
                 }
             },
         );
-        Ok(Response::new(Box::pin(futures::stream::iter(running).chain(later))))
+        let executing = wire(Event::Executing(v1::agent_event::Executing { busy }));
+        let now = running.into_iter().chain([executing]);
+        Ok(Response::new(Box::pin(futures::stream::iter(now).chain(later))))
     }
 
     async fn freeze(
@@ -179,6 +184,7 @@ impl AgentService for AgentApi {
     ) -> Result<Response<v1::ShutdownResponse>, Status> {
         let grace = convert::grace(request.into_inner().grace)?;
         info!("shut down by the worker");
+        self.ending.cancel();
         self.tasks.end_all(grace).await;
         // The server ends gracefully: this answer still goes out.
         self.stop.cancel();
@@ -206,6 +212,7 @@ fn wire(event: Event) -> Result<v1::AgentEvent, Status> {
 pub async fn expire(
     tasks: Arc<Tasks>,
     deadlines: Arc<Deadlines>,
+    ending: CancellationToken,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let expiry = loop {
@@ -222,6 +229,7 @@ pub async fn expire(
         }
     };
     info!(?expiry, "the session's deadline passed");
+    ending.cancel();
     tasks.end_all(EXPIRY_GRACE).await;
     tasks.publish(Event::Expired(v1::agent_event::Expired { idle: expiry == Expiry::Idle }));
     tokio::time::sleep(LAST_WORDS).await;

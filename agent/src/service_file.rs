@@ -19,6 +19,7 @@ use crate::{
         read::{self, Reading},
         remove,
         tree::{self, Named},
+        watch::{Wanted, Watcher},
         write::{self, Target},
     },
     tasks::Tasks,
@@ -28,8 +29,10 @@ use crate::{
 pub struct FileApi {
     pub tasks: Arc<Tasks>,
     pub files: Arc<Files>,
+    pub watcher: Watcher,
 }
 
+type Changes = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::ReadResponse, Status>> + Send>>;
 
 impl FileApi {
@@ -81,6 +84,7 @@ async fn next_chunk(mut state: ReadState) -> Option<(Result<v1::ReadResponse, St
 #[tonic::async_trait]
 impl FileService for FileApi {
     type ReadStream = Chunks;
+    type WatchStream = Changes;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Chunks>, Status> {
         let v1::ReadRequest { session_id, path, offset, length } = request.into_inner();
@@ -195,5 +199,13 @@ impl FileService for FileApi {
             _ => error,
         })?;
         Ok(Response::new(v1::RemoveResponse {}))
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Changes>, Status> {
+        let v1::WatchRequest { session_id, path, recursive, include_entry } = request.into_inner();
+        let busy = self.enter(&session_id)?;
+        let Named { absolute, shown } = self.named("path", path)?;
+        let wanted = Wanted { absolute, shown, recursive, include_entry };
+        Ok(Response::new(Box::pin(self.watcher.watch(wanted, busy).await?)))
     }
 }

@@ -59,8 +59,8 @@ impl TaskService for TaskApi {
     type WatchTaskStream = Events;
 
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<Events>, Status> {
-        let v1::RunRequest { session_id, task, request_id, if_epoch } = request.into_inner();
-        let task = self.tasks.start(&session_id, task, request_id, if_epoch).await?;
+        let v1::RunRequest { session_id, task, request_id, if_epoch, secrets } = request.into_inner();
+        let task = self.tasks.start(&session_id, task, request_id, if_epoch, secrets).await?;
         // A second Run with the same key may come when the beginning is no longer kept. From
         // there on nothing may be left out.
         let range =
@@ -70,8 +70,8 @@ impl TaskService for TaskApi {
 
     async fn start_task(&self, request: Request<v1::StartTaskRequest>) -> Result<Response<v1::Task>, Status> {
         let _busy = self.tasks.busy();
-        let v1::StartTaskRequest { session_id, task, request_id, if_epoch } = request.into_inner();
-        let task = self.tasks.start(&session_id, task, request_id, if_epoch).await?;
+        let v1::StartTaskRequest { session_id, task, request_id, if_epoch, secrets } = request.into_inner();
+        let task = self.tasks.start(&session_id, task, request_id, if_epoch, secrets).await?;
         Ok(Response::new(task.to_wire()))
     }
 

@@ -81,7 +81,7 @@ impl Streams {
 }
 
 /// A pipe from the task to us.
-fn source() -> io::Result<(Arc<AsyncFd<OwnedFd>>, OwnedFd)> {
+pub(crate) fn source() -> io::Result<(Arc<AsyncFd<OwnedFd>>, OwnedFd)> {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
     set_nonblocking(&ours)?;
     Ok((Arc::new(sys::watch(ours, Interest::READABLE)?), theirs))

@@ -15,7 +15,10 @@ use berth_proto::domain::PtySize;
 use nix::{
     cmsg_space,
     errno::Errno,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    sys::{
+        signal::Signal,
+        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    },
     unistd::Pid,
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -132,16 +135,19 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Beyond any descriptor. (gVisor takes no larger number for one.)
+const LAST: u32 = i32::MAX as u32;
+
 /// Closes all descriptors from 3 on that this process inherited. Before anything is opened.
 pub fn close_inherited() -> io::Result<()> {
-    close_range(3, u32::MAX)
+    close_range(3, LAST)
 }
 
 /// Closes all descriptors from 3 on but one. Only in a process that will exec or exit.
 pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
     let keep = keep.as_raw_fd() as u32;
     close_range(3, keep.saturating_sub(1))?;
-    close_range(keep.max(2) + 1, u32::MAX)
+    close_range(keep.max(2) + 1, LAST)
 }
 
 /// Makes a terminal the controlling one of this session leader.
@@ -181,6 +187,22 @@ pub fn default_signals() {
     }
 }
 
+/// The kernel's version of landlock; below 1 where it has none, or is told to have none.
+pub fn landlock_version() -> i32 {
+    const VERSION: libc::c_uint = 1; // LANDLOCK_CREATE_RULESET_VERSION of linux/landlock.h
+    // SAFETY: with this flag the kernel reads no memory, and makes nothing: it returns a number.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION)
+    };
+    i32::try_from(version).unwrap_or(0)
+}
+
+/// A signal that this process, and what it becomes, does not get.
+pub fn ignore_signal(signal: Signal) {
+    // SAFETY: SIG_IGN is a valid disposition, and replaces no handler that is in use (see `default_signals`).
+    unsafe { libc::signal(signal as i32, libc::SIG_IGN) };
+}
+
 /// Signals a process group. Any number from 1 to 64, real-time ones included.
 pub fn signal_group(leader: i32, signal: i32) {
     if leader > 1 {
@@ -194,6 +216,17 @@ pub fn signal_group(leader: i32, signal: i32) {
 pub fn set_thread_groups(groups: &[u32]) -> io::Result<()> {
     // SAFETY: pointer and length describe a live slice of gid_t.
     Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+    Ok(())
+}
+
+/// Sets the effective ids of this thread alone, and with them those for files. The real and the saved ones stay, so
+/// nobody may signal it that could not before.
+pub fn set_thread_ids(uid: u32, gid: u32) -> io::Result<()> {
+    const SAME: u32 = u32::MAX;
+    // SAFETY: takes numbers alone.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, SAME, gid, SAME) })?;
+    // SAFETY: the same.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, SAME, uid, SAME) })?;
     Ok(())
 }
 

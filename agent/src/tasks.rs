@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    io,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
@@ -14,9 +15,11 @@ use berth_proto::{
     Code, Epoch, Error, Reason, SessionId, TaskId,
     convert::{same_placement, shown_spec, time_out},
     domain::{Labels, Outcome, TaskDefaults, TaskSpec, Timeout},
+    secret::Given,
     v1::{self, agent_event::Event},
 };
 use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
@@ -59,13 +62,17 @@ pub(crate) struct Table {
     pub(crate) running: HashMap<TaskId, Busy>,
     /// Cgroups that still hold what detached tasks left.
     pub(crate) leftovers: Vec<Arc<Group>>,
+    /// Processes of contexts.
+    pub(crate) contexts: Vec<Arc<Group>>,
+    /// Executions that wait or run.
+    pub(crate) executing: usize,
     pub(crate) ending: bool,
 }
 
 /// All tasks.
 pub struct Tasks {
     pub(crate) shared: Arc<Shared>,
-    environment: Environment,
+    pub(crate) environment: Environment,
     session: Mutex<Option<Session>>,
     pub(crate) table: Mutex<Table>,
     ledger: Mutex<Ledger>,
@@ -74,6 +81,8 @@ pub struct Tasks {
     pub(crate) freezer: Freezer,
     /// Told whenever a task ends.
     pub(crate) ended: Notify,
+    /// Cancelled when the session ends: contexts do too.
+    pub(crate) contexts_end: CancellationToken,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -86,8 +95,9 @@ impl Tasks {
         environment: Environment,
         ledger: Ledger,
         activity: Arc<Activity>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    ) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            freezer: Freezer::new(shared.cgroups.clone())?,
             shared,
             environment,
             session: Mutex::new(None),
@@ -95,9 +105,9 @@ impl Tasks {
             ledger: Mutex::new(ledger),
             events: broadcast::Sender::new(EVENTS),
             activity,
-            freezer: Freezer::new(),
             ended: Notify::new(),
-        })
+            contexts_end: CancellationToken::new(),
+        }))
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
@@ -173,11 +183,11 @@ impl Tasks {
         }
     }
 
-    /// Events from now on, and the tasks that run now.
-    pub fn watch(&self) -> (Vec<Arc<Task>>, broadcast::Receiver<Event>) {
+    /// Events from now on, the tasks that run now, and whether a context executes something.
+    pub fn watch(&self) -> (Vec<Arc<Task>>, bool, broadcast::Receiver<Event>) {
         let table = lock(&self.table);
         let running = table.running.keys().filter_map(|id| table.tasks.get(id).cloned()).collect();
-        (running, self.events.subscribe())
+        (running, table.executing > 0, self.events.subscribe())
     }
 
     /// Tells all watchers.
@@ -199,6 +209,7 @@ impl Tasks {
         spec: Option<v1::TaskSpec>,
         key: String,
         if_epoch: Option<u64>,
+        secrets: Vec<v1::SecretValue>,
     ) -> Result<Arc<Task>, Error> {
         let session = self.session(session)?;
         let wire = berth_proto::convert::required("task", spec)?;
@@ -206,7 +217,7 @@ impl Tasks {
         let shown = shown_spec(wire.clone());
         let spec = TaskSpec::try_from(wire)?;
         self.freezer.archives_over().await;
-        let task = self.admit(session, spec, shown, key, if_epoch.map(Epoch))?;
+        let task = self.admit(session, spec, shown, key, if_epoch.map(Epoch), &secrets)?;
         task.started().await?;
         Ok(task)
     }
@@ -218,6 +229,7 @@ impl Tasks {
         shown: v1::TaskSpec,
         key: Option<String>,
         if_epoch: Option<Epoch>,
+        secrets: &[v1::SecretValue],
     ) -> Result<Arc<Task>, Error> {
         let mut table = lock(&self.table);
         let body = key.as_ref().map(|_| BodyHash::of(&spec));
@@ -232,6 +244,8 @@ impl Tasks {
         if table.ending {
             return Err(Error::precondition(Reason::SessionEnded, "the session is ending"));
         }
+        // Not before the key: a task that was started is the answer, whatever became of its secrets.
+        let given = Given::of(&spec, secrets)?;
         self.freezer.refuse_held()?;
         let limit = session.defaults.max_concurrent;
         if table.running.len() >= limit as usize {
@@ -253,7 +267,7 @@ impl Tasks {
                 .cause(error)
             })?;
         }
-        let plan = self.plan(&session, spec, shown);
+        let plan = self.plan(&session, spec, shown, given);
         let (task, driver) = Driver::new(id, plan, self.shared.clone());
         table.tasks.insert(id, task.clone());
         table.running.insert(id, self.activity.enter());
@@ -286,7 +300,8 @@ impl Tasks {
         }
         if entry.earlier {
             // It may have run, or not: that is what WorkerLost says.
-            let plan = self.plan(session, TaskSpec::try_from(shown.clone())?, shown.clone());
+            let plan =
+                self.plan(session, TaskSpec::try_from(shown.clone())?, shown.clone(), Given::default());
             let (task, _) = Driver::new(entry.task, plan, self.shared.clone());
             task.lost(v1::TaskEnd {
                 outcome: Some(Outcome::WorkerLost.into()),
@@ -304,7 +319,7 @@ impl Tasks {
         ))
     }
 
-    fn plan(&self, session: &Session, spec: TaskSpec, shown: v1::TaskSpec) -> Plan {
+    fn plan(&self, session: &Session, spec: TaskSpec, shown: v1::TaskSpec, given: Given) -> Plan {
         let timeout = match spec.timeout {
             Timeout::Default if spec.detached => None,
             Timeout::Default => session.defaults.timeout,
@@ -312,7 +327,8 @@ impl Tasks {
             Timeout::After(after) => Some(after),
         };
         Plan {
-            spawn: self.environment.spawn(&session.env, &spec),
+            spawn: self.environment.spawn(&session.env, &spec, &given.env),
+            secret_files: given.files,
             timeout,
             pty_size: spec.pty.map(|size| size.unwrap_or(session.defaults.pty_size)),
             session: session.id.to_string(),

@@ -23,12 +23,13 @@ use berth_proto::{
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
+    fcntl::{AtFlags, OFlag, ResolveFlag, readlinkat},
     sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat},
 };
 use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 
 use super::{file_error, path};
+use crate::openat::{How, openat2};
 
 /// Longer paths can't be opened in one call.
 const PATH_MAX: usize = 4095;
@@ -110,7 +111,8 @@ struct Tree {
 
 impl Tree {
     fn open(&self, at: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
-        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(
+        let how = How::new(
+            flags | OFlag::O_CLOEXEC,
             ResolveFlag::RESOLVE_BENEATH
                 | ResolveFlag::RESOLVE_NO_SYMLINKS
                 | ResolveFlag::RESOLVE_NO_MAGICLINKS
@@ -133,6 +135,12 @@ impl Tree {
     }
 }
 
+fn late() -> Error {
+    let text = "the files could not all be read in the time for which the tasks may stand still";
+    Error::new(Code::DeadlineExceeded, Reason::CheckpointFailed, text)
+        .hint("pause the session first, or allow more time")
+}
+
 impl Export<'_> {
     /// Waits for the reader, but not beyond the time for which the tasks may stand still.
     fn send(&self, part: Part) -> Result<(), Error> {
@@ -140,11 +148,7 @@ impl Export<'_> {
         // The timer is made inside, where there is a runtime.
         let sent =
             self.bounds.runtime.block_on(async { tokio::time::timeout_at(self.bounds.until, send).await });
-        let Ok(sent) = sent else {
-            let text = "the files could not all be read in the time for which the tasks may stand still";
-            return Err(Error::new(Code::DeadlineExceeded, Reason::CheckpointFailed, text)
-                .hint("pause the session first, or allow more time"));
-        };
+        let Ok(sent) = sent else { return Err(late()) };
         sent.map_err(|_| Error::new(Code::Cancelled, Reason::Internal, "the reader of the archive went away"))
     }
 
@@ -213,6 +217,10 @@ impl Export<'_> {
         name: &OsStr,
         depth: usize,
     ) -> Result<Option<Level>, Error> {
+        // Also where each send finds room at once: what is on the disk may take long to open.
+        if Instant::now() > self.bounds.until {
+            return Err(late());
+        }
         let full = [&level.path, name.as_bytes()].concat();
         let reopened;
         let dir = match &level.dir {
@@ -312,7 +320,8 @@ impl Export<'_> {
     }
 }
 
-fn is_upload(name: &[u8]) -> bool {
+/// Whether a name is the agent's own, of an upload under way.
+pub(super) fn is_upload(name: &[u8]) -> bool {
     name.starts_with(UPLOAD.0) && name.ends_with(UPLOAD.1)
 }
 

@@ -19,15 +19,22 @@ use berth_proto::{
 };
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{AtFlags, OFlag, ResolveFlag},
     sys::{
         stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat},
         time::TimeSpec,
     },
     unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat},
 };
+use prost::Message;
 
 use super::{Gone, file_error, path};
+use crate::openat::{How, openat2};
+
+/// Bytes of tasks and keys that are held until the end, each with what it takes beside its own: twice what an agent puts
+/// into an archive, and far from the 256 MiB that it has.
+const HELD_MAX: usize = 32 << 20;
+const HELD_EACH: usize = 256;
 
 /// What was made.
 #[derive(Default)]
@@ -41,11 +48,18 @@ pub struct Made {
 /// Makes what the parts say. `next` waits for one; `None` is the end of the stream.
 pub fn import(
     roots: &[(v1::ArchiveRoot, PathBuf)],
+    largest: u64,
     mut next: impl FnMut() -> Option<Part>,
     gone: &Gone,
 ) -> Result<Made, Error> {
-    let mut import =
-        Import { roots: HashMap::new(), directories: Vec::new(), file: None, made: Made::default() };
+    let mut import = Import {
+        roots: HashMap::new(),
+        largest,
+        directories: Vec::new(),
+        file: None,
+        held: 0,
+        made: Made::default(),
+    };
     for (root, at) in roots {
         let dir = path::open(at, OFlag::O_PATH | OFlag::O_DIRECTORY);
         let dir = dir.map_err(|error| file_error(&at.to_string_lossy(), error))?;
@@ -56,9 +70,14 @@ pub fn import(
         match next() {
             Some(Part::Entry(entry)) => import.entry(entry)?,
             Some(Part::Data(data)) => import.data(&data)?,
-            Some(Part::Task(task)) => import.made.tasks.push(task),
-            Some(Part::Key(key)) => import.made.keys.push(key),
-
+            Some(Part::Task(task)) => {
+                import.hold(task.encoded_len())?;
+                import.made.tasks.push(task);
+            }
+            Some(Part::Key(key)) => {
+                import.hold(key.encoded_len())?;
+                import.made.keys.push(key);
+            }
             Some(Part::End(_)) => return import.end(),
             None => return Err(bad("it ends before its end")),
         }
@@ -71,9 +90,13 @@ fn bad(what: &str) -> Error {
 
 struct Import {
     roots: HashMap<i32, OwnedFd>,
+    /// Bytes that a file may say it has.
+    largest: u64,
     /// To be given their modes and times when all is in them.
     directories: Vec<v1::ArchiveEntry>,
     file: Option<Writing>,
+    /// Bytes of tasks and keys so far.
+    held: usize,
     made: Made,
 }
 
@@ -84,6 +107,12 @@ struct Writing {
 }
 
 impl Import {
+    /// Makes room for something that is held until the end.
+    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+        self.held += bytes + HELD_EACH;
+        if self.held > HELD_MAX { Err(bad("it has more tasks than a session keeps")) } else { Ok(()) }
+    }
+
     fn entry(&mut self, entry: v1::ArchiveEntry) -> Result<(), Error> {
         self.close()?;
         if !weakened!("trusted-archive") {
@@ -127,6 +156,9 @@ impl Import {
                     Err(errno) => return Err(errno.into()),
                 }
                 self.directories.push(entry);
+            }
+            ArchiveKind::File if entry.size > self.largest => {
+                return Err(io::Error::from_raw_os_error(libc::EFBIG));
             }
             ArchiveKind::File => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -210,7 +242,7 @@ fn below(root: &OwnedFd, at: &[u8], flags: OFlag, mode: u32) -> io::Result<Owned
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_XDEV
     };
-    let mut how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+    let mut how = How::new(flags | OFlag::O_CLOEXEC, resolve);
     if mode != 0 {
         how = how.mode(path::bits(mode));
     }
@@ -221,4 +253,30 @@ fn time_of(entry: &v1::ArchiveEntry) -> TimeSpec {
     let (seconds, nanos) =
         (entry.mtime_ns.div_euclid(1_000_000_000), entry.mtime_ns.rem_euclid(1_000_000_000));
     TimeSpec::new(seconds, nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red when they are not counted. What an agent puts into an archive at most is taken.
+    #[test]
+    fn no_more_tasks_and_keys_are_held_than_a_session_keeps() {
+        let task =
+            |bytes| Part::Task(v1::KeptTask { stdout_tail: vec![0; bytes].into(), ..Default::default() });
+        let key = || Part::Key(v1::KeptKey { request_id: "k".repeat(128), ..Default::default() });
+        let end = || Part::End(v1::ArchiveEnd::default());
+        let run = |parts: Vec<Part>| {
+            let mut parts = parts.into_iter();
+            import(&[], u64::MAX, || parts.next(), &Gone::default())
+        };
+        let mut usual: Vec<Part> = (0..1000).map(|_| task(16 << 10)).collect();
+        usual.extend((0..10_000).map(|_| key()));
+        usual.push(end());
+        assert_eq!(run(usual).unwrap().keys.len(), 10_000);
+        for many in [vec![task(3 << 20); 11], vec![key(); 100_000]] {
+            let error = run([many, vec![end()]].concat()).err().expect("must be refused");
+            assert_eq!((error.code(), error.reason()), (Code::DataLoss, Reason::CheckpointFailed));
+        }
+    }
 }

@@ -20,11 +20,12 @@ use berth_proto::{Error, convert::bad_page_token, v1};
 use nix::{
     dir::{Dir, Type},
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
+    fcntl::{AtFlags, OFlag, ResolveFlag, readlinkat},
     sys::stat::fstatat,
 };
 
 use super::{Gone, file_error, path};
+use crate::openat::{How, openat2};
 
 /// Path bytes of one page: far below the message limit, also when every path is long.
 const PAGE_BYTES: usize = 1 << 20;
@@ -47,6 +48,10 @@ pub struct Listing {
 pub fn cursor(token: &str) -> Result<Option<Vec<u8>>, Error> {
     if token.is_empty() {
         return Ok(None);
+    }
+    // In the one spelling that it is written in: to the standard library `+f` is a number, too.
+    if !token.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(bad_page_token());
     }
     let bytes: Option<Vec<u8>> =
         (0..token.len()).step_by(2).map(|i| u8::from_str_radix(token.get(i..i + 2)?, 16).ok()).collect();
@@ -255,7 +260,7 @@ impl Walk {
 }
 
 /// Opens a directory below another by a path of any length, through no link.
-fn open_below(root: &OwnedFd, relative: &[u8]) -> io::Result<OwnedFd> {
+pub(super) fn open_below(root: &OwnedFd, relative: &[u8]) -> io::Result<OwnedFd> {
     let mut current = root.try_clone()?;
     let mut rest = relative.strip_suffix(b"/").unwrap_or(relative);
     while !rest.is_empty() {
@@ -264,7 +269,8 @@ fn open_below(root: &OwnedFd, relative: &[u8]) -> io::Result<OwnedFd> {
         } else {
             rest[..WALK].iter().rposition(|byte| *byte == b'/').ok_or(Errno::ENAMETOOLONG)?
         };
-        let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
+        let how = How::new(
+            OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             ResolveFlag::RESOLVE_BENEATH
                 | ResolveFlag::RESOLVE_NO_SYMLINKS
                 | ResolveFlag::RESOLVE_NO_MAGICLINKS,
@@ -363,7 +369,7 @@ mod tests {
 
     #[test]
     fn strange_tokens_are_refused() {
-        for bad in ["zz", "2", "2e2e", "2f", "612f2e2e", "6100"] {
+        for bad in ["zz", "2", "2e2e", "2f", "612f2e2e", "6100", "+f", "6F"] {
             assert!(cursor(bad).is_err(), "{bad}");
         }
         assert_eq!(cursor("612f62").unwrap(), Some(b"a/b".to_vec()));

@@ -14,12 +14,14 @@ use std::{
 use berth_proto::{Error, convert::time_out, v1};
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, ResolveFlag, readlinkat},
     sys::{
         stat::{FileStat, Mode, SFlag, fstat, fstatat},
         statfs::{PROC_SUPER_MAGIC, fstatfs},
     },
 };
+
+use crate::openat::{How, openat2};
 
 /// Links that a path may lead through: the kernel's own number.
 const LINKS_MAX: usize = 40;
@@ -30,7 +32,7 @@ pub fn open_at(dir: impl AsFd, path: &(impl AsRef<Path> + ?Sized), flags: OFlag)
     let terminal = if flags.contains(OFlag::O_PATH) { OFlag::empty() } else { OFlag::O_NOCTTY };
     let resolve =
         if weakened!("magic-links") { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_NO_MAGICLINKS };
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC | terminal).resolve(resolve);
+    let how = How::new(flags | OFlag::O_CLOEXEC | terminal, resolve);
     Ok(retried(|| openat2(&dir, path.as_ref(), how))?)
 }
 
@@ -39,11 +41,16 @@ pub fn open(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     open_at(AT_FDCWD, path, flags)
 }
 
-/// openat2 may ask to be called again when a rename raced with its walk.
+/// How often it is asked again.
+const TRIES: u32 = 1000;
+
+/// openat2 may ask to be called again when a rename raced with its walk. It says the same of a file that a task has a lease
+/// on, and then for as long as the task likes: so it is asked again so often, and not for ever.
 pub fn retried<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    let mut tries = TRIES;
     loop {
         match call() {
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(Errno::EAGAIN | Errno::EINTR) if tries > 0 => tries -= 1,
             other => return other,
         }
     }

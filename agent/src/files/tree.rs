@@ -16,6 +16,7 @@ use nix::{
 };
 
 use super::{Gone, file_error, path, path::Place};
+use crate::openat::{How, openat2};
 
 /// Mode of a new directory, unless the caller says otherwise.
 const NEW_DIR: u32 = 0o755;
@@ -151,11 +152,10 @@ fn copy(
 fn copy_file(source: &Place, temporary: &Place, mode: u32, gone: &Gone) -> io::Result<()> {
     let reading = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
     let mut input = File::from(path::open_at(&source.dir, &source.name, reading)?);
-    let how = nix::fcntl::OpenHow::new()
-        .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC)
-        .mode(Mode::from_bits_truncate(0o600))
-        .resolve(nix::fcntl::ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let opened = path::retried(|| nix::fcntl::openat2(&temporary.dir, &*temporary.name, how))?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let how =
+        How::new(flags, nix::fcntl::ResolveFlag::RESOLVE_NO_MAGICLINKS).mode(Mode::from_bits_truncate(0o600));
+    let opened = path::retried(|| openat2(&temporary.dir, &*temporary.name, how))?;
     let mut output = File::from(opened);
     loop {
         // In pieces, so that a caller who goes away ends it.

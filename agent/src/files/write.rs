@@ -18,12 +18,13 @@ use std::{
 use berth_proto::{Error, v1};
 use bytes::Bytes;
 use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat},
+    fcntl::{OFlag, ResolveFlag, renameat},
     sys::stat::{Mode, fchmod, fstat},
     unistd::{UnlinkatFlags, unlinkat},
 };
 
 use super::{Files, file_error, path, path::Place, read::must_be_file, tree};
+use crate::openat::{How, openat2};
 
 /// Mode of a new file, unless the caller says otherwise.
 const NEW_FILE: u32 = 0o644;
@@ -69,6 +70,7 @@ pub struct Writing {
     temporary: Arc<Temporary>,
     mode: u32,
     shown: String,
+    written: u64,
 }
 
 /// What a write was asked for.
@@ -84,7 +86,14 @@ pub async fn begin(files: &Arc<Files>, target: Target) -> Result<Writing, Error>
     let shown = target.shown.clone();
     let owner = files.clone();
     let (file, temporary, mode) = files.run(move |_| open(target, owner)).await?;
-    Ok(Writing { files: files.clone(), file: Arc::new(file), temporary: Arc::new(temporary), mode, shown })
+    Ok(Writing {
+        files: files.clone(),
+        file: Arc::new(file),
+        temporary: Arc::new(temporary),
+        mode,
+        shown,
+        written: 0,
+    })
 }
 
 fn open(target: Target, files: Arc<Files>) -> Result<(File, Temporary, u32), Error> {
@@ -103,10 +112,8 @@ fn open(target: Target, files: Arc<Files>) -> Result<(File, Temporary, u32), Err
         Err(errno) => return Err(failed(errno.into())),
     };
     let name = OsString::from(format!(".berth-{}.tmp", berth_proto::TaskId::new()));
-    let how = OpenHow::new()
-        .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC)
-        .mode(Mode::from_bits_truncate(0o600))
-        .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let how = How::new(flags, ResolveFlag::RESOLVE_NO_MAGICLINKS).mode(Mode::from_bits_truncate(0o600));
     let file = path::retried(|| openat2(&place.dir, &*name, how)).map_err(|e| failed(e.into()))?;
     let temporary = Temporary { files, place: Arc::new(place), name, kept: AtomicBool::new(false) };
     Ok((File::from(file), temporary, mode))
@@ -115,6 +122,10 @@ fn open(target: Target, files: Arc<Files>) -> Result<(File, Temporary, u32), Err
 impl Writing {
     /// Adds to the end.
     pub async fn append(&mut self, data: Bytes) -> Result<(), Error> {
+        self.written = self.written.saturating_add(data.len() as u64);
+        if self.written > self.files.largest() {
+            return Err(file_error(&self.shown, io::Error::from_raw_os_error(libc::EFBIG)));
+        }
         let file = self.file.clone();
         let result = self.files.run(move |_| Ok((&*file).write_all(&data))).await?;
         result.map_err(|error| file_error(&self.shown, error))
@@ -122,7 +133,7 @@ impl Writing {
 
     /// Puts it in its place.
     pub async fn finish(self) -> Result<v1::FileInfo, Error> {
-        let Self { files, file, temporary, mode, shown } = self;
+        let Self { files, file, temporary, mode, shown, .. } = self;
         files
             .run(move |_| {
                 let run = || -> nix::Result<v1::FileInfo> {

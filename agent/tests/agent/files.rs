@@ -23,7 +23,7 @@ async fn write_with(rig: &Rig, header: v1::WriteHeader, data: &[u8]) -> Result<v
     Ok(rig.files.clone().write(futures::stream::iter(parts)).await?.into_inner())
 }
 
-async fn write(rig: &Rig, path: &str, data: &[u8]) -> Result<v1::FileInfo, Status> {
+pub async fn write(rig: &Rig, path: &str, data: &[u8]) -> Result<v1::FileInfo, Status> {
     write_with(rig, header(rig, path), data).await
 }
 
@@ -216,7 +216,7 @@ impl berth_proto::relay::Route for OneHop {
         _: &'static str,
         _: &tonic::Extensions,
     ) -> Result<berth_proto::relay::Hop, berth_proto::Error> {
-        Ok(berth_proto::relay::Hop { channel: self.0.clone(), guard: None, over: None })
+        Ok(berth_proto::relay::Hop { channel: self.0.clone(), guard: None, over: None, moved: None })
     }
 
     fn lost(&self) -> berth_proto::Error {
@@ -430,4 +430,27 @@ async fn moving_replaces_only_when_asked() {
     );
     rename(&rig, &away, "back", false).await.unwrap();
     assert!(!std::path::Path::new(&away).exists());
+}
+
+/// A task with a lease on its file keeps whoever opens it waiting, or asking again for the kernel's 45 s. Red when the agent
+/// asks for as long as it is told to: the task would still be there to answer for the file.
+#[tokio::test]
+async fn a_lease_holds_nobody_up() {
+    let Some(rig) = Rig::start("a_lease_holds_nobody_up").await else { return };
+    let lease = "import fcntl, os, signal, time\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+        fd = os.open('leased', os.O_RDWR | os.O_CREAT, 0o644); os.write(fd, b'x')\n\
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)\nopen('up', 'w').write('up\\n')\ntime.sleep(1000)";
+    let holder = rig.begin(argv(&["python3", "-c", lease])).await;
+    rig.file("up").await;
+    // A task of the same user, which breaks the lease and so must wait until its time is over.
+    let waiter = rig.begin(argv(&["python3", "-c", "open('leased').read(); open('broken', 'w')"])).await;
+    for _ in 0..4 {
+        let status = refused(read(&rig, "leased").await, Code::FailedPrecondition, Reason::FileKind);
+        assert!(status.message().contains("busy"), "{status:?}");
+    }
+    assert!(!rig.workspace("broken").exists(), "it was answered while the lease held");
+    for task in [holder, waiter] {
+        rig.cancel(&task, std::time::Duration::ZERO).await;
+    }
+    assert_eq!(read(&rig, "leased").await.unwrap(), b"x");
 }

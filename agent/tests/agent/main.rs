@@ -3,9 +3,11 @@
 //! below our own; nothing of the host can be reached by its kills.
 
 mod archive;
+mod confine;
 mod ends;
 mod fence;
 mod files;
+mod interpreter;
 mod output;
 mod rig;
 mod session;

@@ -13,12 +13,13 @@ use std::{
 use berth_agent::ledger::{BodyHash, Ledger};
 use berth_proto::{
     SessionId, TaskId,
-    agent_config::{AgentConfig, Cgroups, SOCKET_NAME, User},
+    agent_config::{self, AgentConfig, Cgroups, SOCKET_NAME, User},
     error::reason_of,
     transport,
     v1::{
         self, agent_service_client::AgentServiceClient, file_service_client::FileServiceClient,
-        task_event::Event, task_service_client::TaskServiceClient,
+        interpreter_service_client::InterpreterServiceClient, task_event::Event,
+        task_service_client::TaskServiceClient,
     },
 };
 use tonic::{Code, Status, transport::Channel};
@@ -53,6 +54,10 @@ pub struct Options {
     pub configure: bool,
     /// Limit of all tasks together, in bytes.
     pub memory: Option<u64>,
+    /// Where tasks may write beside their own files.
+    pub writable: Vec<PathBuf>,
+    /// Bytes that a file may say it has.
+    pub file_bytes: Option<u64>,
     pub request: v1::ConfigureRequest,
     /// A key in the ledger, as if an earlier agent had started this.
     pub earlier: Option<(&'static str, v1::TaskSpec)>,
@@ -64,6 +69,8 @@ impl Default for Options {
             groups: Groups::All,
             configure: true,
             memory: None,
+            writable: agent_config::memory_files(),
+            file_bytes: None,
             request: v1::ConfigureRequest::default(),
             earlier: None,
         }
@@ -76,6 +83,7 @@ pub struct Rig {
     pub config: AgentConfig,
     pub tasks: TaskServiceClient<Channel>,
     pub files: FileServiceClient<Channel>,
+    pub interpreter: InterpreterServiceClient<Channel>,
     pub agent: AgentServiceClient<Channel>,
     process: Child,
     groups: Vec<PathBuf>,
@@ -176,6 +184,8 @@ impl Rig {
             cgroups,
             seccomp: true,
             spools_bytes: 512 << 20,
+            writable: options.writable.clone(),
+            file_bytes: options.file_bytes,
         };
         fs::write(dir.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
         let process = Command::new("setpriv")
@@ -205,6 +215,7 @@ impl Rig {
             config,
             tasks: TaskServiceClient::new(channel.clone()),
             files: FileServiceClient::new(channel.clone()),
+            interpreter: InterpreterServiceClient::new(channel.clone()),
             agent: AgentServiceClient::new(channel),
             process,
             groups,

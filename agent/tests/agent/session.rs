@@ -69,6 +69,7 @@ async fn the_worker_hears_of_every_task() {
     let mut events = rig.agent.watch(v1::WatchAgentRequest {}).await.unwrap().into_inner();
     let mut next = async || events.message().await.unwrap().unwrap().event.unwrap();
     assert!(matches!(next().await, Event::Started(task) if task.id == before.id));
+    assert!(matches!(next().await, Event::Executing(executing) if !executing.busy));
     let task = rig.run(sh("exit 2")).await.started;
     assert!(matches!(next().await, Event::Started(t) if t.id == task.id && t.pid > 1));
     assert!(matches!(next().await, Event::Ended(t) if t.id == task.id && outcome(&t) == Kind::Exited(2)));
@@ -134,7 +135,7 @@ async fn the_ttl_ends_the_session_without_any_worker() {
     let mut ended = false;
     loop {
         match events.message().await.unwrap().unwrap().event.unwrap() {
-            Event::Started(_) => {}
+            Event::Started(_) | Event::Executing(_) => {}
             Event::Ended(task) => {
                 assert_eq!(outcome(&task), Kind::SessionEnded(EMPTY));
                 ended = true;
@@ -160,9 +161,11 @@ async fn an_idle_session_ends_and_a_busy_one_does_not() {
         idle_timeout: secs(0.4),
         ..Default::default()
     };
-    rig.agent.configure(request).await.unwrap();
+    // Begun first: on a machine that stands still for that long it would end before anything runs.
     let began = Instant::now();
-    assert_eq!(rig.run(argv(&["sleep", "1"])).await.outcome(), Kind::Exited(0));
+    let task = rig.begin(argv(&["sleep", "1"])).await;
+    rig.agent.configure(request).await.unwrap();
+    assert_eq!(outcome(&rig.wait(&task).await), Kind::Exited(0));
     assert_eq!(rig.ended().await, 0);
     assert!(began.elapsed() >= Duration::from_millis(1400));
 }
