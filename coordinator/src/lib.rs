@@ -24,6 +24,7 @@ pub mod placement;
 mod port_owner;
 pub mod restore;
 mod rpc;
+mod secrets;
 mod start;
 pub mod store;
 pub mod streams;
@@ -31,7 +32,7 @@ pub mod templates;
 pub mod tenant;
 #[cfg(test)]
 mod test_scale;
-mod wire;
+pub mod wire;
 
 pub use config::{Config, Problem, StartError};
 pub use port_owner::port_owner;

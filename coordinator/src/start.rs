@@ -29,6 +29,7 @@ use crate::{
     port_owner::port_owner,
     restore::StateDir,
     rpc::{self, Context, Gate},
+    secrets::Secrets,
     store::{Store, StoreError, sqlite::SqliteStore},
     templates::Templates,
 };
@@ -261,6 +262,7 @@ async fn run(
         checkpoints: checkpoints.clone(),
         identity: identity.clone(),
         audit: audit.clone(),
+        secrets: Secrets::new(&config.state_dir),
         streams: Arc::default(),
         restore_timeout: config.fleet().restore_timeout,
         templates: Arc::new(templates),

@@ -10,6 +10,7 @@ use berth_proto::{
     Error, Incarnation, WorkerId,
     convert::{self, bounds, duration_out, time_out},
     domain::SessionState,
+    secret::NAME_MAX,
     v1,
 };
 use prost::Message;
@@ -25,6 +26,8 @@ use crate::{
 /// A reported task is cut down to this: a command line may be a megabyte, and thousands of
 /// tasks are kept.
 const TASK_MAX: usize = 8 << 10;
+/// Secrets that a shortened one still names.
+const SECRETS_SHOWN: usize = 20;
 /// What is kept of a very long command line, or of a worker's message.
 const TEXT_MAX: usize = 2 << 10;
 /// Records in one answer, in bytes: well below the message limit.
@@ -213,6 +216,14 @@ pub fn short_task(mut task: v1::Task) -> v1::Task {
             }
             None => {}
         }
+        // Which ones, as far as there is room: where each went is the least of it.
+        spec.secrets.truncate(SECRETS_SHOWN);
+        for secret in &mut spec.secrets {
+            secret.env.clear();
+            if secret.name.len() > NAME_MAX {
+                secret.name.clear();
+            }
+        }
     }
     if let Some(end) = task.end.as_mut() {
         end.message = short(std::mem::take(&mut end.message));
@@ -230,6 +241,21 @@ fn at_most<T>(field: &str, list: Vec<T>) -> Result<Vec<T>, Error> {
 
 fn templates(names: Vec<String>) -> Result<BTreeSet<String>, Error> {
     Ok(at_most("templates", names)?.into_iter().collect())
+}
+
+fn backends(backends: Vec<v1::BackendStatus>) -> Result<Vec<v1::BackendStatus>, Error> {
+    let cut =
+        |b: v1::BackendStatus| v1::BackendStatus { name: short(b.name), message: short(b.message), ..b };
+    Ok(at_most("backends", backends)?.into_iter().map(cut).collect())
+}
+
+fn health(health: Option<v1::WorkerHealth>) -> v1::WorkerHealth {
+    let mut health = health.unwrap_or_default();
+    health.reason = short(health.reason);
+    if let Some(canary) = &mut health.canary {
+        canary.message = short(std::mem::take(&mut canary.message));
+    }
+    health
 }
 
 /// By template; the last word on one stands.
@@ -260,14 +286,14 @@ pub fn hello(wire: v1::Hello, link: LinkId) -> Result<Hello, Error> {
         process: wire.process_id,
         instance: wire.instance,
         incarnation: Incarnation(wire.incarnation),
-        version: wire.version,
+        version: short(wire.version),
         capacity: capacity.into(),
         labels: convert::labels("labels", wire.labels)?,
         running,
-        backends: at_most("backends", wire.backends)?,
+        backends: backends(wire.backends)?,
         templates: templates(wire.templates)?,
         template_problems: template_problems(wire.template_problems)?,
-        health: wire.health.unwrap_or_default(),
+        health: health(wire.health),
         stopping_within: wire
             .stopping_within
             .map(|within| convert::duration("stopping_within", within))
@@ -299,8 +325,8 @@ pub fn heartbeat(worker: &WorkerId, link: LinkId, wire: v1::Heartbeat) -> Result
         worker: worker.clone(),
         link,
         sequence: wire.sequence,
-        health: wire.health.unwrap_or_default(),
-        backends: at_most("backends", wire.backends)?,
+        health: health(wire.health),
+        backends: backends(wire.backends)?,
         templates: templates(wire.templates)?,
         template_problems: template_problems(wire.template_problems)?,
     })
@@ -353,9 +379,17 @@ mod tests {
             }),
             ..Default::default()
         };
-        let stored = short_task(task);
+        let stored = short_task(task.clone());
         assert!(stored.encoded_len() < TASK_MAX);
-        assert!(stored.spec.unwrap().env.is_empty());
+        assert!(stored.spec.as_ref().unwrap().env.is_empty());
+        // Red when what a task asks for beside its command line is kept whole: a worker may say anything.
+        let secret = |bytes: usize| v1::SecretUse { name: "n".repeat(bytes), env: "e".repeat(bytes) };
+        for secrets in [vec![secret(64); 32], vec![secret(0); 100_000], vec![secret(1 << 20); 3]] {
+            let spec = v1::TaskSpec { secrets, cwd: "d".repeat(1 << 20), ..task.spec.clone().unwrap() };
+            let end = v1::TaskEnd { message: "m".repeat(1 << 20), ..Default::default() };
+            let stored = short_task(v1::Task { spec: Some(spec), end: Some(end), ..task.clone() });
+            assert!(stored.encoded_len() < TASK_MAX, "{}", stored.encoded_len());
+        }
     }
 
     #[test]
@@ -390,5 +424,32 @@ mod tests {
         assert!(hello(v1::Hello { instance: String::new(), ..good.clone() }, LinkId(1)).is_err());
         assert!(hello(v1::Hello { capacity: None, ..good.clone() }, LinkId(1)).is_err());
         assert!(hello(v1::Hello { incarnation: u64::MAX, ..good }, LinkId(1)).is_err());
+    }
+
+    /// Red when one of them is taken as it comes: a list of workers with it would be larger than a message may be.
+    #[test]
+    fn what_a_worker_says_of_itself_is_kept_short() {
+        let long = "ä".repeat(1 << 20);
+        let canary = Some(v1::Canary { message: long.clone(), ..Default::default() });
+        let wire = v1::Hello {
+            worker_id: "w".into(),
+            process_id: "p".into(),
+            instance: "i".into(),
+            version: long.clone(),
+            capacity: Some(v1::Capacity::default()),
+            backends: vec![v1::BackendStatus {
+                name: long.clone(),
+                message: long.clone(),
+                ..Default::default()
+            }],
+            health: Some(v1::WorkerHealth { reason: long, canary, ..Default::default() }),
+            ..Default::default()
+        };
+        let hello = hello(wire, LinkId(1)).unwrap();
+        let canary = hello.health.canary.unwrap().message;
+        for text in [hello.version, hello.health.reason, canary, hello.backends[0].message.clone()] {
+            assert!((TEXT_MAX - 1..TEXT_MAX + 4).contains(&text.len()), "{}", text.len());
+        }
+        assert!(hello.backends[0].name.len() < TEXT_MAX + 4);
     }
 }

@@ -25,6 +25,8 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
+/// Why a connection ends that asks for too much (RFC 9113, 7).
+const ENHANCE_YOUR_CALM: u32 = 0xb;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// What the attacks may cost in memory, all together (the coordinator is in this process).
@@ -168,6 +170,24 @@ async fn rapid_resets_end_the_connection() {
     assert!(sent < 50, "all of it was taken");
     harbour.serves().await;
     harbour.grew();
+}
+
+/// Requests that are wrong, each of which costs us a reset: a header that HTTP/2 does not have. Red when
+/// `http2_max_local_error_reset_streams` is h2's own (1024).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn making_us_reset_streams_ends_the_connection() {
+    let harbour = Harbour::open().await;
+    let mut attacker = Raw::connect(&harbour.host, &[]).await;
+    let wrong = [health(), literal("connection", "x")].concat();
+    // Fewer than h2 takes by itself.
+    for stream in (0..900).map(|n| n * 2 + 1) {
+        if attacker.0.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &wrong)).await.is_err() {
+            break;
+        }
+    }
+    let code = attacker.ended().await;
+    assert!(matches!(code, None | Some(ENHANCE_YOUR_CALM)), "{code:?}");
+    harbour.serves().await;
 }
 
 /// CVE-2024-24549 and its kin: a header block that never ends. Red when nothing bounds it (h2 does by the header list).

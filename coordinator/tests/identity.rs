@@ -49,11 +49,14 @@ fn may(holder: Holder, call: &Call) -> bool {
     use Holder::*;
     let for_clients = ["ListTemplates", "GetInfo", "WatchEvents"].contains(&call.method.as_str());
     match call.service.as_str() {
-        "SessionService" | "TaskService" | "FileService" | "CheckpointService" => {
+        "SessionService" | "TaskService" | "FileService" | "PortService" | "InterpreterService"
+        | "CheckpointService" => {
             matches!(holder, Client | Admin | AdminFile)
         }
         "AdminService" if for_clients => matches!(holder, Client | Admin | AdminFile),
-        "AdminService" | "IdentityService" | "AuditService" => matches!(holder, Admin | AdminFile),
+        "AdminService" | "IdentityService" | "AuditService" | "SecretService" => {
+            matches!(holder, Admin | AdminFile)
+        }
         "WorkerService" => matches!(holder, Join | Worker | JoinFile),
         "BlobService" => matches!(holder, Worker | JoinFile),
         other => panic!("who may use {other}?"),

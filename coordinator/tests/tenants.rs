@@ -88,7 +88,7 @@ impl Owner {
                 (true, "checkpoint_id") => self.checkpoint.clone(),
                 _ => nobody.clone(),
             };
-            if name != "task_id" {
+            if !["task_id", "context_id"].contains(&name.as_str()) {
                 asked.clone_from(&id);
             }
             body.extend(string_at(path, &id));
@@ -98,7 +98,15 @@ impl Owner {
 }
 
 fn naming() -> Vec<Call> {
-    let of_clients = ["SessionService", "TaskService", "FileService", "CheckpointService", "AdminService"];
+    let of_clients = [
+        "SessionService",
+        "TaskService",
+        "FileService",
+        "PortService",
+        "InterpreterService",
+        "CheckpointService",
+        "AdminService",
+    ];
     let named = |call: &Call| of_clients.contains(&call.service.as_str()) && !call.ids.is_empty();
     calls().into_iter().filter(named).collect()
 }

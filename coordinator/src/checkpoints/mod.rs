@@ -20,7 +20,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_checkpoint::{Digest, PIECE_MAX, unpack_manifest, unpack_root};
+use berth_checkpoint::{Digest, PIECE_MAX, add_piece, unpack_manifest, unpack_root};
 use berth_proto::{
     Code, Error, Reason, SessionId,
     convert::{self, duration_out, time_out},
@@ -220,7 +220,7 @@ impl Checkpoints {
         let listed = unpack_root(&self.read(root).await?.1).map_err(damaged)?;
         let mut bytes = Vec::new();
         for digest in &listed {
-            bytes.extend_from_slice(&self.read(*digest).await?.1);
+            add_piece(&mut bytes, &self.read(*digest).await?.1).map_err(damaged)?;
         }
         let check = move || unpack_manifest(&bytes);
         let manifest = world::blocking(check).await.map_err(|_| stopping())?.map_err(damaged)?;

@@ -1,4 +1,4 @@
-//! The data plane: `TaskService` and `FileService`, passed on to the session's worker by
+//! The data plane: `TaskService`, `FileService` and `PortService`, passed on to the session's worker by
 //! the relay that every hop uses. This hop adds *who* and *where*: it looks the session up in the
 //! view, as far as the caller sees it (no round trip through the driver), counts the call as its tenant's,
 //! and takes one of its worker's data channels.
@@ -7,7 +7,7 @@
 //! does for those that a recovery has cost the session ([`super::recovered`]), and each has one end whoever tells it
 //! ([`super::settled`]).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use berth_proto::{
     Error, Reason, SessionId, TaskId,
@@ -15,6 +15,7 @@ use berth_proto::{
     domain::{EndReason, SessionState},
     error::reason_of,
     relay::{Guard, Hop, Relay, Route, worker_unreachable},
+    secret,
     v1::{self, task_service_server::TaskService},
 };
 use tokio::time::Instant;
@@ -42,11 +43,18 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(10);
 /// The wait for what may never come, a piece at a time.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// Calls that start a task or feed one: a paused session takes none of them.
-const NEEDS_RUNNING: [&str; 4] = ["Run", "StartTask", "WriteStdin", "CloseStdin"];
+/// Calls that start a task or feed one, or go to a server, or to an interpreter: a paused session takes none of them.
+const NEEDS_RUNNING: [&str; 8] =
+    ["Run", "StartTask", "WriteStdin", "CloseStdin", "Dial", "CreateContext", "RestartContext", "Execute"];
 
 pub struct ToWorker {
     context: Context,
+}
+
+impl ToWorker {
+    pub fn new(context: Context) -> Self {
+        Self { context }
+    }
 }
 
 impl Route for ToWorker {
@@ -68,11 +76,15 @@ impl Route for ToWorker {
             }
         };
         let guard: Guard = Some(Box::new(open));
-        Ok(Hop { channel, guard, over: Some(Box::pin(over)) })
+        Ok(Hop { channel, guard, over: Some(Box::pin(over)), moved: None })
     }
 
     fn lost(&self) -> Error {
         worker_unreachable()
+    }
+
+    fn note(&self, name: &'static str, value: String) {
+        about(name, value);
     }
 }
 
@@ -115,9 +127,10 @@ fn usable(session: &Session, call: &str) -> Result<(), Error> {
 }
 
 pub type Files = Relay<ToWorker>;
+pub type Ports = Relay<ToWorker>;
 
-/// `FileService`: all of it goes to the worker.
-pub fn files(context: Context) -> Files {
+/// `FileService` and `PortService`: all of it goes to the worker.
+pub fn relay(context: Context) -> Relay<ToWorker> {
     Relay::new(ToWorker { context })
 }
 
@@ -180,6 +193,31 @@ impl Tasks {
         }
     }
 
+    /// Adds the values of the secrets that a task asks for, or why there is none. The agent decides, since it alone knows
+    /// whether this start is the first: of a task that runs already the answer is that task, whatever its secrets are now.
+    async fn give(&self, by: &Sight, asks: Option<Asks<'_>>) -> Result<(), Error> {
+        let Some(Asks { session, uses, values }) = asks else { return Ok(()) };
+        if !values.is_empty() {
+            return Err(Error::invalid("secrets", "are the coordinator's to add")
+                .hint("name them in `task.secrets`; an operator sets their values"));
+        }
+        // Here and not at the agent: a use takes two bytes on the wire, and many more at each hop.
+        secret::at_most(uses.len())?;
+        // What else is wrong with the request, the relay and the agent say. Nothing is read for a call that they refuse.
+        let known = session.parse().ok().and_then(|id| self.context.shared.view.session(by, &id));
+        let Some(session) = known.filter(|session| usable(session, NEEDS_RUNNING[0]).is_ok()) else {
+            return Ok(());
+        };
+        let names: BTreeSet<String> =
+            uses.iter().filter_map(|wanted| secret::name("name", wanted.name.clone()).ok()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        about("secrets", names.iter().map(String::as_str).collect::<Vec<_>>().join(","));
+        *values = self.context.secrets.values(&session.spec.tenant, names).await;
+        Ok(())
+    }
+
     async fn stored_list(
         &self,
         session: &Session,
@@ -213,9 +251,19 @@ fn unread(error: StoreError) -> Error {
         .cause(error)
 }
 
-/// What the audit record says of a call beside its session.
+/// What the audit record says of a call beside its session, and the secrets that it asks for.
 trait Noted {
     fn noted(&self);
+    fn asks(&mut self) -> Option<Asks<'_>> {
+        None
+    }
+}
+
+/// Of a call that starts a task.
+struct Asks<'a> {
+    session: &'a str,
+    uses: &'a [v1::SecretUse],
+    values: &'a mut Vec<v1::SecretValue>,
 }
 
 macro_rules! noted {
@@ -223,6 +271,10 @@ macro_rules! noted {
         $(impl Noted for v1::$starts {
             fn noted(&self) {
                 about_program(self.task.as_ref());
+            }
+            fn asks(&mut self) -> Option<Asks<'_>> {
+                let uses = self.task.as_ref().map_or(&[][..], |task| &task.secrets);
+                Some(Asks { session: &self.session_id, uses, values: &mut self.secrets })
             }
         })*
         $(impl Noted for v1::$of_task {
@@ -249,9 +301,13 @@ macro_rules! passed_on {
             type RunStream = TaskEvents;
             type WatchTaskStream = TaskEvents;
 
-            $(async fn $stream(&self, request: Request<v1::$stream_request>) -> Result<Response<TaskEvents>, Status> {
+            $(async fn $stream(
+                &self,
+                mut request: Request<v1::$stream_request>,
+            ) -> Result<Response<TaskEvents>, Status> {
                 request.get_ref().noted();
                 let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
+                self.give(&by, request.get_mut().asks()).await?;
                 let settled = Settled::new(&self.context, &by, &session);
                 let answer = self.relay.$stream(request).await.map_err(|status| self.told(&by, &session, status))?;
                 Ok(answer.map(|events| settled.events(events)))
@@ -289,9 +345,10 @@ macro_rules! passed_on {
                 Ok(settled.list(self.relay.list_tasks(request).await?).await)
             }
 
-            $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<$response>, Status> {
+            $(async fn $method(&self, mut request: Request<v1::$request>) -> Result<Response<$response>, Status> {
                 request.get_ref().noted();
                 let (by, session) = (sight_of(&request)?, request.get_ref().session_id.clone());
+                self.give(&by, request.get_mut().asks()).await?;
                 self.relay.$method(request).await.map_err(|status| self.told(&by, &session, status))
             })*
         }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use berth_net::Peer;
-use berth_proto::{Code, Error, Reason, transport::MESSAGE_LIMIT};
+use berth_proto::{Code, Error, Reason};
 use tonic::{
     Status,
     body::Body,
@@ -82,9 +82,9 @@ impl Gate {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// A service behind this gate.
-    pub fn guard<S>(&self, access: Access, inner: S) -> Guard<S> {
-        Guard { gate: self.clone(), access, inner }
+    /// A service behind this gate. `limit`: bytes of a message that it takes, for our words about a larger one.
+    pub fn guard<S>(&self, access: Access, limit: usize, inner: S) -> Guard<S> {
+        Guard { gate: self.clone(), access, limit, inner }
     }
 
     fn caller<B>(&self, request: &http::Request<B>) -> Result<Caller, Error> {
@@ -144,6 +144,7 @@ pub fn tenant_of<T>(request: &tonic::Request<T>) -> Result<Tenant, Error> {
 pub struct Guard<S> {
     gate: Gate,
     access: Access,
+    limit: usize,
     inner: S,
 }
 
@@ -181,10 +182,10 @@ where
                 return Box::pin(async move { Ok(response) });
             }
         };
-        let answer = self.inner.call(request);
+        let (answer, limit) = (self.inner.call(request), self.limit);
         let answer = async move {
-            let Some(note) = note else { return Ok(in_our_words(answer.await?)) };
-            let answer = in_our_words(note.around(answer).await?);
+            let Some(note) = note else { return Ok(in_our_words(answer.await?, limit)) };
+            let answer = in_our_words(note.around(answer).await?, limit);
             note.answered(Status::from_header_map(answer.headers()).as_ref());
             Ok(answer)
         };
@@ -196,19 +197,16 @@ where
 }
 
 /// tonic's own refusal of a large message gets a reason and a hint.
-fn in_our_words(response: http::Response<Body>) -> http::Response<Body> {
+fn in_our_words(response: http::Response<Body>, limit: usize) -> http::Response<Body> {
     let refused = Status::from_header_map(response.headers()).filter(|status| {
         status.code() == Code::OutOfRange && status.message().contains("message length too large")
     });
     match refused {
         None => response,
         Some(_) => Status::from(
-            Error::exhausted(
-                Reason::InvalidField,
-                format!("the message is larger than {MESSAGE_LIMIT} bytes"),
-            )
-            .hint("send it in pieces: files and standard input are streamed in chunks")
-            .with("limit", MESSAGE_LIMIT),
+            Error::exhausted(Reason::InvalidField, format!("the message is larger than {limit} bytes"))
+                .hint("send it in pieces: files and standard input are streamed in chunks")
+                .with("limit", limit),
         )
         .into_http(),
     }

@@ -23,15 +23,18 @@ use tonic::{
 /// Calls beyond the bound, of those that must get through.
 const RESERVE: usize = 1024;
 /// What must get through.
-const VITAL: [&str; 8] = [
+const VITAL: [&str; 11] = [
     "/berth.v1.WorkerService/",
     "/grpc.health.v1.Health/",
     "/berth.v1.SessionService/DeleteSession",
     "/berth.v1.TaskService/CancelTask",
     "/berth.v1.TaskService/SignalTask",
+    "/berth.v1.InterpreterService/InterruptContext",
+    "/berth.v1.InterpreterService/DeleteContext",
     "/berth.v1.AdminService/",
     "/berth.v1.IdentityService/",
     "/berth.v1.AuditService/",
+    "/berth.v1.SecretService/",
 ];
 
 /// How many calls there are, and may be. Made into a layer around all services.

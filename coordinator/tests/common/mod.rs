@@ -541,6 +541,7 @@ not_here! {
 #[tonic::async_trait]
 impl FileService for Tiny {
     type ReadStream = Pin<Box<dyn Stream<Item = Result<v1::ReadResponse, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let path = request.into_inner().path;
@@ -582,6 +583,9 @@ impl FileService for Tiny {
         Err(Status::unimplemented("not here"))
     }
     async fn remove(&self, _: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Err(Status::unimplemented("not here"))
     }
 }
