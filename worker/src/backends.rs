@@ -64,6 +64,7 @@ fn construct(
     })));
     let mut settings = docker::Settings::new(instance, agent);
     settings.default_image.clone_from(&config.docker_image);
+    settings.runtime.clone_from(&config.docker_runtime);
     settings.workspaces_are_mounts = mounts;
     match docker::DockerBackend::new(settings) {
         Ok(docker) => made.push(Arc::new(docker)),

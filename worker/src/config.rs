@@ -50,6 +50,8 @@ pub struct Config {
     pub canary_timeout: Duration,
     /// The image of docker sandboxes whose template names none.
     pub docker_image: String,
+    /// The engine's runtime for sandboxes, by the engine's name for it. `None`: the engine's default.
+    pub docker_runtime: Option<String>,
     /// Not ready with less free disk than this.
     pub disk_margin_bytes: u64,
     /// Time that a session's tasks have between TERM and KILL when it ends.
@@ -107,6 +109,7 @@ impl Config {
             canary_interval: Duration::from_secs(60),
             canary_timeout: Duration::from_secs(20),
             docker_image: "berth/sandbox:base".to_owned(),
+            docker_runtime: None,
             disk_margin_bytes: 256 << 20,
             end_grace: Duration::from_secs(2),
             shutdown_grace: Duration::from_secs(10),

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use berth_checkpoint::{Digest, open, unpack_manifest, unpack_root};
+use berth_checkpoint::{Digest, add_piece, open, unpack_manifest, unpack_root};
 use berth_proto::{
     Code, Error, Reason,
     transport::CHUNK,
@@ -40,7 +40,7 @@ async fn manifest(blobs: &mut Blobs, root: Digest) -> Result<v1::Manifest, Error
     let mut pieces = Pieces::new(blobs.clone(), listed);
     let mut bytes = Vec::new();
     for _ in 0..count {
-        bytes.extend_from_slice(&pieces.next().await?);
+        add_piece(&mut bytes, &pieces.next().await?).map_err(damaged)?;
     }
     unpack_manifest(&bytes).map_err(damaged)
 }

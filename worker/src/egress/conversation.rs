@@ -29,7 +29,7 @@ use super::{
 use crate::sessions::Desired;
 
 /// For a request's head, and for a ClientHello.
-const SAY_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const SAY_WITHIN: Duration = Duration::from_secs(10);
 /// For one address to answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// So many of a name's addresses are tried.

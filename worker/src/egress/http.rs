@@ -10,7 +10,8 @@ use berth_proto::egress::Target;
 
 /// The most that a request's head may have.
 pub const HEAD_MAX: usize = 16 << 10;
-const HEADERS_MAX: usize = 64;
+/// ... and the most headers in it.
+pub const HEADERS_MAX: usize = 64;
 
 /// Headers that are between a client and its proxy, and go no further.
 const NOT_PASSED_ON: [&str; 9] = [

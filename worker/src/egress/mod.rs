@@ -16,6 +16,8 @@
 //! again. A policy that changes is looked at by open connections as well.
 
 pub mod address;
+#[cfg(test)]
+mod attempts;
 pub mod audit;
 mod carry;
 mod conversation;

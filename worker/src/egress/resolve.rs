@@ -18,6 +18,8 @@ const WITHIN: Duration = Duration::from_secs(10);
 pub struct Resolver {
     own: HashMap<String, Vec<IpAddr>>,
     places: Arc<Semaphore>,
+    #[cfg(test)]
+    asked: std::sync::atomic::AtomicUsize,
 }
 
 impl Resolver {
@@ -26,7 +28,18 @@ impl Resolver {
         for (name, address) in hosts {
             own.entry(name.clone()).or_default().push(address.to_canonical());
         }
-        Self { own, places: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self {
+            own,
+            places: Arc::new(Semaphore::new(AT_ONCE)),
+            #[cfg(test)]
+            asked: std::sync::atomic::AtomicUsize::new(0),
+        }
+    }
+
+    /// How often it was asked for a name.
+    #[cfg(test)]
+    pub fn asked(&self) -> usize {
+        self.asked.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// In the order in which to try them. Never empty.
@@ -35,6 +48,8 @@ impl Resolver {
             Host::Address(address) => return Ok(vec![*address]),
             Host::Name(name) => name.clone(),
         };
+        #[cfg(test)]
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         if let Some(own) = self.own.get(&name) {
             return Ok(own.clone());
         }

@@ -22,8 +22,9 @@ use berth_proto::{
     spawn::spawn,
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
     v1::{
-        DataPreface, file_service_server::FileServiceServer, task_service_server::TaskServiceServer,
-        worker_data_service_server::WorkerDataServiceServer,
+        DataPreface, file_service_server::FileServiceServer,
+        interpreter_service_server::InterpreterServiceServer, port_service_server::PortServiceServer,
+        task_service_server::TaskServiceServer, worker_data_service_server::WorkerDataServiceServer,
     },
     world::TcpListener,
 };
@@ -59,6 +60,12 @@ pub fn services(route: &SessionRoute, checkpoints: CheckpointApi, health: Routes
         .add_service(
             FileServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT),
         )
+        .add_service(
+            PortServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT),
+        )
+        .add_service(
+            InterpreterServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT),
+        )
 }
 
 /// The same behind a bearer token; health is open.
@@ -85,9 +92,14 @@ pub fn guarded_services(route: &SessionRoute, health: Routes, token: &str) -> Ro
     };
     let tasks = TaskServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT);
     let files = FileServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT);
+    let ports = PortServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT);
+    let interpreters =
+        InterpreterServiceServer::new(Relay::new(route.clone())).max_decoding_message_size(MESSAGE_LIMIT);
     health
         .add_service(InterceptedService::new(tasks, check.clone()))
-        .add_service(InterceptedService::new(files, check))
+        .add_service(InterceptedService::new(files, check.clone()))
+        .add_service(InterceptedService::new(ports, check.clone()))
+        .add_service(InterceptedService::new(interpreters, check))
 }
 
 /// Compares without telling by its time where the two differ.

@@ -10,6 +10,8 @@ use berth_proto::domain::Limits;
 use serde::{Deserialize, Serialize};
 
 const MIB: u64 = 1 << 20;
+/// `/run/secrets`: what the secrets of some tasks at a time take ([`berth_proto::secret`] bounds one task's).
+pub const SECRETS: u64 = 4 * MIB;
 /// Small sessions get this much of each all the same.
 const LEAST: u64 = 4 * MIB;
 /// One file for so many bytes of size.
@@ -39,7 +41,7 @@ impl MemoryFiles {
 
     /// All that can be put into them, with what the files themselves cost.
     pub fn charge(&self) -> u64 {
-        [self.tmp, self.var_tmp, self.shm].into_iter().map(charge).sum()
+        [self.tmp, self.var_tmp, self.shm, SECRETS].into_iter().map(charge).sum()
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod cgroup;
 pub mod docker;
 pub mod fake;
+pub mod landlock;
 pub mod memory_files;
 pub mod native;
 

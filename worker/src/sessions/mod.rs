@@ -20,7 +20,7 @@ pub mod admission;
 mod adopt;
 mod events;
 pub(crate) mod launch;
-pub(crate) mod record;
+pub mod record;
 pub mod route;
 mod slot;
 

@@ -1,6 +1,7 @@
 //! One session as the rest of the worker sees it: what is wanted of it, what is seen of it, and
 //! how busy it is. Its actor alone changes what is seen; anyone may change what is wanted.
 
+mod connections;
 mod parting;
 
 pub use parting::moves;
@@ -18,6 +19,7 @@ use berth_proto::{
     Error, Reason, TaskId, convert,
     domain::{Backend, Egress, EndReason, Placement, SessionState},
     relay::Hop,
+    transport::PORT_CONNECTIONS,
     v1,
 };
 use tokio::{
@@ -28,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::{link::outbox::Outbox, sandbox::Identity, workspace::store::Footprint};
+
+/// Calls that start something: a paused session takes none of them.
+const STARTS: [&str; 6] = ["Run", "StartTask", "Dial", "CreateContext", "RestartContext", "Execute"];
 
 /// What is wanted of a session while it lives.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +67,8 @@ struct Observed {
     identity: Option<Identity>,
     /// Tasks that run now, as they were told last.
     tasks: BTreeMap<TaskId, v1::Task>,
+    /// A context of an interpreter has something to execute.
+    executing: bool,
     calls: usize,
     /// Of these, those that change files.
     writes: usize,
@@ -78,6 +85,9 @@ pub struct Slot {
     end: watch::Sender<Option<End>>,
     observed: Mutex<Observed>,
     calls: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    /// Cancelled when its agent is not to be reached any more.
+    unserved: CancellationToken,
     /// The room for its files is taken: the disk's free space is without it.
     allocated: AtomicBool,
     /// Cancelled when nothing of the session is left.
@@ -108,12 +118,15 @@ impl Slot {
                 agent: None,
                 identity: None,
                 tasks: BTreeMap::new(),
+                executing: false,
                 calls: 0,
                 writes: 0,
                 last_activity: Instant::now(),
                 parting: None,
             }),
             calls: Arc::new(Semaphore::new(most_calls)),
+            connections: Arc::new(Semaphore::new(PORT_CONNECTIONS)),
+            unserved: CancellationToken::new(),
             allocated: AtomicBool::new(false),
             done: CancellationToken::new(),
         }
@@ -214,6 +227,9 @@ impl Slot {
 
     /// Calls may go to this agent; `None`: no more.
     pub fn set_agent(&self, agent: Option<Channel>) {
+        if agent.is_none() {
+            self.unserved.cancel();
+        }
         self.lock().agent = agent;
     }
 
@@ -237,6 +253,13 @@ impl Slot {
         outbox.task(self.placement.session, id, self.placement.epoch, task);
     }
 
+    /// Contexts begin to execute something, or are done with all of it.
+    pub fn executing(&self, busy: bool) {
+        let mut observed = self.lock();
+        observed.executing = busy;
+        observed.last_activity = Instant::now();
+    }
+
     /// Whether a task ran when it was last told of.
     pub fn runs(&self, task: &str) -> bool {
         convert::task_id(task).is_ok_and(|id| self.lock().tasks.contains_key(&id))
@@ -251,7 +274,7 @@ impl Slot {
     /// The idle clock does not run while the session is paused.
     pub fn idle_check(&self, idle: Duration) -> Instant {
         let observed = self.lock();
-        let busy = observed.calls > 0 || !observed.tasks.is_empty() || observed.state == SessionState::Paused;
+        let busy = observed.under_way() || observed.state == SessionState::Paused;
         if busy { Instant::now() + idle } else { observed.last_activity + idle }
     }
 
@@ -276,7 +299,7 @@ impl Slot {
         }
         match observed.state {
             SessionState::Ready => {}
-            SessionState::Paused if !matches!(call, "Run" | "StartTask") => {}
+            SessionState::Paused if !STARTS.contains(&call) => {}
             SessionState::Paused => {
                 return Err(Error::precondition(Reason::SessionPaused, "the session is paused")
                     .hint("resume it first"));
@@ -296,6 +319,10 @@ impl Slot {
         let Some(channel) = observed.agent.clone() else {
             return Err(Error::precondition(Reason::SessionNotReady, "the session's sandbox still starts"));
         };
+        if call == "Dial" {
+            drop(observed);
+            return self.connection(channel);
+        }
         let permit = self.calls.clone().try_acquire_owned().map_err(|_| {
             Error::exhausted(
                 Reason::TooManyCalls,
@@ -307,13 +334,17 @@ impl Slot {
         observed.writes += usize::from(writes);
         drop(observed);
         let guard = Call { slot: self.clone(), writes, _permit: permit };
-        Ok(Hop { channel, guard: Some(Box::new(guard)), over: None })
+        Ok(Hop { channel, guard: Some(Box::new(guard)), over: None, moved: None })
     }
 }
 
 impl Observed {
+    fn under_way(&self) -> bool {
+        self.calls > 0 || !self.tasks.is_empty() || self.executing
+    }
+
     fn is_busy(&self) -> bool {
-        self.state == SessionState::Ready && (self.calls > 0 || !self.tasks.is_empty())
+        self.state == SessionState::Ready && self.under_way()
     }
 }
 

@@ -26,7 +26,10 @@ use berth_proto::{
     Error, WorkerId,
     domain::{Backend, BackendChoice},
     spawn::spawn,
-    v1::{self, file_service_server::FileServiceServer, task_service_server::TaskServiceServer},
+    v1::{
+        self, file_service_server::FileServiceServer, interpreter_service_server::InterpreterServiceServer,
+        port_service_server::PortServiceServer, task_service_server::TaskServiceServer,
+    },
     world::{self, TcpListener},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -407,6 +410,8 @@ impl Parts {
             "",
             <TaskServiceServer<()> as tonic::server::NamedService>::NAME,
             <FileServiceServer<()> as tonic::server::NamedService>::NAME,
+            <PortServiceServer<()> as tonic::server::NamedService>::NAME,
+            <InterpreterServiceServer<()> as tonic::server::NamedService>::NAME,
         ];
         for name in names {
             self.reporter.set_service_status(name, status).await;

@@ -112,6 +112,13 @@ impl Cgroups {
     }
 }
 
+/// Why the tree is not for sandboxes of this runtime, whatever the engine is. The agent moves a task by writing its pid
+/// to a file of the host: with a kernel of its own between them (gVisor, a virtual machine) that number would be some
+/// other process of the host's.
+pub fn why_not_with(runtime: Option<&str>) -> Option<&'static str> {
+    runtime.map(|_| "BERTH_DOCKER_RUNTIME is set: in its sandboxes process ids may not be the host's")
+}
+
 /// Why the tree can't be used with this engine, whatever the machine has.
 pub fn why_not(facts: &Facts, contained: bool) -> Option<&'static str> {
     if contained {

@@ -5,6 +5,7 @@
 //! restarted is simply there again: nothing has to be reconnected.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     io,
@@ -45,6 +46,15 @@ pub struct Facts {
     /// The host's ids of container root, where ids are mapped and it is known.
     pub remap_base: Option<(u32, u32)>,
     pub live_restore: bool,
+    /// What `Runtimes` says: by name, the program and its arguments.
+    pub runtimes: BTreeMap<String, Runtime>,
+}
+
+/// One of the engine's runtimes. Newer engines tell neither of one that has a containerd shim of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runtime {
+    pub path: String,
+    pub arguments: Vec<String>,
 }
 
 pub struct Engine {
@@ -156,6 +166,13 @@ fn facts(info: SystemInfo, api: String) -> Facts {
         remapped: has("userns"),
         remap_base: info.docker_root_dir.as_deref().and_then(remap_base),
         live_restore: info.live_restore_enabled.unwrap_or(false),
+        runtimes: info.runtimes.into_iter().flatten().map(|(name, runtime)| (name, runtime.into())).collect(),
+    }
+}
+
+impl From<bollard::models::Runtime> for Runtime {
+    fn from(seen: bollard::models::Runtime) -> Self {
+        Self { path: seen.path.unwrap_or_default(), arguments: seen.runtime_args.unwrap_or_default() }
     }
 }
 
@@ -181,6 +198,8 @@ impl Facts {
             remapped: false,
             remap_base: None,
             live_restore: false,
+            runtimes: [("runc".to_owned(), Runtime { path: "runc".to_owned(), arguments: Vec::new() })]
+                .into(),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The image of a sandbox: whether it is here, and what of it would get in the way. Never
 //! pulled and never built: what runs on a machine is its operator's decision.
 
-use berth_proto::{Error, Reason, domain::TemplateSpec};
+use std::path::{Component, Path, PathBuf};
+
+use berth_proto::{Error, Reason, agent_config::BERTH_DIR, domain::TemplateSpec, secret};
 use bollard::Docker;
 
 use super::engine::{CallError, LOOK, call};
@@ -42,12 +44,30 @@ pub async fn find(docker: &Docker, reference: &str, default: &str) -> Result<Ima
         other => other?,
     };
     let config = seen.config.unwrap_or_default();
+    let volumes = config.volumes.unwrap_or_default();
+    if let Some(ours) = volumes.iter().find(|path| is_ours(path)) {
+        return Err(Error::precondition(
+            Reason::BackendUnavailable,
+            format!("the image {reference} declares the volume {ours}, which is no place of an image's"),
+        )
+        .hint("build it without that VOLUME"));
+    }
     let name = |pair: String| pair.split('=').next().unwrap_or_default().to_owned();
     Ok(Image {
         id: seen.id.ok_or_else(|| absent(reference, default))?,
         env: config.env.unwrap_or_default().into_iter().map(name).filter(|n| !n.is_empty()).collect(),
-        volumes: config.volumes.unwrap_or_default(),
+        volumes,
     })
+}
+
+/// Whether a volume would lie over, or within, what a sandbox is made of.
+fn is_ours(volume: &str) -> bool {
+    let volume: PathBuf = Path::new("/").join(volume).components().collect();
+    // Of these, also what is above them.
+    let above = [BERTH_DIR, secret::DIR].iter().any(|ours| Path::new(ours).starts_with(&volume));
+    let below = [BERTH_DIR, secret::DIR, "/proc", "/sys", "/dev"].iter().any(|ours| volume.starts_with(ours));
+    let climbs = volume.components().any(|part| part == Component::ParentDir);
+    climbs || below || (above && volume != Path::new("/run"))
 }
 
 /// What to say, and to type, when an image is not there.
@@ -62,4 +82,21 @@ pub fn absent(reference: &str, default: &str) -> Error {
         format!("the sandbox image {reference} is not on this worker's engine"),
     )
     .hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_volume_lies_over_what_a_sandbox_is_made_of() {
+        for volume in
+            ["/.berth", "/.berth/spool", "/", "/proc/sys", "/dev", "//run//secrets/", "/a/../.berth"]
+        {
+            assert!(is_ours(volume), "{volume}");
+        }
+        for volume in ["/data", "/var/lib/x", "/run", "/.berthing", "/procs"] {
+            assert!(!is_ours(volume), "{volume}");
+        }
+    }
 }

@@ -76,6 +76,8 @@ pub struct Settings {
     pub agent: PathBuf,
     /// For templates that name no image.
     pub default_image: String,
+    /// The engine's runtime to use, by the engine's name for it. `None`: its default.
+    pub runtime: Option<String>,
     /// `DOCKER_HOST`. `None`: the default socket.
     pub docker_host: Option<String>,
     /// Sessions' files are in file systems that the worker mounts: the engine has to see those.
@@ -89,6 +91,7 @@ impl Settings {
             instance: instance.into(),
             agent: agent.into(),
             default_image: DEFAULT_IMAGE.into(),
+            runtime: None,
             docker_host: std::env::var("DOCKER_HOST").ok(),
             workspaces_are_mounts: false,
         }

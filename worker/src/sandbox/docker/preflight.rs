@@ -4,7 +4,7 @@
 use std::{io::Read, path::Path};
 
 use super::{Inner, cgroups, engine::Facts, hosts, image};
-use crate::sandbox::{Preflight, Problem};
+use crate::sandbox::{Preflight, Problem, landlock};
 
 pub(super) async fn check(inner: &Inner) -> Preflight {
     let mut report = Preflight::default();
@@ -24,6 +24,11 @@ pub(super) async fn check(inner: &Inner) -> Preflight {
         }
     };
     describe(&facts, &mut report);
+    // Of this kernel, which is the sandboxes' too where the engine's own runtime makes them. Another one may have its own.
+    if inner.settings.runtime.is_none() {
+        landlock::describe(&mut report);
+    }
+    runtime(inner.settings.runtime.as_deref(), &facts, &mut report);
     if inner.settings.workspaces_are_mounts
         && let Err(why) = inner.engine.sees_our_mounts().await
     {
@@ -83,9 +88,50 @@ fn describe(facts: &Facts, report: &mut Preflight) {
     }
 }
 
+/// What sandboxes run under, if that is not the engine's default: whether the engine knows it, and whether a runsc is set
+/// up so that the worker can reach the agent. What else a runtime lacks shows in the first session, the worker's own.
+fn runtime(wanted: Option<&str>, facts: &Facts, report: &mut Preflight) {
+    let Some(wanted) = wanted else { return };
+    let Some(runtime) = facts.runtimes.get(wanted) else {
+        let known: Vec<&str> = facts.runtimes.keys().map(String::as_str).collect();
+        report.problems.push(Problem {
+            what: format!(
+                "the engine has no runtime {wanted} (BERTH_DOCKER_RUNTIME); it has {}",
+                known.join(", ")
+            ),
+            hint: "add it to `runtimes` in /etc/docker/daemon.json, and reload the engine".into(),
+        });
+        return;
+    };
+    report.facts.push(format!("runtime {wanted}"));
+    let gvisor = Path::new(&runtime.path).file_name().is_some_and(|name| name == "runsc");
+    if gvisor && !lets_sockets_out(&runtime.arguments) {
+        report.problems.push(Problem {
+            what: format!(
+                "the runtime {wanted} lets no socket out of a sandbox, and by one the worker reaches the agent"
+            ),
+            hint: "give it `--host-uds=create` in its `runtimeArgs` in /etc/docker/daemon.json, and reload the engine"
+                .into(),
+        });
+    }
+}
+
+/// Whether runsc is told to make on the host the sockets that a sandbox binds in a mounted directory.
+fn lets_sockets_out(arguments: &[String]) -> bool {
+    let set = |argument: &String| {
+        let (name, value) = argument.trim_start_matches('-').split_once('=')?;
+        (name == "host-uds").then_some(matches!(value, "create" | "all"))
+    };
+    // The last one counts.
+    arguments.iter().filter_map(set).next_back().unwrap_or(false)
+}
+
 async fn tree(inner: &Inner, facts: &Facts, report: &mut Preflight) {
     let cgroups = inner.cgroups.clone();
-    let usable = match cgroups::why_not(facts, hosts::own_container().is_some()) {
+    let runtime = inner.settings.runtime.as_deref();
+    let why_not =
+        cgroups::why_not_with(runtime).or(cgroups::why_not(facts, hosts::own_container().is_some()));
+    let usable = match why_not {
         Some(why) => Err(why.to_owned()),
         None => match tokio::task::spawn_blocking(move || cgroups.probe()).await {
             Ok(Ok(layout)) => Ok(layout),
@@ -143,6 +189,7 @@ fn interpreter(head: &[u8]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::docker::engine::Runtime;
 
     #[test]
     fn an_agent_that_needs_the_hosts_libraries_is_refused() {
@@ -153,6 +200,38 @@ mod tests {
         assert!(agent(Path::new("/nonexistent")).is_err());
         assert_eq!(interpreter(b"#!/bin/sh\n"), None);
         assert_eq!(interpreter(b"\x7fELF\x02\x01"), None, "cut short");
+    }
+
+    /// Red when a runtime is not asked for, when its arguments are not looked at, and when the first of two counts.
+    #[test]
+    fn a_runtime_must_be_there_and_let_the_agents_socket_out() {
+        let of = |path: &str, arguments: &[&str]| Runtime {
+            path: path.to_owned(),
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+        };
+        let seen = |wanted: Option<&str>, known: Runtime| {
+            let facts = Facts { runtimes: [("own".to_owned(), known)].into(), ..Facts::sample() };
+            let mut report = Preflight::default();
+            runtime(wanted, &facts, &mut report);
+            report.problems.into_iter().map(|problem| problem.what).collect::<Vec<_>>().concat()
+        };
+        assert_eq!(seen(None, of("/usr/bin/runsc", &[])), "", "it is not used");
+        assert!(
+            seen(Some("other"), of("/x", &[]))
+                .contains("no runtime other (BERTH_DOCKER_RUNTIME); it has own")
+        );
+        for bad in
+            [&[][..], &["--host-uds=open"], &["--host-uds=none"], &["--host-uds=create", "--host-uds=open"]]
+        {
+            assert!(seen(Some("own"), of("/usr/bin/runsc", bad)).contains("lets no socket out"), "{bad:?}");
+        }
+        for good in
+            [&["--host-uds=create"][..], &["-host-uds=all"], &["--host-uds=none", "--host-uds=create"]]
+        {
+            assert_eq!(seen(Some("own"), of("runsc", good)), "", "{good:?}");
+        }
+        // What another program wants to be told, a wrapper around runsc for one, is its own.
+        assert_eq!(seen(Some("own"), of("/opt/kata", &[])), "");
     }
 
     #[test]

@@ -6,7 +6,12 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use berth_proto::{SessionId, agent_config::AGENT_PATH, domain::Limits};
+use berth_proto::{
+    SessionId,
+    agent_config::{self, AGENT_PATH},
+    domain::Limits,
+    secret,
+};
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
     MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy,
@@ -53,7 +58,7 @@ pub struct Plan<'a> {
     pub facts: &'a Facts,
     /// A group that the agent needs to reach its own files: the worker's, where the worker is not root.
     pub agent_group: Option<u32>,
-    /// `None`: the engine's own. (Per template, for `runsc`, in a later issue.)
+    /// `None`: the engine's default.
     pub runtime: Option<String>,
 }
 
@@ -214,6 +219,12 @@ struct Sizes<'a> {
 
 const RUN: u64 = 8 * MIB;
 
+/// Where tasks may write beside the session's own files.
+pub fn writable(image: &Image) -> Vec<PathBuf> {
+    let volumes = image.volumes.iter().map(PathBuf::from);
+    agent_config::memory_files().into_iter().chain(["/run".into()]).chain(volumes).collect()
+}
+
 impl<'a> Sizes<'a> {
     fn of(limits: Limits, image: &'a Image) -> Self {
         let volume = (limits.memory_bytes / 8).clamp(8 * MIB, 64 * MIB);
@@ -239,6 +250,7 @@ impl<'a> Sizes<'a> {
                 ("/var/tmp".to_owned(), options(self.files.var_tmp, "1777", "exec")),
                 ("/dev/shm".to_owned(), options(self.files.shm, "1777", "noexec")),
                 ("/run".to_owned(), options(RUN, "755", "noexec")),
+                (secret::DIR.to_owned(), options(memory_files::SECRETS, "755", "noexec")),
             ])
             .collect()
     }
@@ -300,8 +312,8 @@ mod tests {
         assert_eq!(memory(LIMITS, false), (512 << 20) + headroom);
         // All of what the agent could be made to put into memory, the files' own cost included, and its own.
         let put = memory(LIMITS, true) - headroom;
-        assert!(put >= (256 + 64 + 8 + 128) << 20, "{put}");
-        assert!(put <= (320 + 80 + 10 + 160) << 20, "{put}");
+        assert!(put >= (256 + 64 + 8 + 4 + 128) << 20, "{put}");
+        assert!(put <= (320 + 80 + 10 + 5 + 160) << 20, "{put}");
         let host = body(LIMITS, true, &image).host_config.expect("it has one");
         assert_eq!(host.pids_limit, Some(164));
         assert_eq!(host.memory, host.memory_swap);
@@ -313,7 +325,7 @@ mod tests {
         let host = body(LIMITS, true, &image).host_config.expect("it has one");
         assert_eq!(host.shm_size, None, "it would have no number of files");
         let tmpfs = host.tmpfs.expect("it has some");
-        for path in ["/tmp", "/var/tmp", "/dev/shm", "/run", "/data"] {
+        for path in ["/tmp", "/var/tmp", "/dev/shm", "/run", "/run/secrets", "/data"] {
             let options: Vec<&str> = tmpfs[path].split(',').collect();
             let number = |name: &str| {
                 let value =

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use berth_proto::{
     Error, SessionId,
-    agent_config::{AGENT_PATH, AgentConfig, BERTH_DIR, CA_PATH, HOME, User, WORKSPACE},
+    agent_config::{AGENT_PATH, AgentConfig, BERTH_DIR, CA_PATH, HOME, User, WORKSPACE, file_bytes},
 };
 use bollard::{Docker, query_parameters::CreateContainerOptionsBuilder};
 
 use super::{
     Inner,
-    cgroups::{CG_DIR, Made},
+    cgroups::{self, CG_DIR, Made},
     check_user,
     engine::{CHANGE, CallError, Facts, call},
     files,
@@ -79,7 +79,8 @@ impl Start<'_> {
     }
 
     async fn cgroups(&self) -> Result<Made, Error> {
-        if !self.inner.own_cgroups().await? {
+        let runtime = self.inner.settings.runtime.as_deref();
+        if !self.inner.own_cgroups().await? || cgroups::why_not_with(runtime).is_some() {
             return Ok(Made::default());
         }
         let (cgroups, session, limits) = (self.inner.cgroups.clone(), self.spec.session, self.spec.charged());
@@ -98,6 +99,8 @@ impl Start<'_> {
             cgroups: made.config.clone(),
             seccomp: true,
             spools_bytes: store::spools(&self.spec.limits),
+            writable: spec::writable(&self.image),
+            file_bytes: Some(file_bytes(&self.spec.limits)),
         };
         let (dirs, hostname) = (self.spec.dirs.clone(), spec::hostname(self.spec.session));
         let points: Vec<_> = made.binds.iter().map(|(_, name)| Path::new("cg").join(name)).collect();
@@ -179,7 +182,7 @@ impl Start<'_> {
             own_cgroups: !made.binds.is_empty(),
             facts: self.facts,
             agent_group: owner.agent_group(),
-            runtime: None,
+            runtime: self.inner.settings.runtime.clone(),
         })
     }
 

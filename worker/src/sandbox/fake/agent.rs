@@ -10,18 +10,20 @@ use std::{
 use berth_proto::{
     Epoch, Error, Reason, SessionId, TaskId, VERSION, convert,
     domain::{Labels, Outcome, TaskDefaults, TaskDefaultsPatch},
+    secret::Given,
     spawn::spawn,
-    transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
+    transport::{self, DATA_STREAMS, MESSAGE_LIMIT, PORT_CONNECTIONS},
     v1::{
         self, agent_event::Event, agent_service_server::AgentService,
         agent_service_server::AgentServiceServer, file_service_server::FileServiceServer,
+        interpreter_service_server::InterpreterServiceServer, port_service_server::PortServiceServer,
         task_service_server::TaskServiceServer,
     },
 };
 use futures::Stream;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, broadcast, watch},
+    sync::{Notify, Semaphore, broadcast, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -41,10 +43,12 @@ pub(super) struct Machine {
     /// The sandbox is no more.
     gone: CancellationToken,
     /// Shutdown was asked for: what is being served may end, then the machine is gone.
-    stopping: CancellationToken,
+    pub stopping: CancellationToken,
     state: Mutex<State>,
     pub files: Mutex<Tree>,
     pub frozen: watch::Sender<bool>,
+    /// To its one port.
+    pub connections: Arc<Semaphore>,
     events: broadcast::Sender<v1::AgentEvent>,
     /// A call or a task began or ended, or a deadline was set.
     moved: Notify,
@@ -118,6 +122,7 @@ impl Machine {
                 fenced: false,
             }),
             files: Mutex::new(Tree::new(spec.limits.disk_bytes)),
+            connections: Arc::new(Semaphore::new(PORT_CONNECTIONS)),
             frozen: watch::channel(false).0,
             events: broadcast::channel(1024).0,
             moved: Notify::new(),
@@ -173,6 +178,11 @@ impl Machine {
         Ok(Call(self.clone()))
     }
 
+    /// Something moves on a connection.
+    pub fn touch(&self) {
+        lock(&self.state).last_activity = Instant::now();
+    }
+
     pub fn task(&self, id: &str) -> Result<Arc<Task>, Error> {
         let id = convert::task_id(id)?;
         lock(&self.state)
@@ -193,6 +203,7 @@ impl Machine {
         wire: Option<v1::TaskSpec>,
         request_id: String,
         if_epoch: Option<u64>,
+        secrets: &[v1::SecretValue],
     ) -> Result<Arc<Task>, Error> {
         let wire = convert::required("task", wire)?;
         let request_id = convert::request_id(request_id)?;
@@ -218,6 +229,7 @@ impl Machine {
         if self.stopping.is_cancelled() || self.gone.is_cancelled() {
             return Err(Error::precondition(Reason::SessionEnded, "the session is ending"));
         }
+        let mut given = Given::of(&spec, secrets)?;
         if state.fenced {
             let text = "the session's worker has lost the coordinator: it stands still until that is back";
             return Err(Error::unavailable(Reason::SessionFenced, text));
@@ -232,10 +244,9 @@ impl Machine {
         }
         let pid = state.next_pid;
         state.next_pid += 1;
-        let mut env = state.env.clone();
-        env.extend(spec.env.clone());
+        given.env = [state.env.clone(), spec.env.clone(), given.env].into_iter().flatten().collect();
         let timeout = state.defaults.timeout;
-        let task = Arc::new(Task::new(self.session, spec, wire, pid, env, self, timeout));
+        let task = Arc::new(Task::new(self.session, spec, wire, pid, given, self, timeout));
         state.tasks.insert(task.id(), task.clone());
         if let Some(key) = request_id {
             state.ledger.insert(key, (task.asked().clone(), task.id()));
@@ -357,7 +368,9 @@ where
     let serving = transport::server(DATA_STREAMS)
         .add_service(AgentServiceServer::new(handle.clone()))
         .add_service(TaskServiceServer::new(handle.clone()).max_decoding_message_size(MESSAGE_LIMIT))
-        .add_service(FileServiceServer::new(handle).max_decoding_message_size(MESSAGE_LIMIT))
+        .add_service(FileServiceServer::new(handle.clone()).max_decoding_message_size(MESSAGE_LIMIT))
+        .add_service(InterpreterServiceServer::new(handle.clone()))
+        .add_service(PortServiceServer::new(handle).max_decoding_message_size(MESSAGE_LIMIT))
         .serve_with_incoming_shutdown(incoming, machine.stopping.clone().cancelled_owned());
     tokio::select! {
         _ = serving => {}

@@ -189,6 +189,7 @@ fn not_empty(path: &str) -> Error {
 #[tonic::async_trait]
 impl FileService for Served {
     type ReadStream = Pin<Box<dyn Stream<Item = Result<v1::ReadResponse, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let wire = request.into_inner();
@@ -340,5 +341,12 @@ impl FileService for Served {
             tree.nodes.remove(&name);
         }
         Ok(Response::new(v1::RemoveResponse {}))
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let _call = self.0.enter(&request.get_ref().session_id)?;
+        Err(Error::new(Code::Unimplemented, Reason::Unsupported, "a fake sandbox can't be watched")
+            .hint("use a template of the native or docker backend")
+            .into())
     }
 }

@@ -12,6 +12,8 @@
 //! | [`output`] | a bounded output stream with absolute offsets |
 //! | [`commands`] | what can be run |
 //! | [`files`] | the tree, and `FileService` |
+//! | [`ports`] | `PortService`: one server, which echoes |
+//! | [`interpreter`] | that there is none |
 //! | [`archive`] | the tree out of one sandbox and into another |
 //!
 //! A clone of a [`FakeBackend`] is the same backend: a worker that starts anew with it finds the
@@ -22,7 +24,9 @@ mod archive;
 mod commands;
 mod feed;
 mod files;
+mod interpreter;
 mod output;
+mod ports;
 mod service;
 mod tasks;
 

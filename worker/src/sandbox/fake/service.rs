@@ -22,7 +22,7 @@ impl TaskService for Served {
     async fn run(&self, request: Request<v1::RunRequest>) -> Result<Response<EventStream>, Status> {
         let wire = request.into_inner();
         let call = self.0.enter(&wire.session_id)?;
-        let task = self.0.start_task(wire.task, wire.request_id, wire.if_epoch)?;
+        let task = self.0.start_task(wire.task, wire.request_id, wire.if_epoch, &wire.secrets)?;
         let from_start = v1::WatchTaskRequest { skip_lost: true, ..Default::default() };
         Ok(stream(Feed::new(task, &from_start, call)?))
     }
@@ -30,7 +30,7 @@ impl TaskService for Served {
     async fn start_task(&self, request: Request<v1::StartTaskRequest>) -> Result<Response<v1::Task>, Status> {
         let wire = request.into_inner();
         let _call = self.0.enter(&wire.session_id)?;
-        let task = self.0.start_task(wire.task, wire.request_id, wire.if_epoch)?;
+        let task = self.0.start_task(wire.task, wire.request_id, wire.if_epoch, &wire.secrets)?;
         Ok(Response::new(task.snapshot()))
     }
 

@@ -1,7 +1,7 @@
 //! One fake task: its state, its streams, its end.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -9,6 +9,7 @@ use std::{
 use berth_proto::{
     SessionId, TaskId, convert,
     domain::{Labels, Outcome, Program, TaskSpec, Timeout},
+    secret::{self, Given},
     spawn::spawn,
     v1,
 };
@@ -30,6 +31,7 @@ pub(super) struct Task {
     pub(super) asked: v1::TaskSpec,
     pub(super) pid: u32,
     pub(super) env: Labels,
+    pub(super) secret_files: BTreeMap<String, Bytes>,
     pub(super) started_at: SystemTime,
     pub(super) started: Instant,
     pub(super) timeout: Option<Duration>,
@@ -58,7 +60,7 @@ impl Task {
         spec: TaskSpec,
         asked: v1::TaskSpec,
         pid: u32,
-        env: Labels,
+        Given { env, files: secret_files }: Given,
         machine: &Arc<Machine>,
         default_timeout: Option<Duration>,
     ) -> Self {
@@ -73,6 +75,7 @@ impl Task {
             session,
             pid,
             env,
+            secret_files,
             started_at: berth_proto::world::now(),
             started: Instant::now(),
             timeout,
@@ -256,6 +259,9 @@ impl Task {
 
     /// A file's content.
     pub fn file(&self, path: &str) -> Option<Bytes> {
+        if let Some(name) = path.strip_prefix(secret::DIR).and_then(|rest| rest.strip_prefix('/')) {
+            return self.secret_files.get(name).cloned();
+        }
         let machine = self.machine.upgrade()?;
         let tree: std::sync::MutexGuard<'_, Tree> = lock(&machine.files);
         tree.content(path)

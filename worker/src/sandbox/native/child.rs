@@ -23,6 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use berth_proto::secret;
 use caps::{CapSet, Capability};
 use nix::{
     errno::Errno,
@@ -208,6 +209,15 @@ fn memory_files_at(target: &str, size: u64) -> Result<(), Failure> {
     tmpfs(target, &format!("mode=1777,size={size},nr_inodes={}", memory_files::files(size)))
 }
 
+/// Where the agent, and nobody else, puts what tasks are given.
+fn secrets_at(target: &str) -> Result<(), Failure> {
+    fs::create_dir(target).stage(target)?;
+    let files = memory_files::files(memory_files::SECRETS);
+    let options = format!("mode=0755,size={},nr_inodes={files}", memory_files::SECRETS);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(&options[..])).stage("mount tmpfs for secrets")
+}
+
 /// Builds the new root as the current directory. It is a small tmpfs of our own, so no
 /// link that an image planted can lead a mount astray.
 fn build_root(plan: &Plan, prepared: &Prepared) -> Result<(), Failure> {
@@ -226,6 +236,7 @@ fn build_root(plan: &Plan, prepared: &Prepared) -> Result<(), Failure> {
     mount(Some("proc"), "proc", Some("proc"), proc_flags, NOTHING).stage("mount proc")?;
     build_dev(plan)?;
     memory_files_at("tmp", plan.memory_files.tmp)?;
+    secrets_at(secret::DIR.trim_start_matches('/'))?;
 
     for (wanted, tree) in plan.mounts.iter().zip(&prepared.trees) {
         let Some((tree, directory)) = tree else { continue };
@@ -255,6 +266,10 @@ fn build_dev(plan: &Plan) -> Result<(), Failure> {
     let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
     mount(Some("devpts"), "dev/pts", Some("devpts"), flags, Some(options)).stage("mount devpts")?;
     memory_files_at("dev/shm", plan.memory_files.shm)?;
+    // Of the sandbox's own IPC namespace. Landlock knows its queues by this place.
+    fs::create_dir("dev/mqueue").stage("dev/mqueue")?;
+    mount(Some("mqueue"), "dev/mqueue", Some("mqueue"), flags | MsFlags::MS_NODEV, NOTHING)
+        .stage("mount mqueue")?;
     for (name, target) in [
         ("ptmx", "pts/ptmx"),
         ("fd", "/proc/self/fd"),

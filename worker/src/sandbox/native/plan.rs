@@ -104,7 +104,7 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// What is taken from the host's /etc, read-only: how programs find libraries,
 /// alternatives, certificates and the time zone. No accounts, no secrets, no configuration
 /// of services.
-const HOST_ETC: [&str; 14] = [
+const HOST_ETC: [&str; 15] = [
     "alternatives",
     "ld.so.cache",
     "ld.so.conf",
@@ -115,6 +115,8 @@ const HOST_ETC: [&str; 14] = [
     "ca-certificates.conf",
     "pki",
     "localtime",
+    // Debian's matplotlib has its defaults there, and does not start without them.
+    "matplotlibrc",
     "mime.types",
     // Usually a link to /usr/lib/os-release: the file behind it is mounted.
     "os-release",

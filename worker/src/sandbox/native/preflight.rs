@@ -13,7 +13,7 @@ use super::{
     plan::{self, Plan, Reply},
     uids,
 };
-use crate::sandbox::{Preflight, Problem, cgroup::Layout, memory_files::MemoryFiles};
+use crate::sandbox::{Preflight, Problem, cgroup::Layout, landlock, memory_files::MemoryFiles};
 
 impl Inner {
     pub(super) fn preflight(&self) -> Preflight {
@@ -65,6 +65,7 @@ impl Inner {
             found.problems.push(Problem { what, hint: hint.into() });
         }
         found.facts.push("user namespace per session, seccomp, no network".into());
+        landlock::describe(&mut found);
         found
     }
 

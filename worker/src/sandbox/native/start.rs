@@ -94,6 +94,8 @@ impl Inner {
             cgroups: cgroups.agent_config(&inside.join("cg")),
             seccomp: true,
             spools_bytes: store::spools(&spec.limits),
+            writable: agent_config::memory_files(),
+            file_bytes: Some(agent_config::file_bytes(&spec.limits)),
         };
         let berth = spec.dirs.berth();
         let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);

@@ -76,6 +76,16 @@ pub fn move_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<(
     Ok(())
 }
 
+/// The kernel's version of landlock; below 1 where it has none, or is told to have none.
+pub fn landlock_version() -> i32 {
+    const VERSION: libc::c_uint = 1; // LANDLOCK_CREATE_RULESET_VERSION of linux/landlock.h
+    // SAFETY: with this flag the kernel reads no memory, and makes nothing: it returns a number.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION)
+    };
+    i32::try_from(version).unwrap_or(0)
+}
+
 /// `struct mount_attr` of linux/mount.h.
 #[repr(C)]
 #[derive(Default)]

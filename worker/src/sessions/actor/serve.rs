@@ -46,6 +46,7 @@ impl Actor {
                 next = events.next() => match next {
                     Some(Heard::Event(event)) => match *event {
                         Event::Started(task) | Event::Ended(task) => self.slot.task(&self.inner.outbox, task),
+                        Event::Executing(executing) => self.slot.executing(executing.busy),
                         Event::Expired(expired) => return self.expired(expired.idle),
                     },
                     Some(Heard::Gap) => tokio::select! {

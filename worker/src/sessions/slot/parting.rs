@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Calls that are let through to the last: those that change nothing, and those to a task that runs already. What
 /// still runs when the checkpoint is taken is not in it, and neither is what it was told.
-const LET_THROUGH: [&str; 13] = [
+const LET_THROUGH: [&str; 16] = [
     "GetTask",
     "ListTasks",
     "WaitTask",
@@ -39,6 +39,9 @@ const LET_THROUGH: [&str; 13] = [
     "Stat",
     "List",
     "Export",
+    "ListContexts",
+    "WatchExecution",
+    "InterruptContext",
 ];
 
 /// Calls that change files. They go on in a paused session too.
