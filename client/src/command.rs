@@ -25,6 +25,7 @@ pub struct Command {
     stdin: bool,
     detached: bool,
     reattach_grace: Option<Duration>,
+    secrets: Vec<SecretUse>,
     pub(crate) input: Option<Bytes>,
     pub(crate) request_id: Option<String>,
     pub(crate) retry_after_recovery: bool,
@@ -45,6 +46,7 @@ impl Command {
             stdin: false,
             detached: false,
             reattach_grace: None,
+            secrets: Vec::new(),
             input: None,
             request_id: None,
             retry_after_recovery: false,
@@ -96,6 +98,21 @@ impl Command {
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// A secret of the tenant's, as the file `/run/secrets/NAME`, which is there while the task runs. One that can't be had
+    /// is an error ([`crate::Reason::SecretUnusable`]), and nothing is started.
+    #[must_use]
+    pub fn secret(mut self, name: impl Into<String>) -> Self {
+        self.secrets.push(SecretUse { name: name.into(), env: None });
+        self
+    }
+
+    /// A secret of the tenant's, as a variable of this task alone.
+    #[must_use]
+    pub fn secret_env(mut self, variable: impl Into<String>, name: impl Into<String>) -> Self {
+        self.secrets.push(SecretUse { name: name.into(), env: Some(variable.into()) });
         self
     }
 
@@ -196,6 +213,10 @@ impl Command {
             Program::Argv(args) => v1::task_spec::Program::Argv(v1::Argv { args: args.clone() }),
             Program::Shell(line) => v1::task_spec::Program::Shell(line.clone()),
         };
+        let secret = |secret: &SecretUse| v1::SecretUse {
+            name: secret.name.clone(),
+            env: secret.env.clone().unwrap_or_default(),
+        };
         v1::TaskSpec {
             program: Some(program),
             cwd: self.cwd.clone(),
@@ -212,6 +233,7 @@ impl Command {
             stdin: self.stdin,
             detached: self.detached,
             reattach_grace: self.reattach_grace.map(duration_out),
+            secrets: self.secrets.iter().map(secret).collect(),
         }
     }
 

@@ -158,13 +158,7 @@ impl Client {
     /// Connects, or says that nothing answers there.
     pub async fn connect(options: ConnectOptions) -> Result<Self, Error> {
         let ConnectOptions { address, ca, token, resume_for } = options;
-        let token = match token {
-            None => None,
-            Some(token) => Some(
-                MetadataValue::try_from(format!("Bearer {token}"))
-                    .map_err(|_| Error::invalid("the token has characters that no token has"))?,
-            ),
-        };
+        let token = token.as_deref().map(bearer).transpose()?;
         let dialer = Dialer::new(&address, ca.map(Trust::client)).map_err(|error| match error {
             berth_net::Error::Address(_) => Error::invalid(format!("{address:?} is no address"))
                 .or_hint("give host:port, for example localhost:50051"),
@@ -178,6 +172,18 @@ impl Client {
     /// `BERTH_ADDRESS` or `COORDINATOR_ADDR`, `BERTH_TOKEN`, and the state directory.
     pub async fn from_env() -> Result<Self, Error> {
         Self::connect(ConnectOptions::from_env()?).await
+    }
+
+    /// The same connection, for calls with another token.
+    pub fn with_token(&self, token: &str) -> Result<Self, Error> {
+        let Inner { channel, address, resume_for, .. } = &*self.inner;
+        let inner = Inner {
+            channel: channel.clone(),
+            address: address.clone(),
+            token: Some(bearer(token)?),
+            resume_for: *resume_for,
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The address that it was given.
@@ -259,6 +265,11 @@ impl Client {
             Err(_) => Err(Error::deadline(self.address(), deadline)),
         }
     }
+}
+
+fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Error> {
+    MetadataValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| Error::invalid("the token has characters that no token has"))
 }
 
 #[cfg(test)]

@@ -13,8 +13,10 @@ use tonic_types::StatusExt;
 pub use berth_proto::{Code, Reason};
 
 /// What went wrong with a call.
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     code: Code,
     reason: Option<Reason>,

@@ -8,6 +8,7 @@ use berth_proto::{
     v1::{self, file_service_client::FileServiceClient, read_response::Part},
 };
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     time::timeout,
@@ -21,7 +22,7 @@ use crate::{
     upload::{Body, STALLED},
 };
 
-fn service(channel: Channel) -> FileServiceClient<Channel> {
+pub(crate) fn service(channel: Channel) -> FileServiceClient<Channel> {
     FileServiceClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT)
 }
 
@@ -57,10 +58,34 @@ impl WriteOptions {
     }
 }
 
+/// A file's content, as it comes.
+pub struct FileReader {
+    files: Files,
+    info: FileInfo,
+    stream: Streaming<v1::ReadResponse>,
+}
+
+impl FileReader {
+    /// The file as it was when the read began.
+    pub fn info(&self) -> &FileInfo {
+        &self.info
+    }
+
+    /// What comes next. `None`: that was all.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        while let Some(part) = self.files.part(&mut self.stream).await? {
+            if let Part::Data(piece) = part {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The files of a session.
 #[derive(Clone, Debug)]
 pub struct Files {
-    session: Session,
+    pub(crate) session: Session,
 }
 
 impl Files {
@@ -133,17 +158,21 @@ impl Files {
         Ok(data)
     }
 
+    /// A file's content as it comes, of any size.
+    pub async fn reader(&self, path: &str) -> Result<FileReader, Error> {
+        let (info, stream) = self.open(path, 0, 0).await?;
+        Ok(FileReader { files: self.clone(), info, stream })
+    }
+
     /// Copies a file to `sink`, and says what it is.
     pub async fn read_to(&self, path: &str, sink: &mut (impl AsyncWrite + Unpin)) -> Result<FileInfo, Error> {
-        let (info, mut stream) = self.open(path, 0, 0).await?;
+        let mut reader = self.reader(path).await?;
         let failed = |error: std::io::Error| Error::io("can't write what was read", &error);
-        while let Some(part) = self.part(&mut stream).await? {
-            if let Part::Data(piece) = part {
-                sink.write_all(&piece).await.map_err(failed)?;
-            }
+        while let Some(piece) = reader.next().await? {
+            sink.write_all(&piece).await.map_err(failed)?;
         }
         sink.flush().await.map_err(failed)?;
-        Ok(info)
+        Ok(reader.info)
     }
 
     /// Writes a file, replacing it in one step.
@@ -182,7 +211,8 @@ impl Files {
             biased;
             // The sender is also dropped, unused, when the upload went through.
             Ok(error) = failure => Err(Error::io("can't read what is to be written", &error)),
-            result = service.write(client.authorized(body)) => {
+            // Boxed: else the compiler can't tell that whoever awaits this may move between threads.
+            result = service.write(client.authorized(body)).boxed() => {
                 result.map_err(|status| client.error(status))?.into_inner().try_into()
             }
             () = progress.stalled() => Err(Error::deadline(client.address(), STALLED)),
@@ -217,30 +247,55 @@ impl Files {
 
     /// Entries down to `depth` levels, each directory before what is in it.
     pub async fn list_depth(&self, path: &str, depth: u32) -> Result<Vec<FileInfo>, Error> {
-        let mut request = v1::ListRequest {
+        Ok(self.list_at_most(path, depth, usize::MAX).await?.0)
+    }
+
+    /// The first of them, at most `most`; and whether there are more. For trees that may be of any size.
+    pub async fn list_at_most(
+        &self,
+        path: &str,
+        depth: u32,
+        most: usize,
+    ) -> Result<(Vec<FileInfo>, bool), Error> {
+        let (mut entries, mut token) = (Vec::new(), String::new());
+        loop {
+            let (page, next) = self.list_page(path, depth, 1000, token).await?;
+            entries.extend(page);
+            let more = !next.is_empty();
+            if entries.len() > most || !more {
+                let more = more || entries.len() > most;
+                entries.truncate(most);
+                return Ok((entries, more));
+            }
+            token = next;
+        }
+    }
+
+    /// One page of them, of 1 to 1000 entries, and the token of the next one; it is empty after the last. `token`: of this
+    /// page, empty for the first.
+    pub async fn list_page(
+        &self,
+        path: &str,
+        depth: u32,
+        size: u32,
+        token: String,
+    ) -> Result<(Vec<FileInfo>, String), Error> {
+        let request = v1::ListRequest {
             session_id: self.id(),
             path: path.to_owned(),
             depth,
-            page_size: 1000,
-            page_token: String::new(),
+            page_size: size,
+            page_token: token,
         };
-        let mut entries = Vec::new();
-        loop {
-            let page = self
-                .session
-                .client
-                .call(Policy::REPEATABLE.deadline(TREE), request.clone(), |channel, request| async {
-                    service(channel).list(request).await
-                })
-                .await?;
-            for entry in page.entries {
-                entries.push(entry.try_into()?);
-            }
-            if page.next_page_token.is_empty() {
-                return Ok(entries);
-            }
-            request.page_token = page.next_page_token;
-        }
+        let page = self
+            .session
+            .client
+            .call(Policy::REPEATABLE.deadline(TREE), request, |channel, request| async {
+                service(channel).list(request).await
+            })
+            .await?;
+        let entries = page.entries.into_iter().map(FileInfo::try_from).collect::<Result<_, _>>()?;
+        Ok((entries, page.next_page_token))
     }
 
     /// Makes a directory; its parent must be there, and it must not.

@@ -28,6 +28,9 @@ pub struct UpRecord {
     pub boot_id: String,
     /// `host:port` of the coordinator.
     pub address: String,
+    /// Where the gateway serves HTTP, as a URL; absent where it does not.
+    #[serde(default)]
+    pub http: Option<String>,
     pub version: String,
     pub workers: usize,
     /// A worker takes sessions.

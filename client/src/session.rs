@@ -184,6 +184,7 @@ impl Session {
             task: Some(command.to_wire()),
             request_id: command.key(),
             if_epoch: None,
+            secrets: Vec::new(),
         };
         let mut backoff = Backoff::default();
         let mut tries_left = Policy::REPEATABLE.attempts;

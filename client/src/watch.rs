@@ -136,6 +136,7 @@ impl TaskStream {
             task: Some(command.to_wire()),
             request_id: command.key(),
             if_epoch: None,
+            secrets: Vec::new(),
         };
         let options = WatchOptions { skip_lost: false, ..WatchOptions::default() };
         let mut stream = Self::new(session.clone(), Some(Run { request, attempt }), None, options);

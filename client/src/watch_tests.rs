@@ -183,11 +183,11 @@ async fn a_server_that_stays_away_is_given_up() {
     // Each stream breaks at once.
     let (_, address) =
         Stub { stdout: data(100, 1), breaks: vec![0; 10_000], ..Stub::default() }.serve().await;
-    let options = ConnectOptions::new(address.to_string()).resume_for(Duration::from_millis(100));
+    let options = ConnectOptions::new(address.to_string()).resume_for(Duration::from_secs(1));
     let session = placed(options).await;
     // `started` comes with each new stream: that is a sign of life, so only a dead address ends it.
     let mut stream = session.stream(Command::new("x")).await.unwrap();
-    let outcome = tokio::time::timeout(Duration::from_millis(500), stream.next()).await;
+    let outcome = tokio::time::timeout(Duration::from_millis(2500), stream.next()).await;
     assert!(outcome.is_err(), "it goes on for as long as the server answers");
 
     let hold = CancellationToken::new();

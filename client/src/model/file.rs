@@ -74,3 +74,60 @@ impl TryFrom<v1::FileInfo> for FileInfo {
         })
     }
 }
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// It is there, made or moved in. Now and then this is told twice.
+    Created,
+    Written,
+    Removed,
+    Renamed,
+    /// Its mode, owner or times have changed.
+    Chmod,
+}
+
+/// Something has changed in a watched directory.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FileChange {
+    pub kind: ChangeKind,
+    /// Relative to the watched directory; empty: that itself. When renamed, the old name.
+    pub path: String,
+    /// The whole path, set only when it is not UTF-8; `path` then has U+FFFD in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<Vec<u8>>,
+    /// When renamed, and still within what is watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_path_bytes: Option<Vec<u8>>,
+    pub directory: bool,
+    /// What is there, if that was asked for and it still is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entry: Option<FileInfo>,
+}
+
+impl TryFrom<v1::FileChange> for FileChange {
+    type Error = Error;
+
+    fn try_from(wire: v1::FileChange) -> Result<Self, Error> {
+        let kind = match wire.kind() {
+            v1::ChangeKind::Created => ChangeKind::Created,
+            v1::ChangeKind::Written => ChangeKind::Written,
+            v1::ChangeKind::Removed => ChangeKind::Removed,
+            v1::ChangeKind::Renamed => ChangeKind::Renamed,
+            v1::ChangeKind::Chmod => ChangeKind::Chmod,
+            v1::ChangeKind::Unspecified => return Err(Error::strange("a change without a kind")),
+        };
+        let bytes = |bytes: bytes::Bytes| (!bytes.is_empty()).then(|| bytes.to_vec());
+        Ok(Self {
+            kind,
+            path: wire.path,
+            path_bytes: bytes(wire.path_bytes),
+            new_path: super::non_empty(wire.new_path),
+            new_path_bytes: bytes(wire.new_path_bytes),
+            directory: wire.directory,
+            entry: wire.entry.map(FileInfo::try_from).transpose()?,
+        })
+    }
+}

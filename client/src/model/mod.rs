@@ -8,6 +8,8 @@ mod admin;
 mod checkpoint;
 mod file;
 mod identity;
+mod interpreter;
+mod secret;
 mod session;
 mod task;
 
@@ -15,6 +17,8 @@ pub use admin::*;
 pub use checkpoint::*;
 pub use file::*;
 pub use identity::*;
+pub use interpreter::*;
+pub use secret::*;
 pub use session::*;
 pub use task::*;
 

@@ -1,0 +1,1 @@
+"""The sync client: all but `_transport.py` is made of the async one by generate.py."""

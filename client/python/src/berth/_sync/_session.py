@@ -1,0 +1,323 @@
+# Made by generate.py of aio/_session.py: don't change it here.
+"""Sessions: what runs in one, its files, and what becomes of it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Iterable, List, Mapping, Optional, Tuple, Type, Union
+
+from .. import _policy, _wire, model
+from .._proto import checkpoint_pb2, session_pb2, task_pb2
+from ..errors import BerthError, strange
+from ._files import Files
+from ._stream import Run, TaskStream
+from ._task import Task
+from ._transport import Background, sleep
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._options import CommandOptions, CreateOptions
+    from ._client import Client
+
+#: Collected output beyond this many bytes of a stream is dropped, unless the caller says otherwise.
+COLLECT_LIMIT = 64 << 20
+
+
+class Session:
+    """A session: one workspace and one sandbox. Every method raises `berth.BerthError`."""
+
+    id: str
+    """32 lower-case hex digits."""
+
+    def __init__(self, client: Client, session_id: str, epoch: int = 0) -> None:
+        """Use `Client.create_session`, `Client.session` or `Client.attach`."""
+        self.id = session_id
+        self._client = client
+        self._transport = client._transport
+        #: Of its newest placement, as far as this handle knows. 0: not asked yet.
+        self._epoch = epoch
+        self.files = Files(client, session_id)
+
+    def info(self) -> model.SessionInfo:
+        """What the coordinator knows of it now."""
+        return _wire.session_info(self._get())
+
+    def _get(self) -> session_pb2.Session:
+        request = session_pb2.GetSessionRequest(session_id=self.id)
+        wire: session_pb2.Session = self._client._call(
+            _policy.repeatable(), self._transport.sessions.GetSession, request
+        )
+        self._epoch = max(self._epoch, wire.epoch)
+        return wire
+
+    def _attempt(self, again: bool) -> _policy.Attempt:
+        """A start, said to be first sent to a placement that the session has or has had."""
+        if self._epoch == 0:
+            self._get()
+        return _policy.Attempt(self._epoch, again)
+
+    def run(
+        self,
+        command: _wire.Command,
+        *,
+        input: Union[bytes, str, None] = None,
+        collect_limit: int = COLLECT_LIMIT,
+        **options: Unpack[CommandOptions],
+    ) -> model.Output:
+        """Runs a command to its end and collects its output.
+
+        How it ended is in the answer, a timeout too: only a failure to run it is an error. (`Output.check` makes one of
+        an exit code that is not 0.) Should the caller go away, the task ends when its reattach grace is over.
+
+        command: a line for the shell, or a list: the program, looked up in PATH when its name has no slash, and its
+            arguments.
+        input: written to its standard input, which is then closed.
+        collect_limit: bytes of each stream that are kept at most; what comes after is dropped, and `truncated` is set.
+        cwd: where it starts: relative to the workspace, or absolute inside the sandbox.
+        env: variables, on top of the session's.
+        timeout: wall-clock time that it may take; 0 is no limit. If left out the session's default holds (300 s unless set
+            otherwise).
+        output_limit: bytes on both streams together at which it is ended.
+        spool_bytes: bytes kept of each stream on the worker (64 MiB if left out); the oldest go first.
+        secrets: the tenant's: names, each a file /run/secrets/NAME, or `{VARIABLE: name}`.
+        pty: True or a `PtySize`: on a terminal of its own, with all output on stdout.
+        reattach_grace: how long it lives without a watcher (30 s if left out).
+        request_id: the same id in a session starts one task only.
+        retry_after_recovery: start it again where nobody knows whether it has run.
+
+        Spans of time are seconds or a `timedelta`.
+        Raises `BerthError`: SESSION_ENDED, CWD_NOT_FOUND, TOO_MANY_TASKS, SECRET_UNUSABLE and others.
+        """
+        data = input.encode() if isinstance(input, str) else input
+        if data is not None:
+            options["stdin"] = True
+        with self.stream(command, **options) as stream:
+            stream.skip_lost = True
+            feed = None if data is None else Background(_feed, stream.task, data)
+            try:
+                return _collect(stream, collect_limit)
+            finally:
+                if feed is not None:
+                    feed.stop()
+
+    def stream(self, command: _wire.Command, **options: Unpack[CommandOptions]) -> TaskStream:
+        """Runs a command and hands out its output as it comes. The options are those of `run`, and `stdin` and `detached`.
+
+            with session.stream("make") as stream:
+                for event in stream:
+                    if isinstance(event, berth.Stdout):
+                        print(event.data)
+        """
+        again = options.pop("retry_after_recovery", False)
+        request = task_pb2.RunRequest(
+            session_id=self.id,
+            request_id=options.pop("request_id", None) or _wire.new_id(),
+            task=_wire.task_spec(command, **options),  # type: ignore[misc]
+        )
+        stream = TaskStream(self._client, self.id, run=Run(request, self._attempt(again)))
+        try:
+            stream._started()
+        finally:
+            self._epoch = max(self._epoch, stream._epoch)
+        return stream
+
+    def start(
+        self, command: _wire.Command, *, input: Union[bytes, str, None] = None, **options: Unpack[CommandOptions]
+    ) -> Task:
+        """Starts a task and returns at once. The options are those of `run`, and `stdin` and `detached`."""
+        data = input.encode() if isinstance(input, str) else input
+        if data is not None:
+            options["stdin"] = True
+        again = options.pop("retry_after_recovery", False)
+        request = task_pb2.StartTaskRequest(
+            session_id=self.id,
+            request_id=options.pop("request_id", None) or _wire.new_id(),
+            task=_wire.task_spec(command, **options),  # type: ignore[misc]
+        )
+        task = Task(self._client, self.id, (self._start(request, again)).id, stdin_at=0)
+        if data is not None:
+            task.write_stdin(data)
+            task.close_stdin()
+        return task
+
+    def _start(self, request: task_pb2.StartTaskRequest, again: bool) -> task_pb2.Task:
+        attempt = self._attempt(again)
+        backoff = _policy.Backoff()
+        left = _policy.ATTEMPTS
+        while True:
+            request.if_epoch = attempt.epoch
+            try:
+                wire: task_pb2.Task = self._transport.unary(
+                    self._transport.tasks.StartTask, request, _policy.DEADLINE
+                )
+                return wire
+            except BerthError as error:
+                failed = attempt.failed(error)
+                self._epoch = max(self._epoch, attempt.epoch)
+            if failed is None:
+                continue
+            left -= 1
+            if left == 0:
+                raise failed
+            sleep(backoff.next())
+
+    def task(self, task_id: str) -> Task:
+        """A handle for a task that is there already. Asks nothing of the server."""
+        return Task(self._client, self.id, task_id)
+
+    def tasks(self, *, running_only: bool = False) -> List[model.TaskInfo]:
+        """All tasks that the session still knows, or those that are not done; newest first."""
+        request = task_pb2.ListTasksRequest(session_id=self.id, page_size=100, running_only=running_only)
+        found: List[model.TaskInfo] = []
+        while True:
+            page: task_pb2.ListTasksResponse = self._client._call(
+                _policy.repeatable(), self._transport.tasks.ListTasks, request
+            )
+            found += [_wire.task_info(task) for task in page.tasks]
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    def pause(self) -> model.SessionInfo:
+        """Freezes its processes. One that stays paused gives its place up after a while: it is parked, and what ran in it
+        is gone."""
+        request = session_pb2.PauseSessionRequest(session_id=self.id)
+        policy = _policy.repeatable(_policy.CHANGE)
+        return _wire.session_info(self._client._call(policy, self._transport.sessions.PauseSession, request))
+
+    def resume(self) -> model.SessionInfo:
+        """Thaws its processes. A parked session is placed anew and is ready with its files when this returns."""
+        request = session_pb2.ResumeSessionRequest(session_id=self.id)
+        policy = _policy.repeatable(_policy.RESTORE + _policy.LONGEST_WAIT)
+        return _wire.session_info(self._client._call(policy, self._transport.sessions.ResumeSession, request))
+
+    def update(
+        self,
+        *,
+        set_labels: Optional[Mapping[str, str]] = None,
+        remove_labels: Iterable[str] = (),
+        ttl: Optional[model.Seconds] = None,
+        idle_timeout: Optional[model.Seconds] = None,
+        egress: Optional[model.Egress] = None,
+    ) -> model.SessionInfo:
+        """Changes it. What is left out stays as it is.
+
+        ttl: a new life span, from now; 0 is none.
+        egress: in place of its whole policy. Open connections that it no longer allows are cut.
+        """
+        request = session_pb2.UpdateSessionRequest(
+            session_id=self.id,
+            set_labels=set_labels,
+            remove_labels=remove_labels,
+            ttl=_wire.duration_out(ttl),
+            idle_timeout=_wire.duration_out(idle_timeout),
+            egress=_wire.egress_out(egress),
+        )
+        method = self._transport.sessions.UpdateSession
+        return _wire.session_info(self._client._call(_policy.repeatable(), method, request))
+
+    def delete(self, *, skip_checkpoint: bool = False) -> model.SessionInfo:
+        """Ends it and removes its files, after a checkpoint if its policy asks for one. No error if it has ended already."""
+        request = session_pb2.DeleteSessionRequest(session_id=self.id, skip_checkpoint=skip_checkpoint)
+        policy = _policy.repeatable(_policy.CHANGE + (0 if skip_checkpoint else _policy.TAKE))
+        return _wire.session_info(self._client._call(policy, self._transport.sessions.DeleteSession, request))
+
+    def checkpoint(self, *, note: str = "", keep_for: Optional[model.Seconds] = None) -> model.CheckpointInfo:
+        """Takes a checkpoint and returns when it is stored. The session's tasks stand still while its files are read.
+
+        note: for people, at most 256 bytes.
+        keep_for: removed after this long. If left out it is kept until it is deleted.
+        """
+        request = checkpoint_pb2.CheckpointSessionRequest(
+            session_id=self.id, note=note, keep_for=_wire.duration_out(keep_for)
+        )
+        method = self._transport.checkpoints.CheckpointSession
+        return _wire.checkpoint_info(self._client._call(_policy.once(_policy.TAKE), method, request))
+
+    def fork(
+        self, count: int = 1, **options: Unpack[CreateOptions]
+    ) -> Tuple[List[Session], model.CheckpointInfo]:
+        """Takes a checkpoint and makes so many sessions of it, 1 to 100, each as `Client.restore` does.
+
+        The checkpoint stays until it is deleted. Should one session fail, the others stay: `details["sessions"]` of the
+        error has their ids, with commas between them.
+        """
+        if count < 1:
+            raise BerthError("a fork makes at least one session")
+        options.setdefault("request_id", "")
+        request = checkpoint_pb2.ForkSessionRequest(
+            session_id=self.id, count=count, session=_wire.create_request(**options)
+        )
+        wait = request.session.wait_for_place.seconds if "wait" in options else _policy.WAIT_FOR_PLACE
+        policy = _policy.once(wait + _policy.TAKE + _policy.RESTORE)
+        wire: checkpoint_pb2.ForkSessionResponse = self._client._call(
+            policy, self._transport.checkpoints.ForkSession, request
+        )
+        sessions = [Session(self._client, session.id, session.epoch) for session in wire.sessions]
+        return sessions, _wire.checkpoint_info(wire.checkpoint)
+
+    def __repr__(self) -> str:
+        return f"Session({self.id})"
+
+
+class SessionContext:
+    """A session for the length of a `with`: see `Client.session`."""
+
+    def __init__(self, client: Client, options: CreateOptions) -> None:
+        self._client = client
+        self._options = options
+        self._session: Optional[Session] = None
+
+    def __enter__(self) -> Session:
+        self._session = self._client.create_session(**self._options)
+        return self._session
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if self._session is None:
+            return
+        try:
+            self._session.delete()
+        except BerthError:
+            # What went wrong inside says more than that the session could not be deleted after it.
+            if error is None:
+                raise
+
+
+def _feed(task: Task, data: bytes) -> None:
+    try:
+        task.write_stdin(data)
+        task.close_stdin()
+    # A program that ends before it read all of its input is no error here.
+    except BerthError:
+        pass
+
+
+def _collect(stream: TaskStream, limit: int) -> model.Output:
+    kept = {model.Stdout: bytearray(), model.Stderr: bytearray()}
+    truncated = False
+    for event in stream:
+        if isinstance(event, model.Lost):
+            truncated = True
+        elif isinstance(event, model.Ended):
+            end = event.info.end
+            if end is None:
+                raise strange("a task ended without an outcome")
+            return model.Output(
+                task=event.info.id,
+                outcome=end.outcome,
+                message=end.message,
+                stdout=bytes(kept[model.Stdout]),
+                stderr=bytes(kept[model.Stderr]),
+                truncated=truncated,
+                duration=end.duration,
+                usage=end.usage,
+            )
+        else:
+            so_far = kept[type(event)]
+            room = max(limit - len(so_far), 0)
+            so_far += event.data[:room]
+            truncated |= room < len(event.data)
+    raise strange("the stream ended before the task")
