@@ -1,0 +1,13 @@
+//! Other protocols over Berth's own: the Model Context Protocol ([`mcp`]), over standard input and output and, with all
+//! else that is served there, over HTTP ([`http`]); and that of E2B's SDKs ([`e2b`]).
+//!
+//! The gateway is a thin adapter. It knows only the client library, so whatever it may do, a client with the same
+//! token may do, and nothing more: who may, where, and how much is for the coordinator and the worker to say.
+
+pub mod e2b;
+pub mod http;
+pub mod mcp;
+mod ports;
+mod rest;
+mod text;
+mod told;

@@ -1,0 +1,184 @@
+//! fs_read and fs_write. Files are bytes, and JSON has only text: what is no text goes as base64, and says so.
+
+use berth_client::WriteOptions;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::SessionArgument;
+use crate::mcp::{
+    arguments::{self, Encoding},
+    problem::Problem,
+    text,
+    tool::{Answer, Call, Effect, Entry},
+};
+
+/// Bytes of a file in an answer, where nothing else is asked for.
+const USUAL_READ: u64 = 256 << 10;
+/// ... and at most: an answer has each byte up to six times, as `\u00XX`, twice.
+const MOST_READ: u64 = 1 << 20;
+/// Bytes of a file that fs_write takes. Larger ones are made by a program, or copied by `berth cp`.
+pub const MOST_WRITTEN: usize = 16 << 20;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ReadArgs {
+    /// Session of the file, by id or name; left out: your own.
+    session: SessionArgument,
+    /// Relative to /workspace, or absolute in the sandbox.
+    path: String,
+    /// First byte to read. Left out: 0.
+    #[serde(default)]
+    offset: u64,
+    /// Bytes to read. Left out: 262144; at most 1048576.
+    length: Option<u64>,
+    /// base64: always as base64. Left out: as text, and as base64 only where it is no text.
+    #[serde(default)]
+    encoding: Encoding,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Content {
+    session: String,
+    path: String,
+    /// The file's size in bytes.
+    size: u64,
+    offset: u64,
+    /// Bytes that were read.
+    length: u64,
+    /// text, or base64 where it is no text.
+    encoding: &'static str,
+    contents: String,
+    /// Offset to read on from; not set at the file's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_offset: Option<u64>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct WriteArgs {
+    /// Session of the file, by id or name; left out: your own.
+    session: SessionArgument,
+    /// Relative to /workspace, or absolute in the sandbox. Missing directories are made.
+    path: String,
+    /// The whole new content, at most 16 MiB. (`content` is taken too.)
+    #[serde(alias = "content")]
+    contents: String,
+    /// text, or base64 for bytes that are no text. Left out: text.
+    #[serde(default)]
+    encoding: Encoding,
+    /// Permission bits in octal, for example "755". Left out: 644, or those of the file that is replaced.
+    mode: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Written {
+    session: String,
+    path: String,
+    /// In bytes.
+    size: u64,
+    /// Permission bits in octal.
+    mode: String,
+}
+
+pub fn tools() -> Vec<Entry> {
+    vec![
+        Entry::new(
+            "fs_read",
+            "Read a file",
+            Effect::Reads,
+            "Reads a file of the sandbox, or a part of it. Text comes as it is; what is no text (no UTF-8, or with zero \
+             bytes) comes as base64, which `encoding` in the answer says. Of a long file read the next part from next_offset.",
+            read,
+        ),
+        Entry::new(
+            "fs_write",
+            "Write a file",
+            Effect::Overwrites,
+            "Writes a whole file in the sandbox, in one step: a new one, or over what is there. To change a part of a file, \
+             fs_edit is surer and shorter.",
+            write,
+        ),
+    ]
+}
+
+async fn read(call: Call, args: ReadArgs) -> Result<Answer<Content>, Problem> {
+    let length = arguments::bytes("length", args.length, USUAL_READ, MOST_READ)?;
+    let session = call.session(args.session.as_deref()).await?;
+    let files = session.files();
+    let reading = async {
+        let size = files.stat_follow(&args.path).await?.size;
+        // Where nothing is left there is nothing to ask for (a length of zero means all).
+        let data = files.read_range(&args.path, args.offset, length as u64).await?;
+        Ok((size, data))
+    };
+    let (size, mut data) = call.wait("the file is read", reading).await?;
+    let mut next = args.offset + data.len() as u64;
+    if next < size {
+        let whole = text::whole_characters(&data);
+        if args.encoding == Encoding::Text && whole > 0 && text::exact(&data[..whole]).is_some() {
+            data.truncate(whole);
+            next = args.offset + whole as u64;
+        }
+    }
+    let as_text = (args.encoding == Encoding::Text).then(|| text::exact(&data)).flatten();
+    let (encoding, contents) = match as_text {
+        Some(text) => ("text", text.to_owned()),
+        None => ("base64", text::base64(&data)),
+    };
+    // A file may grow while it is read.
+    let next_offset = (next < size).then_some(next);
+    let mut text = match as_text {
+        Some(text) => text::readable(text.as_bytes()),
+        None => format!("(base64 of {} bytes)\n{contents}", data.len()),
+    };
+    if let Some(next) = next_offset {
+        text.push_str(&format!("\n[… {} of {size} bytes follow: read on with offset {next} …]", size - next));
+    }
+    let data = Content {
+        session: session.id().to_string(),
+        path: args.path,
+        size,
+        offset: args.offset,
+        length: data.len() as u64,
+        encoding,
+        contents,
+        next_offset,
+    };
+    Ok(Answer { data, text })
+}
+
+async fn write(call: Call, args: WriteArgs) -> Result<Answer<Written>, Problem> {
+    let data = args.encoding.decode("contents", args.contents)?;
+    if data.len() > MOST_WRITTEN {
+        return Err(Problem::new(
+            format!("`contents` has {} bytes, more than {MOST_WRITTEN}", data.len()),
+            "write it in parts with run_shell (`cat >> file`, with `input`), or let a program make it",
+        ));
+    }
+    let mut options = WriteOptions::new().make_parents();
+    if let Some(mode) = &args.mode {
+        options = options.mode(octal(mode)?);
+    }
+    let session = call.session(args.session.as_deref()).await?;
+    // Should this be dropped halfway, the file stays as it was.
+    let files = session.files();
+    let writing = async { Ok(files.write_with(&args.path, data, options).await?) };
+    let info = call.wait("the file is written", writing).await?;
+    let text = format!("wrote {} bytes to {}", info.size, text::clipped(&args.path, 500));
+    let data = Written {
+        session: session.id().to_string(),
+        path: args.path,
+        size: info.size,
+        mode: format!("{:o}", info.mode),
+    };
+    Ok(Answer { data, text })
+}
+
+fn octal(mode: &str) -> Result<u32, Problem> {
+    u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
+        Problem::new(
+            format!("mode is {:?}", text::clipped(mode, 20)),
+            "give three octal digits, for example \"755\"",
+        )
+    })
+}

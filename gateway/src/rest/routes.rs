@@ -1,0 +1,206 @@
+//! What there is: one table, by which requests are answered and of which the OpenAPI document is made.
+
+use std::sync::LazyLock;
+
+use http::Method;
+use schemars::{Schema, SchemaGenerator};
+
+use super::{run, views};
+use crate::http::query::percent_decoded;
+
+/// What answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handler {
+    Document,
+    Info,
+    Run,
+    Sessions,
+    Session,
+    EndSession,
+    Tasks,
+    Task,
+    Workers,
+    Worker,
+}
+
+/// A type's schema.
+pub type Shape = fn(&mut SchemaGenerator) -> Schema;
+
+/// One call.
+pub struct Route {
+    pub method: Method,
+    /// Parts in braces stand for any one part.
+    pub path: &'static str,
+    pub handler: Handler,
+    /// A word for those who make clients of the document.
+    pub name: &'static str,
+    pub summary: &'static str,
+    pub query: &'static [Parameter],
+    pub takes: Option<Shape>,
+    pub answers: Shape,
+}
+
+/// One behind `?`.
+pub struct Parameter {
+    pub name: &'static str,
+    pub about: &'static str,
+}
+
+const LISTED: &[Parameter] = &[
+    Parameter {
+        name: "label",
+        about: "name=value: only sessions with this label; may be given more than once",
+    },
+    Parameter {
+        name: "state",
+        about: "only those in this state: pending, placed, ready, paused, parked, ending or ended",
+    },
+    Parameter { name: "all", about: "true: ended ones too" },
+    Parameter { name: "limit", about: "how many at most, newest first: 1 to 1000 (100)" },
+];
+const TASKS: &[Parameter] = &[Parameter { name: "running", about: "true: only those that are not done" }];
+
+fn get(
+    path: &'static str,
+    handler: Handler,
+    name: &'static str,
+    summary: &'static str,
+    answers: Shape,
+) -> Route {
+    Route { method: Method::GET, path, handler, name, summary, query: &[], takes: None, answers }
+}
+
+/// All of them.
+pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
+    vec![
+        get(
+            "/v1/openapi.json",
+            Handler::Document,
+            "openapi",
+            "This document. It needs no token.",
+            |_| schemars::json_schema!({"type": "object"}),
+        ),
+        get("/v1/info", Handler::Info, "info", "How the cluster stands.", |g| {
+            g.subschema_for::<views::Info>()
+        }),
+        Route {
+            method: Method::POST,
+            takes: Some(|g| g.subschema_for::<run::RunRequest>()),
+            ..get(
+                "/v1/run",
+                Handler::Run,
+                "run",
+                "Runs a program to its end. The answer is what it wrote and how it ended; with `Accept: text/event-stream`, \
+             events as they happen: started, stdout, stderr, lost, and at last end or error. Whoever goes away ends it.",
+                |g| g.subschema_for::<run::RunAnswer>(),
+            )
+        },
+        Route {
+            query: LISTED,
+            ..get(
+                "/v1/sessions",
+                Handler::Sessions,
+                "listSessions",
+                "Sessions that the token may see.",
+                |g| g.subschema_for::<views::Sessions>(),
+            )
+        },
+        get("/v1/sessions/{session}", Handler::Session, "getSession", "One session.", |g| {
+            g.subschema_for::<views::SessionView>()
+        }),
+        Route {
+            method: Method::DELETE,
+            ..get(
+                "/v1/sessions/{session}",
+                Handler::EndSession,
+                "endSession",
+                "Ends a session and all that runs in it. One that has ended is answered as it is.",
+                |g| g.subschema_for::<views::SessionView>(),
+            )
+        },
+        Route {
+            query: TASKS,
+            ..get(
+                "/v1/sessions/{session}/tasks",
+                Handler::Tasks,
+                "listTasks",
+                "Tasks that a session still knows, newest first.",
+                |g| g.subschema_for::<views::Tasks>(),
+            )
+        },
+        get("/v1/sessions/{session}/tasks/{task}", Handler::Task, "getTask", "One task.", |g| {
+            g.subschema_for::<views::TaskView>()
+        }),
+        get("/v1/workers", Handler::Workers, "listWorkers", "Workers. It needs an admin's token.", |g| {
+            g.subschema_for::<views::Workers>()
+        }),
+        get(
+            "/v1/workers/{worker}",
+            Handler::Worker,
+            "getWorker",
+            "One worker. It needs an admin's token.",
+            |g| g.subschema_for::<views::WorkerView>(),
+        ),
+    ]
+});
+
+/// What a request is for.
+pub enum Found {
+    Route(Handler, Vec<String>),
+    /// There is something, but not by this method.
+    Methods(Vec<Method>),
+    Nothing,
+}
+
+/// Looks a request up.
+pub fn find(method: &Method, path: &str) -> Found {
+    let mut methods = Vec::new();
+    for route in ROUTES.iter() {
+        let Some(parts) = parts(route.path, path) else { continue };
+        if route.method == *method {
+            return Found::Route(route.handler, parts);
+        }
+        methods.push(route.method.clone());
+    }
+    if methods.is_empty() { Found::Nothing } else { Found::Methods(methods) }
+}
+
+fn parts(pattern: &str, path: &str) -> Option<Vec<String>> {
+    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
+    let mut parts = Vec::new();
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(parts),
+            (Some(want), Some(part)) if want.starts_with('{') && !part.is_empty() => {
+                parts.push(percent_decoded(part))
+            }
+            (Some(want), Some(part)) if want == part => {}
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_route_is_found_by_its_own_path() {
+        for route in ROUTES.iter() {
+            let path =
+                route.path.replace("{session}", "s%2F1").replace("{task}", "t").replace("{worker}", "w");
+            let Found::Route(handler, parts) = find(&route.method, &path) else { panic!("{path}") };
+            assert_eq!(handler, route.handler, "{path}");
+            assert_eq!(parts.len(), route.path.matches('{').count());
+            assert!(parts.first().is_none_or(|part| part == "s/1" || part == "w"));
+        }
+        assert!(
+            matches!(find(&Method::POST, "/v1/info"), Found::Methods(methods) if methods == [Method::GET])
+        );
+        for path in
+            ["/v1/", "/v1/sessions/", "/v1/sessions/a/b", "/v1/info/", "/v2/info", "/v1/sessions//tasks"]
+        {
+            assert!(matches!(find(&Method::GET, path), Found::Nothing), "{path}");
+        }
+    }
+}
