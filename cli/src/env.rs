@@ -30,7 +30,7 @@ pub const LOG_LEVEL: &str = "LOG_LEVEL";
 pub const BERTH_LOG_FORMAT: &str = "BERTH_LOG_FORMAT";
 
 /// The commands that take a worker's settings.
-const WORKERS: &str = "worker, berth up, berth doctor";
+const WORKERS: &str = "worker, berth up, berth doctor, berth mcp";
 
 /// All of them.
 pub const KNOWN: &[Variable] = &[
@@ -39,8 +39,26 @@ pub const KNOWN: &[Variable] = &[
         "coordinator, worker, berth up, berth doctor",
         "gRPC port (50051; for a worker: nothing listens)",
     ),
-    var("HTTP_PORT", "coordinator", "HTTP port of the gateway, not served yet (8080)"),
-    var(LOG_LEVEL, "coordinator, worker, berth up", "off, error, warn, info, debug or trace (info)"),
+    var(
+        "HTTP_PORT",
+        "coordinator, berth up",
+        "HTTP port of the gateway on loopback: MCP at /mcp, and E2B's API; off: none (8080)",
+    ),
+    var(
+        "BERTH_HTTP_HOSTS",
+        "coordinator, berth up",
+        "names that the gateway is reached by beside loopback's: a,b",
+    ),
+    var(
+        "BERTH_HTTP_ORIGINS",
+        "coordinator, berth up",
+        "origins of web pages that may call the gateway: scheme://host:port,…",
+    ),
+    var(
+        LOG_LEVEL,
+        "coordinator, worker, berth up, berth mcp",
+        "off, error, warn, info, debug or trace (info)",
+    ),
     var("WORKER_ID", "worker", "name of the worker (drawn once, kept in the state directory)"),
     var("MAX_SESSIONS", WORKERS, "sessions that a worker holds at most (5)"),
     var("BASE_WORKSPACE", "worker", "where sessions live (under the state directory)"),
@@ -92,7 +110,11 @@ pub const KNOWN: &[Variable] = &[
         "what is recorded of command lines: hash or full (hash)",
     ),
     var("BERTH_AUDIT_KEEP", "coordinator, berth up", "how long audit records are kept (90 days)"),
-    var("BERTH_SANDBOX", "worker, berth up, berth doctor, berth demo", "auto, native, docker or fake (auto)"),
+    var(
+        "BERTH_SANDBOX",
+        "worker, berth up, berth doctor, berth demo, berth mcp",
+        "auto, native, docker or fake (auto)",
+    ),
     var(
         "BERTH_NATIVE_IN_CONTAINER",
         WORKERS,
@@ -100,15 +122,20 @@ pub const KNOWN: &[Variable] = &[
     ),
     var(
         "BERTH_SANDBOX_IMAGE",
-        "worker, berth up, berth doctor, berth demo",
+        "worker, berth up, berth doctor, berth demo, berth mcp",
         "image of docker sandboxes (berth/sandbox:base)",
+    ),
+    var(
+        "BERTH_DOCKER_RUNTIME",
+        WORKERS,
+        "the engine's runtime for docker sandboxes, such as runsc (the engine's default)",
     ),
     var("BERTH_JOIN_TOKEN", "worker", "token to register with"),
     var("BERTH_JOIN_TOKEN_FILE", "worker", "file that holds the token to register with"),
     var("BERTH_LABELS", WORKERS, "labels of the worker: a=1,b=2"),
     var(
         "BERTH_AGENT",
-        "worker, berth up, berth doctor, berth demo",
+        "worker, berth up, berth doctor, berth demo, berth mcp",
         "the berth-agent executable (beside this one)",
     ),
     var("BERTH_CPU_MILLIS", WORKERS, "CPU to offer, in thousandths of a core (4000 for each core)"),
@@ -121,12 +148,12 @@ pub const KNOWN: &[Variable] = &[
     ),
     var(
         "BERTH_SHUTDOWN_GRACE",
-        "coordinator, worker, berth up, berth doctor",
+        "coordinator, worker, berth up, berth doctor, berth mcp",
         "time that calls (coordinator: 5s) and sessions (worker: 10s) have to end at a stop",
     ),
     var(
         BERTH_LOG_FORMAT,
-        "coordinator, worker, berth up",
+        "coordinator, worker, berth up, berth mcp",
         "text or json (text on a terminal and with `up -d`, else json)",
     ),
     var("BERTH_ON_STOP", "worker", "drain or keep: what a stop does with its sessions (drain)"),
@@ -142,6 +169,12 @@ pub const KNOWN: &[Variable] = &[
     var("BERTH_SKIP_LOG", "tests", "where tests write what they skip"),
     var("BERTH_ABUSE_LOG", "tests", "where the abuse suite writes the rows of its table"),
     var("BERTH_TEST_DOCKER", "tests", "1: run the docker backend's tests"),
+    var(
+        "BERTH_TEST_FULL_ROOT",
+        "tests",
+        "an unpacked root with a Jupyter kernel, for the interpreter's tests",
+    ),
+    var("BERTH_TEST_RUNSC", "tests", "the runsc that is tested (that of the PATH)"),
     var("BERTH_TEST_AGENT", "tests", "the berth-agent that the agent's own tests use"),
     var("BERTH_CHAOS_SECONDS", "Makefile", "how long the chaos suite runs"),
     var("BERTH_CHAOS_SEED", "Makefile", "which faults the chaos suite draws"),

@@ -62,7 +62,7 @@ pub struct LogArgs {
 fn filter(level: LogLevel) -> Targets {
     let level = level.filter();
     let quiet = level.min(LevelFilter::WARN);
-    ["h2", "hyper", "hyper_util", "tonic", "tower", "rustls", "bollard", "sqlx"]
+    ["h2", "hyper", "hyper_util", "tonic", "tower", "rustls", "bollard", "sqlx", "rmcp"]
         .into_iter()
         .fold(Targets::new().with_default(level), |targets, name| targets.with_target(name, quiet))
 }

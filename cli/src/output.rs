@@ -149,6 +149,22 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, none: &str) -> Result<(), 
     data(table_text(header, rows))
 }
 
+/// The same of what tenants have, with a third column that says whose each row is. Where all are one tenant's it says
+/// nothing, and is left out.
+pub fn table_of_tenants(
+    header: &[&str],
+    mut rows: Vec<Vec<String>>,
+    tenants: &[&str],
+    none: &str,
+) -> Result<(), Failure> {
+    let mut header = header.to_vec();
+    if tenants.iter().any(|tenant| *tenant != tenants[0]) {
+        header.insert(2, "TENANT");
+        rows.iter_mut().zip(tenants).for_each(|(row, tenant)| row.insert(2, (*tenant).to_owned()));
+    }
+    table(&header, rows, none)
+}
+
 /// A table as text, with no lines drawn, so that `awk` reads it as well as people do.
 pub fn table_text(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
@@ -243,7 +259,7 @@ pub fn labels(labels: &berth_client::Labels) -> String {
 /// direction of text around.
 pub fn printable(text: &str) -> String {
     let unsafe_here = |c: char| {
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
     };
     let shown = |c: char| match c {
@@ -311,6 +327,7 @@ mod tests {
         assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(clipped("abcdef", 4), "abc…");
         assert_eq!(printable("a\u{9b}31m\u{7f}\u{202e}"), "a\\u{9b}31m\\u{7f}\\u{202e}");
+        assert_eq!(printable("a\u{61c}b"), "a\\u{61c}b");
         assert_eq!(printable("grüße, 日本"), "grüße, 日本");
         assert_eq!(printable_lines("a\nhint: b\x1b"), "a\n  hint: b\\u{1b}");
         let text = table_text(&["NAME"], vec![vec!["x\x1b[2J\ny".into()]]);

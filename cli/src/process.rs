@@ -96,6 +96,7 @@ mod tests {
             start_time: start_time(pid).unwrap_or(0),
             boot_id: boot_id(),
             address: "127.0.0.1:1".into(),
+            http: None,
             version: "0".into(),
             workers: 1,
             ready: true,

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Label that `--name` sets.
-pub const NAME_LABEL: &str = "name";
+pub use berth_client::NAME_LABEL;
 /// Fewer characters of an id are not enough to mean it.
 const LEAST: usize = 4;
 /// Characters of an id that a table shows.

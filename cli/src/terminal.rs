@@ -3,10 +3,13 @@
 //! The guard restores on drop, so a return, a `?` and a panic all leave the terminal as
 //! it was. Signals that would end the process are taken by the caller and become returns.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io::{self, Read},
+    os::fd::AsFd,
+};
 
 use berth_client::PtySize;
-use nix::sys::termios::{self, SetArg, Termios};
+use nix::sys::termios::{self, LocalFlags, SetArg, SpecialCharacterIndices, Termios};
 
 use crate::sys;
 
@@ -33,6 +36,33 @@ impl Drop for RawMode {
         // terminal is gone, and nobody is left to tell.
         let _ = termios::tcsetattr(io::stdin(), SetArg::TCSADRAIN, &self.before);
     }
+}
+
+/// A line that is typed without being shown. `None`: Ctrl-C, which ends the line here and not the process, since that would
+/// leave the terminal without an echo.
+pub fn hidden_line(prompt: &str) -> io::Result<Option<Vec<u8>>> {
+    const CTRL_C: u8 = 3;
+    let stdin = io::stdin();
+    let before = termios::tcgetattr(&stdin)?;
+    let mut hidden = before.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO | LocalFlags::ISIG);
+    hidden.local_flags.insert(LocalFlags::ECHONL);
+    hidden.control_chars[SpecialCharacterIndices::VEOL as usize] = CTRL_C;
+    let restore = RawMode { before };
+    termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden)?;
+    eprint!("{prompt}");
+    let mut line = Vec::new();
+    let mut byte = [0];
+    let mut input = stdin.lock();
+    while input.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        if byte[0] == CTRL_C {
+            eprintln!();
+            return Ok(None);
+        }
+        line.push(byte[0]);
+    }
+    drop(restore);
+    Ok(Some(line))
 }
 
 /// The size of the terminal behind `fd`. `None`: it is none, or doesn't know.

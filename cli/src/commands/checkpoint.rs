@@ -198,7 +198,8 @@ async fn list(global: &Global, args: ListArgs) -> CommandResult {
             "LEFT",
             "NOTE",
         ];
-        output::table(&header, checkpoints.iter().map(row).collect(), "no checkpoints")?;
+        let tenants: Vec<&str> = checkpoints.iter().map(|checkpoint| checkpoint.tenant.as_str()).collect();
+        output::table_of_tenants(&header, checkpoints.iter().map(row).collect(), &tenants, "no checkpoints")?;
     }
     Ok(0)
 }

@@ -87,16 +87,11 @@ pub async fn ps(global: &Global, args: PsArgs) -> CommandResult {
         output::json(&rows)?;
         return Ok(0);
     }
-    let mut header = vec![
+    let header = [
         "SESSION", "NAME", "STATE", "TASKS", "TEMPLATE", "BACKEND", "WORKER", "CPU", "MEMORY", "AGE", "LEFT",
     ];
-    let mut cells: Vec<Vec<String>> = rows.iter().map(session_row).collect();
-    // Where there is one tenant, it says nothing.
-    if rows.iter().any(|row| row.session.tenant != rows[0].session.tenant) {
-        header.insert(2, "TENANT");
-        cells.iter_mut().zip(&rows).for_each(|(cells, row)| cells.insert(2, row.session.tenant.clone()));
-    }
-    output::table(&header, cells, "no sessions")?;
+    let tenants: Vec<&str> = rows.iter().map(|row| row.session.tenant.as_str()).collect();
+    output::table_of_tenants(&header, rows.iter().map(session_row).collect(), &tenants, "no sessions")?;
     for session in rows.iter().map(|row| &row.session) {
         for line in remarks(session) {
             output::say(format!("{}: {line}", select::short(session.id)));

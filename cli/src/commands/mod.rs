@@ -29,11 +29,14 @@ mod events;
 mod lifecycle;
 mod listing;
 mod logs;
+pub mod mcp;
 mod options;
 mod place;
+mod port_forward;
 mod queue;
 mod restore;
 mod run;
+mod secret;
 mod shell;
 pub mod stream;
 mod tenant;
@@ -54,6 +57,7 @@ Examples:
   berth run --session web -- make test      a program in it
   berth cp -r ./project web:.               files into it
   berth logs -f web                         the output of its newest task
+  berth port-forward web 8000               a server in it, at 127.0.0.1:8000
   berth rm web                              end it
   berth restore $(berth checkpoint web)     a new session with the files of another
 
@@ -114,11 +118,15 @@ impl Global {
         Ok(Client::connect(self.connect_options()?).await?)
     }
 
+    /// The address that was given, if one was.
+    fn named_address(&self) -> Option<String> {
+        let fixed_name = std::env::var(env::COORDINATOR_ADDR).ok();
+        self.address.clone().into_iter().chain(fixed_name).find(|text| !text.is_empty())
+    }
+
     pub fn connect_options(&self) -> Result<ConnectOptions, Failure> {
-        let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let fixed_name = std::env::var(env::COORDINATOR_ADDR).ok().filter(|text| !text.is_empty());
-        let address = set(&self.address).or(fixed_name);
-        let options = ConnectOptions::find(address, set(&self.token), self.state_dir.clone())?;
+        let token = self.token.clone().filter(|text| !text.is_empty());
+        let options = ConnectOptions::find(self.named_address(), token, self.state_dir.clone())?;
         let ca = self.tls_ca.clone().filter(|path| !path.as_os_str().is_empty());
         Ok(options.trust(ca, tls_dir(), self.state_dir.clone()))
     }
@@ -159,6 +167,8 @@ pub enum Command {
     Logs(logs::LogsArgs),
     /// Copy files into or out of a session
     Cp(cp::CpArgs),
+    /// Listen here for servers in a session
+    PortForward(port_forward::PortForwardArgs),
     /// End sessions and remove their files
     Rm(lifecycle::RmArgs),
     /// Freeze the processes of sessions
@@ -189,6 +199,8 @@ pub enum Command {
     Queue(queue::QueueArgs),
     /// Copy the coordinator's databases, or put a copy back
     Backup(backup::BackupArgs),
+    /// Serve an MCP client on standard input and output
+    Mcp(Box<mcp::McpArgs>),
     /// List templates
     Templates,
     /// Show the coordinator
@@ -201,6 +213,8 @@ pub enum Command {
     Token(token::TokenArgs),
     /// Make, renew and show certificates
     Tls(tls::TlsArgs),
+    /// Secrets that tasks are given by name
+    Secret(secret::SecretArgs),
     /// List tenants, or set what each may have
     Tenant(tenant::TenantArgs),
     /// List the environment variables that Berth reads
@@ -274,6 +288,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Tasks(args) => listing::tasks(&global, args).await,
         Command::Logs(args) => logs::run(&global, args).await,
         Command::Cp(args) => cp::run(&global, args).await,
+        Command::PortForward(args) => port_forward::run(&global, args).await,
         Command::Rm(args) => lifecycle::rm(&global, args).await,
         Command::Pause(args) => lifecycle::pause(&global, args).await,
         Command::Resume(args) => lifecycle::resume(&global, args).await,
@@ -289,12 +304,14 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Backend(args) => backend::run(&global, args).await,
         Command::Queue(args) => queue::run(&global, args).await,
         Command::Backup(args) => backup::run(&global, args).await,
+        Command::Mcp(args) => mcp::run(&global, *args).await,
         Command::Templates => listing::templates(&global).await,
         Command::Info => admin::info(&global).await,
         Command::Events(args) => events::run(&global, args).await,
         Command::Audit(args) => audit::run(&global, args).await,
         Command::Token(args) => token::run(&global, args).await,
         Command::Tls(args) => tls::run(&global, args),
+        Command::Secret(args) => secret::run(&global, args).await,
         Command::Tenant(args) => tenant::run(&global, args).await,
         Command::Env => listing::env(&global),
         Command::Completions(args) => completions::run(&global, args),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use berth_client::{
-    CheckpointPolicy, CreateOptions, Egress, OnWorkerLoss, PtySize,
+    CheckpointPolicy, Command, CreateOptions, Egress, OnWorkerLoss, PtySize,
     domain::{Preset, TaskDefaultsPatch},
 };
 use berth_proto::{convert::bounds::CHECKPOINTS_KEPT, egress::Rule};
@@ -174,6 +174,26 @@ impl EgressArgs {
     pub fn policy(&self) -> Option<Egress> {
         let said = self.egress.is_some() || !self.allow.is_empty();
         said.then(|| Egress { preset: self.egress.unwrap_or_default(), allow: self.allow.clone() })
+    }
+}
+
+/// Secrets that a task is given.
+#[derive(Args, Debug, Clone, Default)]
+#[group(skip)]
+pub struct GivenArgs {
+    /// Secret that it is given as the file /run/secrets/NAME
+    #[arg(long = "secret", value_name = "NAME")]
+    pub files: Vec<String>,
+
+    /// Secret that it is given as a variable
+    #[arg(long = "secret-env", value_parser = value::pair, value_name = "VARIABLE=NAME")]
+    pub variables: Vec<(String, String)>,
+}
+
+impl GivenArgs {
+    pub fn give(&self, command: Command) -> Command {
+        let command = self.files.iter().fold(command, |command, name| command.secret(name));
+        self.variables.iter().fold(command, |command, (variable, name)| command.secret_env(variable, name))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 use super::{
     Global,
-    options::SessionArgs,
+    options::{GivenArgs, SessionArgs},
     place::Place,
     stream::{Sink, end_code, outcome_text, stdin_is_piped, told_end},
 };
@@ -59,6 +59,9 @@ pub struct RunArgs {
     /// Variable; without =VALUE, as it is set here
     #[arg(long, short = 'e', value_parser = value::variable, value_name = "NAME[=VALUE]")]
     pub env: Vec<(String, String)>,
+
+    #[command(flatten)]
+    pub given: GivenArgs,
 
     /// Wall-clock time it may take, 0 for no limit [default: the session's, 5 minutes]
     #[arg(long, value_parser = value::duration, value_name = "TIME")]
@@ -110,6 +113,7 @@ impl RunArgs {
         for (name, value) in &self.env {
             command = command.env(name, value);
         }
+        command = self.given.give(command);
         if let Some(timeout) = self.timeout {
             command = command.timeout(timeout);
         }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Global,
-    options::SessionArgs,
+    options::{GivenArgs, SessionArgs},
     place::Place,
     run::{Attach, End, attached, on_terminal},
 };
@@ -49,6 +49,9 @@ pub struct ShellArgs {
     #[arg(long, short = 'e', value_parser = value::variable, value_name = "NAME[=VALUE]")]
     pub env: Vec<(String, String)>,
 
+    #[command(flatten)]
+    pub given: GivenArgs,
+
     /// Directory to start in [default: the workspace]
     #[arg(long, short = 'C', value_name = "DIR")]
     pub cwd: Option<String>,
@@ -87,6 +90,7 @@ async fn run_inner(global: &Global, args: ShellArgs) -> CommandResult {
     for (name, value) in &args.env {
         command = command.env(name, value);
     }
+    command = args.given.give(command);
     if let Some(dir) = &args.cwd {
         command = command.cwd(dir);
     }

@@ -6,6 +6,7 @@ use berth_client::{
     Code, Reason, TokenOptions, local,
     model::{TokenInfo, TokenScope},
 };
+use berth_gateway::e2b;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -23,6 +24,7 @@ which are then given credentials of their own), admin (everything).
 
 Examples:
   berth token create --tenant team-a --name ci --ttl 90d
+  export E2B_API_KEY=$(berth token create --e2b)
   berth token create --scope worker --uses 1 | ssh worker-2 'umask 77; cat > /etc/berth/join.token'
   berth token list
   berth token revoke 3f9ac2
@@ -79,6 +81,10 @@ pub struct CreateArgs {
     #[arg(long, value_parser = value::some_duration, value_name = "TIME")]
     pub ttl: Option<Duration>,
 
+    /// Print it as E2B's SDKs want it: E2B_API_KEY
+    #[arg(long)]
+    pub e2b: bool,
+
     /// With scope worker: how many workers may register with it [default: any number]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub uses: Option<u32>,
@@ -103,12 +109,18 @@ impl From<Scope> for TokenScope {
 }
 
 async fn create(global: &Global, args: CreateArgs) -> CommandResult {
+    if args.e2b && args.scope == Scope::Worker {
+        return Err(Failure::new("a token of scope worker is no API key").hint("leave --scope out, or --e2b"));
+    }
     let mut options = TokenOptions::new(args.scope.into());
     options = args.name.into_iter().fold(options, TokenOptions::name);
     options = args.tenant.into_iter().fold(options, TokenOptions::tenant);
     options = args.ttl.into_iter().fold(options, TokenOptions::ttl);
     options = args.uses.into_iter().fold(options, TokenOptions::uses);
-    let made = global.client().await?.create_token(options).await?;
+    let mut made = global.client().await?.create_token(options).await?;
+    if args.e2b {
+        made.value = e2b::key(&made.value);
+    }
     if global.json() {
         output::json(&made)?;
     } else {

@@ -14,7 +14,11 @@ use berth_coordinator::{
 };
 use clap::{Args, Parser, builder::BoolishValueParser};
 
-use super::{Serve, ServeArgs, announce, stop, withdraw};
+use super::{
+    Serve, ServeArgs, announce,
+    gateway::{Gateway, HttpArgs},
+    stop, withdraw,
+};
 use crate::{
     env,
     failure::{CommandResult, Failure, code},
@@ -40,9 +44,8 @@ pub struct CoordinatorArgs {
     #[arg(long, env = "GRPC_PORT", default_value_t = 50051, value_name = "PORT")]
     pub grpc_port: u16,
 
-    /// HTTP port of the gateway (reserved: not served yet)
-    #[arg(long, env = "HTTP_PORT", default_value_t = 8080, value_name = "PORT")]
-    pub http_port: u16,
+    #[command(flatten)]
+    pub http: HttpArgs,
 
     /// IP address to listen on
     #[arg(long, env = "BERTH_LISTEN", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
@@ -184,6 +187,7 @@ impl Serve for CoordinatorArgs {
 
     async fn serve(self, mut interrupts: Interrupts) -> CommandResult {
         let config = self.config()?;
+        let tls = config.tls.clone();
         let start = Coordinator::start(config);
         let mut running = tokio::select! {
             started = start => started.map_err(start_failure)?,
@@ -196,12 +200,13 @@ impl Serve for CoordinatorArgs {
             join = %running.credentials().join_path.display(),
             "credentials"
         );
-        if self.http_port != 0 {
-            tracing::info!(
-                http_port = self.http_port,
-                "the HTTP port is reserved for the gateway, which is not served yet"
-            );
-        }
+        let gateway = match Gateway::start(&self.http, &running, tls).await {
+            Ok(gateway) => gateway,
+            Err(failure) => {
+                running.shutdown().await;
+                return Err(failure);
+            }
+        };
         announce(&self.serve, &address)?;
         let ended_by_itself = tokio::select! {
             () = running.wait() => true,
@@ -211,7 +216,11 @@ impl Serve for CoordinatorArgs {
             }
         };
         withdraw(&self.serve);
-        let stopped = stop(running.shutdown(), &mut interrupts).await?;
+        let stopping = async {
+            gateway.shutdown().await;
+            running.shutdown().await;
+        };
+        let stopped = stop(stopping, &mut interrupts).await?;
         Ok(if ended_by_itself { code::FAILED } else { stopped })
     }
 }

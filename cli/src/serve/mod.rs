@@ -2,6 +2,7 @@
 //! say that they are ready, and how they stop.
 
 pub mod coordinator;
+pub mod gateway;
 pub mod worker;
 
 use std::{

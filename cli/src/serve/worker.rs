@@ -73,6 +73,10 @@ pub struct MachineArgs {
           value_parser = NonEmptyStringValueParser::new())]
     pub sandbox_image: String,
 
+    /// The engine's runtime for docker sandboxes, such as runsc [default: the engine's own]
+    #[arg(long, env = "BERTH_DOCKER_RUNTIME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub docker_runtime: Option<String>,
+
     /// The berth-agent executable [default: beside this one]
     #[arg(long, env = "BERTH_AGENT", value_name = "FILE")]
     pub agent: Option<PathBuf>,
@@ -159,6 +163,7 @@ impl MachineArgs {
         config.sandbox = self.sandbox;
         config.native_in_container = self.native_in_container;
         config.docker_image.clone_from(&self.sandbox_image);
+        config.docker_runtime.clone_from(&self.docker_runtime);
         config.workspace = self.workspace;
         if let Some(agent) = &self.agent {
             config.agent.clone_from(agent);

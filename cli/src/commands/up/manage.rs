@@ -89,6 +89,11 @@ fn running(state_dir: &Path) -> Result<Option<(UpRecord, OwnedFd)>, Failure> {
     Ok(found.map(|process| (record, process)))
 }
 
+/// Whether a `berth up` runs with this state directory.
+pub fn runs(state_dir: &Path) -> bool {
+    matches!(running(state_dir), Ok(Some(_)))
+}
+
 /// What `--format json` prints.
 #[derive(Serialize, Default)]
 struct Stopped {
@@ -209,6 +214,7 @@ fn show(record: &UpRecord, status: &Status) -> Result<(), Failure> {
     let mut pairs = vec![
         ("state", state),
         ("address", record.address.clone()),
+        ("http", record.http.clone().unwrap_or_else(|| "not served".to_owned())),
         ("pid", record.pid.to_string()),
         ("version", record.version.clone()),
         ("log", record.log.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),

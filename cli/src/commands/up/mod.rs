@@ -25,7 +25,7 @@ use clap::Args;
 use futures::future::{join_all, select_all};
 use nix::fcntl::{Flock, FlockArg};
 
-pub use manage::{StopArgs, status, stop};
+pub use manage::{StopArgs, runs, status, stop};
 
 use super::Global;
 use crate::{
@@ -33,7 +33,11 @@ use crate::{
     logging::{self, LogArgs, LogLevel},
     output::{self, say},
     process,
-    serve::{coordinator, remove, worker, write_atomic},
+    serve::{
+        coordinator,
+        gateway::{Gateway, HttpArgs},
+        remove, worker, write_atomic,
+    },
     signals::Interrupts,
     value,
 };
@@ -86,6 +90,9 @@ pub struct UpArgs {
     pub daemon: bool,
 
     #[command(flatten)]
+    pub http: HttpArgs,
+
+    #[command(flatten)]
     pub machine: worker::MachineArgs,
 
     #[command(flatten)]
@@ -134,7 +141,7 @@ pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
 }
 
 /// For its owner alone: no sandbox resolves a path of the host, whatever ids it has.
-fn make_state_dir(dir: &Path) -> Result<(), Failure> {
+pub(super) fn make_state_dir(dir: &Path) -> Result<(), Failure> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
         Failure::io(format_args!("can't make the state directory {}", dir.display()), error)
             .hint("give another one with --state-dir or BERTH_STATE_DIR")
@@ -142,7 +149,7 @@ fn make_state_dir(dir: &Path) -> Result<(), Failure> {
 }
 
 /// One `berth up` a state directory.
-fn lock(state_dir: &Path) -> Result<Flock<fs::File>, Failure> {
+pub(super) fn lock(state_dir: &Path) -> Result<Flock<fs::File>, Failure> {
     let path = state_dir.join("up.lock");
     let open = || {
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -192,12 +199,20 @@ async fn serve(
         started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
         _ = interrupts.recv() => return Ok(code::CANCELLED),
     };
+    let gateway = match Gateway::start(&args.http, &coordinator, None).await {
+        Ok(gateway) => gateway,
+        Err(failure) => {
+            coordinator.shutdown().await;
+            return Err(failure);
+        }
+    };
     let address = coordinator.addr().to_string();
     let mut record = UpRecord {
         pid: std::process::id().cast_signed(),
         start_time: process::start_time(std::process::id().cast_signed()).unwrap_or_default(),
         boot_id: process::boot_id(),
         address: address.clone(),
+        http: gateway.address().map(|address| format!("http://{address}")),
         version: berth_proto::VERSION.to_owned(),
         workers: args.workers as usize,
         ready: false,
@@ -230,6 +245,8 @@ async fn serve(
     write_record(state_dir, &record)?;
     let stopped = tokio::select! {
         () = async {
+            // What its clients made is ended while there is somebody to end it.
+            gateway.shutdown().await;
             // Workers first: they tell the coordinator what became of their sessions.
             join_all(workers.drain(..).map(berth_worker::Running::shutdown)).await;
             coordinator.shutdown().await;
@@ -294,12 +311,15 @@ fn share(config: &mut berth_worker::Config, workers: u32, dir: &Path) -> Result<
 }
 
 /// All of them: whoever asks for three counts on three.
-async fn wait_ready(workers: &[berth_worker::Running]) {
+pub(super) async fn wait_ready(workers: &[berth_worker::Running]) {
     join_all(workers.iter().map(berth_worker::Running::ready)).await;
 }
 
 /// When the time is over, one is enough to go on with. Those that lack something, and what.
-fn unready(workers: &[berth_worker::Running], after: Duration) -> Result<Vec<UnreadyWorker>, Failure> {
+pub(super) fn unready(
+    workers: &[berth_worker::Running],
+    after: Duration,
+) -> Result<Vec<UnreadyWorker>, Failure> {
     let told = |status: berth_worker::Status| UnreadyWorker {
         worker: status.id.to_string(),
         reason: if status.reason.is_empty() { "it has not said why".to_owned() } else { status.reason },
@@ -327,7 +347,7 @@ fn tell_unready(record: &UpRecord) {
     output::hint(format!("`berth workers {}` shows how it is; it is tried again all the time", first.worker));
 }
 
-async fn first_failure(workers: &[berth_worker::Running]) -> Failure {
+pub(super) async fn first_failure(workers: &[berth_worker::Running]) -> Failure {
     let (error, ..) = select_all(workers.iter().map(|worker| Box::pin(worker.wait()))).await;
     Failure::new(format!("a worker can't go on: {error}"))
         .hint(error.hint_text().unwrap_or("`berth doctor` looks at what this machine has"))
@@ -373,5 +393,12 @@ fn next_steps(global: &Global, record: &UpRecord, backend: Option<&str>, end: &s
     say(format!("  berth{option} run -- python3 -c 'print(6 * 7)'"));
     say(format!("  berth{option} shell"));
     say(format!("  berth{option} ps"));
+    if let Some(url) = &record.http {
+        say("");
+        say("E2B's SDKs work here too (docs/e2b.md):");
+        say("");
+        say(format!("  export E2B_API_URL={url} E2B_SANDBOX_URL={url}"));
+        say(format!("  export E2B_API_KEY=$(berth{option} token create --e2b)"));
+    }
     say("");
 }
