@@ -5,9 +5,12 @@
 //! interfaces, and ends with [`Cluster::stop`], which asserts that nothing is left. A test
 //! that fails instead shows the last lines of every component's log.
 
+pub mod http;
 pub mod left;
+pub mod mcp;
 pub mod process;
 pub mod proxy;
+pub mod python;
 pub mod skip;
 
 use std::{
@@ -21,8 +24,8 @@ use berth_net::{
 };
 use berth_proto::v1::{
     self, admin_service_client::AdminServiceClient, checkpoint_service_client::CheckpointServiceClient,
-    file_service_client::FileServiceClient, session_service_client::SessionServiceClient,
-    task_service_client::TaskServiceClient,
+    file_service_client::FileServiceClient, interpreter_service_client::InterpreterServiceClient,
+    session_service_client::SessionServiceClient, task_service_client::TaskServiceClient,
 };
 use process::Process;
 pub use proxy::{Proxy, Way};
@@ -270,6 +273,10 @@ impl Cluster {
 
     pub fn files(&self) -> FileServiceClient<Authorized> {
         FileServiceClient::with_interceptor(self.channel.clone(), self.bearer())
+    }
+
+    pub fn interpreter(&self) -> InterpreterServiceClient<Authorized> {
+        InterpreterServiceClient::with_interceptor(self.channel.clone(), self.bearer())
     }
 
     pub fn checkpoints(&self) -> CheckpointServiceClient<Authorized> {

@@ -11,6 +11,17 @@ pub fn without_docker(test: &str) -> bool {
     !usable
 }
 
+/// Whether the engine lacks an image that `make` makes. Asked only where the docker backend can be tested.
+pub fn without_image(image: &str, make: &str, test: &str) -> bool {
+    let inspect = ["image", "inspect", "--format", "{{.Id}}", image];
+    let there =
+        std::process::Command::new("docker").args(inspect).output().is_ok_and(|told| told.status.success());
+    if !there {
+        note(test, &format!("docker backend: no image {image}: {make}"));
+    }
+    !there
+}
+
 /// Whether native sandboxes can be tested here; a skip is noted for `test`.
 pub fn without_root(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();

@@ -50,14 +50,16 @@ pub enum Weak {
     Host(&'static str),
     /// A protection of the agent or the worker, in binaries that are built for this alone.
     Built(&'static str),
-    /// The same: the system call filter lets these calls through.
+    /// The two before: what holds a line twice must be loosened twice.
+    Both(&'static str, &'static str),
+    /// A protection of the agent: the system call filter lets these calls through.
     Calls(&'static [c_long]),
 }
 
 impl Weak {
     fn variable(&self) -> Option<String> {
         match self {
-            Weak::Built(name) => Some((*name).to_owned()),
+            Weak::Built(name) | Weak::Both(_, name) => Some((*name).to_owned()),
             Weak::Calls(calls) => {
                 let calls: Vec<String> = calls.iter().map(ToString::to_string).collect();
                 Some(format!("calls={}", calls.join(",")))
@@ -70,6 +72,7 @@ impl Weak {
         match self {
             Weak::Request(what) | Weak::Host(what) => (*what).to_owned(),
             Weak::Built(name) => format!("{} in the agent or worker", name.replace('-', " ")),
+            Weak::Both(what, name) => format!("{what}, and {} in the agent", name.replace('-', " ")),
             Weak::Calls(_) => "these calls let through the filter".to_owned(),
         }
     }

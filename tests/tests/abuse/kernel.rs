@@ -10,7 +10,7 @@ use berth_proto::v1::outcome::Kind;
 use nix::libc::{self, c_long};
 use sha2::{Digest, Sha256};
 
-use crate::arena::{Arena, Finding, hold, python, shell};
+use crate::arena::{Arena, Finding, Not, hold, python, shell};
 
 /// Makes each call (name, number, arguments in Python) in a child of its own; each must be EPERM or ENOSYS.
 pub async fn refused(arena: &Arena, calls: &[(&str, c_long, &str)]) -> Finding {
@@ -222,15 +222,14 @@ pub async fn a57_nobody_types_into_a_terminal(arena: &Arena) -> Finding {
     Ok("EPERM".into())
 }
 
-/// Loosened: the test opens the agent's directory to all.
+/// Loosened: the test opens the agent's directory to all, and landlock is not there.
 pub async fn a58_the_agents_program_is_out_of_reach(arena: &Arena) -> Finding {
     let agent = berth_tests::process::binary("berth-agent");
     let sum = || Sha256::digest(std::fs::read(&agent).expect("the agent"));
     let before = sum();
     let sandbox = arena.sandbox().await;
     if arena.loosened() {
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(sandbox.directory().join("berth"), mode).expect("it is ours");
+        open_to_all(&sandbox.directory().join("berth"));
     }
     let code = "import os, errno\nothers = [p for p in os.listdir('/proc') if p.isdigit() and int(p) != os.getpid()]\n\
         paths = [f'/proc/{p}/exe' for p in others] + ['/.berth/agent', '/.berth/config.json']\n\
@@ -260,4 +259,43 @@ pub async fn a59_a_working_directory_is_inside(arena: &Arena) -> Finding {
     }
     hold(seen.iter().all(|code| *code == tonic::Code::FailedPrecondition), format!("{seen:?}"))?;
     Ok("each is refused".into())
+}
+
+/// Lets every user into the agent's directory, and all that is in it.
+fn open_to_all(berth: &std::path::Path) {
+    let mode = || std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(berth, mode()).expect("it is ours");
+    for entry in std::fs::read_dir(berth).expect("it is ours").flatten() {
+        std::fs::set_permissions(entry.path(), mode()).expect("it is ours");
+    }
+}
+
+/// The modes of the agent's directory are open to all in both runs: what is left is landlock. By a task, and by a
+/// client of the file service. Loosened: the agent makes no landlock rules.
+pub async fn a73_a_second_lock_holds_where_modes_do_not(arena: &Arena) -> Finding {
+    let told = arena.cluster.berth(&["workers", "worker-1"]).await.ok();
+    if told.contains("no landlock") {
+        return Err(Not::Here("the kernel has no landlock".into()));
+    }
+    assert!(told.contains("landlock "), "its version is told: {told}");
+    let sandbox = arena.sandbox().await;
+    let berth = sandbox.directory().join("berth");
+    open_to_all(&berth);
+    let code = "import os, errno\ndef t(name, f):\n    try: f(); print(name, 'opened', flush=True)\n    except OSError as e: print(name, errno.errorcode[e.errno], flush=True)\n\
+        for p in ('agent', 'config.json'): t('/.berth/' + p, lambda: os.open('/.berth/' + p, os.O_RDONLY))\n\
+        t('/.berth/config.json written', lambda: os.open('/.berth/config.json', os.O_WRONLY))\n\
+        t('/.berth/run/new', lambda: os.open('/.berth/run/new', os.O_WRONLY | os.O_CREAT))\n\
+        t('/.berth/spool/new', lambda: os.mkdir('/.berth/spool/new'))\n\
+        t('/.berth/agent run', lambda: os.execv('/.berth/agent', ['agent', '--config', '/nonexistent']))";
+    let text = sandbox.py(code).await;
+    let text = [text.text(), text.errors()].join("\n");
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        hold(line.ends_with("EACCES"), line)?;
+    }
+    for path in ["/.berth/config.json", "/.berth/agent"] {
+        hold(sandbox.read(path).await.is_err(), format!("{path} is served"))?;
+    }
+    hold(sandbox.write("/.berth/run/new", b"x").await.is_err(), "a file in /.berth/run was made")?;
+    hold(!berth.join("run/new").exists() && !berth.join("spool/new").exists(), "something was made")?;
+    Ok(text.replace('\n', ", "))
 }

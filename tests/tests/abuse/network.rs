@@ -96,7 +96,8 @@ pub async fn a41_no_raw_sockets(arena: &Arena) -> Finding {
     .await
 }
 
-/// Loosened: the name is bound in the sandbox's own network.
+/// Loosened: the name is bound in the sandbox's own network, and landlock, which shuts out abstract names of others,
+/// is not there.
 pub async fn a42_abstract_sockets_are_the_hosts_own(arena: &Arena) -> Finding {
     let name = format!("berth-canary-{}", std::process::id());
     let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");

@@ -64,8 +64,12 @@ pub async fn a19_an_inherited_stream_holds_nobody_up(arena: &Arena) -> Finding {
 /// Loosened: orphans go to a process of the task, which does not reap them.
 pub async fn a20_orphans_are_reaped(arena: &Arena) -> Finding {
     let sandbox = arena.sandbox().await;
-    let orphans = "import ctypes, os\nif LOOSE: ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\nfor i in range(1000):\n    pid = os.fork()\n    if pid == 0:\n\
-        \x20       if os.fork() == 0: os._exit(0)\n        os._exit(0)\n    if os.waitpid(pid, 0)[1]: raise SystemExit(f'no orphan after {i}')\nprint('all')";
+    // Whoever reaps may be slower than who forks, and then the pids limit is met: what counts is that room comes back.
+    let orphans = "import ctypes, os, time\nif LOOSE: ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n\
+        def fork():\n    for _ in range(200):\n        try: return os.fork()\n        except BlockingIOError: time.sleep(0.05)\n\
+        \x20   os._exit(1)\n\
+        for i in range(1000):\n    pid = fork()\n    if pid == 0:\n        fork()\n        os._exit(0)\n\
+        \x20   if os.waitpid(pid, 0)[1]: raise SystemExit(f'no orphan after {i}')\nprint('all')";
     let ran = sandbox.py(&orphans.replace("LOOSE", arena.pick("False", "True"))).await;
     hold(
         ran.text() == "all",
@@ -82,7 +86,7 @@ pub async fn a20_orphans_are_reaped(arena: &Arena) -> Finding {
     Ok(format!("1000 orphans reaped; of its own zombies: {full}; then {base} processes"))
 }
 
-/// Loosened: the agent's server can be signalled by tasks.
+/// Loosened: the agent's server has the tasks' saved user id, and landlock, which keeps signals in, is not there.
 pub async fn a21_no_signal_reaches_the_agent(arena: &Arena) -> Finding {
     let (sandbox, other) = (arena.sandbox().await, arena.sandbox().await);
     let sleeper = other.start(shell("exec sleep 1000")).await;

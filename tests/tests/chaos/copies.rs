@@ -1,7 +1,9 @@
 //! Watches that no session is alive in two places, from outside: in the cgroups of the sandboxes. (A session's own
 //! writing says the same: [`super::lines::overlap`]. But a copy that acts without writing is a copy too.)
 //!
-//! A copy is alive if it has tasks and is not told to stand still. Of a session that may move two must never be.
+//! A copy is alive if it has tasks and is not told to stand still. Of a session that may move two must never be. (What an
+//! agent holds ready for tasks to come is no task: a sandbox whose start was cut off, since its worker died or since its
+//! session was given to another meanwhile, has that and no fence yet.)
 //! (Red when the agent does not take its fence: `set_fence` in Configure and Renew.)
 
 use std::{
@@ -15,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use berth_proto::agent_config::AGENT_PATH;
 use berth_tests::left;
 use tokio::task::JoinHandle;
 
@@ -114,6 +117,8 @@ fn look(dir: &Path, bases: &mut BTreeMap<String, Vec<PathBuf>>, found: &mut Foun
             usize::from(alive.len() == 1 && copies.iter().filter(|copy| is_peopled(copy)).count() > 1);
         // The first is looked at again: alive before and after the second was, it was alive beside it.
         if let [first, second, ..] = alive[..]
+            && has_tasks(second)
+            && has_tasks(first)
             && is_alive(first)
         {
             found.twice.push(format!("{session} in {} and {}", first.display(), second.display()));
@@ -123,6 +128,15 @@ fn look(dir: &Path, bases: &mut BTreeMap<String, Vec<PathBuf>>, found: &mut Foun
 
 fn is_alive(copy: &Path) -> bool {
     is_peopled(copy) && read(copy, "cgroup.freeze").trim() == "0"
+}
+
+/// Whether anything in it is more than the agent's own program, held ready.
+fn has_tasks(copy: &Path) -> bool {
+    let groups = fs::read_dir(copy).into_iter().flatten().flatten().map(|entry| entry.path());
+    let pids = groups.map(|group| read(&group, "cgroup.procs")).chain([read(copy, "cgroup.procs")]);
+    pids.flat_map(|pids| pids.lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|pid| fs::read_link(format!("/proc/{pid}/exe")).ok())
+        .any(|program| program != Path::new(AGENT_PATH))
 }
 
 fn is_peopled(copy: &Path) -> bool {

@@ -59,6 +59,14 @@ pub struct Recovery {
     to: u64,
     /// When it was seen to be ready again.
     seen: u64,
+    epoch: u64,
+}
+
+impl Recovery {
+    fn of(info: &SessionInfo) -> Self {
+        let to = info.recovered_to.map(nanos).unwrap_or_default();
+        Self { to, seen: nanos(SystemTime::now()), epoch: info.epoch }
+    }
 }
 
 /// What one client saw.
@@ -66,6 +74,8 @@ pub struct Recovery {
 pub struct Moving {
     pub session: Option<Session>,
     pub recoveries: Vec<Recovery>,
+    /// As they are noted.
+    seen: Arc<Mutex<Vec<Recovery>>>,
     pub tasks: usize,
     /// Ended as `WorkerLost`, or refused after a recovery.
     pub tasks_lost: usize,
@@ -103,15 +113,14 @@ pub async fn work(session: Session, number: usize, stop: Arc<AtomicBool>) -> Mov
     let over = Arc::new(AtomicBool::new(false));
     let looking =
         berth_proto::spawn::spawn("look at a session", look(session.clone(), seen.clone(), over.clone()));
-    let mut client = Moving { session: Some(session.clone()), ..Moving::default() };
+    let mut client = Moving { session: Some(session.clone()), seen: seen.clone(), ..Moving::default() };
     while !stop.load(Ordering::Relaxed) && client.failed.is_empty() {
         let tag = format!("m{number}t{}", client.tasks);
         client.tasks += 1;
         client.tags.push(tag.clone());
         client.task(&session, &tag).await;
-        let recoveries = seen.lock().expect("no panic").clone();
-        if recoveries.len() > client.recoveries.len() {
-            client.recoveries = recoveries;
+        let known = seen.lock().expect("no panic").len();
+        if known > client.recoveries.len() {
             client.check_log().await;
         }
     }
@@ -130,9 +139,7 @@ async fn look(session: Session, seen: Arc<Mutex<Vec<Recovery>>>, over: Arc<Atomi
             && info.epoch > epoch
         {
             if epoch > 0 {
-                let to = info.recovered_to.map(nanos).unwrap_or_default();
-                let recovery = Recovery { to, seen: nanos(SystemTime::now()) };
-                seen.lock().expect("no panic").push(recovery);
+                seen.lock().expect("no panic").push(Recovery::of(&info));
             }
             epoch = info.epoch;
         }
@@ -222,9 +229,17 @@ impl Moving {
         let Some(session) = self.session.clone() else { return };
         let give_up = Instant::now() + GIVE_UP;
         let log = loop {
+            let Some(before) = self.info(&session).await else { return };
             // Nobody writes once the lock is to be had.
             match session.run(Command::shell("touch log; flock log cat log")).await {
-                Ok(output) if output.success() && !output.truncated => break output.stdout_text(),
+                Ok(output) if output.success() && !output.truncated => {
+                    let Some(after) = self.info(&session).await else { return };
+                    // Recovered meanwhile: which of the two was read?
+                    if after.epoch == before.epoch {
+                        self.knows(&after);
+                        break output.stdout_text();
+                    }
+                }
                 _ if self.info(&session).await.is_none() => return,
                 other if Instant::now() > give_up => {
                     return self.failed.push(format!("the log can't be read: {other:?}"));
@@ -235,6 +250,15 @@ impl Moving {
         match read_log(&log) {
             Ok(entries) => self.judge(&entries),
             Err(what) => self.failed.push(format!("the log of session {}: {what}", session.id())),
+        }
+    }
+
+    /// All recoveries up to this state of the session, also one that was not noted yet.
+    fn knows(&mut self, info: &SessionInfo) {
+        self.recoveries = self.seen.lock().expect("no panic").clone();
+        let newest = self.recoveries.last().map_or(0, |recovery| recovery.epoch);
+        if info.recovered_to.is_some() && info.epoch > newest {
+            self.recoveries.push(Recovery::of(info));
         }
     }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use berth_proto::{
     transport,
     v1::{
-        self, file_service_client::FileServiceClient, task_event::Event,
-        task_service_client::TaskServiceClient, task_spec::Program,
+        self, file_service_client::FileServiceClient, interpreter_service_client::InterpreterServiceClient,
+        port_service_client::PortServiceClient, secret_service_client::SecretServiceClient,
+        task_event::Event, task_service_client::TaskServiceClient, task_spec::Program,
     },
 };
 use berth_tests::{Authorized, Bearer, Cluster, Setup};
@@ -23,10 +24,13 @@ pub enum At {
 }
 
 pub struct Hop {
+    pub at: At,
     pub session: String,
     pub backend: String,
     pub tasks: TaskServiceClient<Authorized>,
     pub files: FileServiceClient<Authorized>,
+    pub ports: PortServiceClient<Authorized>,
+    pub interpreter: InterpreterServiceClient<Authorized>,
     cluster: Cluster,
 }
 
@@ -63,17 +67,38 @@ impl Hop {
             }
         };
         Self {
+            at,
             session,
             backend: backend.to_owned(),
             tasks: TaskServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            files: FileServiceClient::with_interceptor(channel, bearer),
+            files: FileServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            ports: PortServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            interpreter: InterpreterServiceClient::with_interceptor(channel, bearer),
             cluster,
         }
     }
 
+    /// Makes a secret. What a start has to bring along for it where there is no coordinator to add that.
+    pub async fn secret(&self, name: &str, value: &[u8]) -> Vec<v1::SecretValue> {
+        let value = value.to_vec();
+        if self.at != At::Coordinator {
+            let is = Some(v1::secret_value::Is::Value(value.into()));
+            return vec![v1::SecretValue { name: name.into(), is }];
+        }
+        let set = v1::SetSecretRequest { name: name.into(), value: value.into(), ..Default::default() };
+        self.secrets().set_secret(set).await.expect("it is set");
+        Vec::new()
+    }
+
+    /// The coordinator's.
+    pub fn secrets(&self) -> SecretServiceClient<Authorized> {
+        let bearer = Bearer::new(&self.cluster.admin_token);
+        SecretServiceClient::with_interceptor(self.cluster.channel(), bearer)
+    }
+
     pub async fn stop(self) {
-        let Self { cluster, tasks, files, session, .. } = self;
-        drop((tasks, files));
+        let Self { cluster, tasks, files, ports, interpreter, session, .. } = self;
+        drop((tasks, files, ports, interpreter));
         let request = v1::DeleteSessionRequest { session_id: session, ..Default::default() };
         cluster.sessions().delete_session(request).await.expect("the session can be deleted");
         cluster.stop().await;
@@ -125,16 +150,22 @@ impl Hop {
     /// Waits until its standard output holds `text`.
     pub async fn prints(&self, task: &str, text: &str) {
         berth_tests::until(DEADLINE, &format!("{text:?} in the output"), async || {
-            let request = v1::WatchTaskRequest {
-                session_id: self.session.clone(),
-                task_id: task.to_owned(),
-                no_follow: true,
-                ..Default::default()
-            };
-            let stream = self.tasks.clone().watch_task(request).await.ok()?.into_inner();
-            String::from_utf8_lossy(&gather(stream).await.ok()?.stdout).contains(text).then_some(())
+            self.output(task).await.contains(text).then_some(())
         })
         .await;
+    }
+
+    /// What it has written to its standard output so far.
+    pub async fn output(&self, task: &str) -> String {
+        let request = v1::WatchTaskRequest {
+            session_id: self.session.clone(),
+            task_id: task.to_owned(),
+            no_follow: true,
+            ..Default::default()
+        };
+        let Ok(stream) = self.tasks.clone().watch_task(request).await else { return String::new() };
+        let ran = gather(stream.into_inner()).await.unwrap_or_default();
+        String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 }
 

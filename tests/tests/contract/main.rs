@@ -4,8 +4,12 @@
 mod cases;
 mod files;
 mod hop;
+mod interpreter;
 mod isolation;
+mod ports;
+mod secrets;
 mod tasks;
+mod watch;
 
 use hop::{At, Hop};
 
@@ -46,6 +50,16 @@ contract!(fake:
     files::what_is_written_is_read,
     files::a_broken_upload_leaves_the_file_as_it_was,
     files::bad_paths_are_refused,
+    interpreter::a_fake_sandbox_has_no_interpreter,
+    secrets::a_task_is_given_its_secrets,
+    secrets::a_secret_that_can_not_be_had_starts_nothing,
+    secrets::what_is_asked_for_is_checked,
+    ports::each_direction_ends_for_itself,
+    ports::megabytes_go_both_ways_as_they_were,
+    ports::where_nobody_listens_is_told,
+    ports::what_is_no_connection_is_refused,
+    ports::so_many_connections_and_no_more,
+    watch::a_fake_sandbox_can_not_be_watched,
 );
 
 macro_rules! on_real_backends {
@@ -78,8 +92,27 @@ macro_rules! on_real_backends {
         files::bad_paths_are_refused,
         files::the_kernel_decides_as_the_tasks_user,
         files::trees_are_listed_moved_and_removed,
+        interpreter::a_context_remembers,
+        interpreter::an_interrupt_ends_an_execution_and_its_loss_a_context,
         isolation::a_task_has_no_privileges,
         isolation::a_task_sees_only_its_own,
+        secrets::a_task_is_given_its_secrets,
+        secrets::a_secret_that_can_not_be_had_starts_nothing,
+        secrets::what_is_asked_for_is_checked,
+        ports::each_direction_ends_for_itself,
+        ports::megabytes_go_both_ways_as_they_were,
+        ports::where_nobody_listens_is_told,
+        ports::what_is_no_connection_is_refused,
+        ports::so_many_connections_and_no_more,
+        ports::what_breaks_never_looks_like_an_end,
+        ports::who_does_not_read_holds_up_nobody,
+        ports::the_machines_own_ports_are_not_there,
+        watch::what_happens_in_a_directory_is_told_in_order,
+        watch::directories_are_followed_wherever_they_go,
+        watch::a_watch_ends_with_its_directory,
+        watch::what_is_too_much_is_told,
+        watch::so_many_directories_and_streams_and_no_more,
+        watch::what_can_not_be_watched_is_refused,
     );)* };
 }
 

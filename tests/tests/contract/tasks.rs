@@ -257,6 +257,7 @@ pub async fn a_start_that_was_sent_to_another_placement_is_refused(hop: &Hop) {
         task: Some(argv(&["true"])),
         request_id: request_id.into(),
         if_epoch,
+        ..Default::default()
     };
     // The session is in its first placement, so its epoch is 1.
     let first = hop
@@ -278,6 +279,7 @@ pub async fn a_start_that_was_sent_to_another_placement_is_refused(hop: &Hop) {
             task: Some(argv(&["true"])),
             request_id: id.into(),
             if_epoch: Some(if_epoch),
+            ..Default::default()
         };
         let error = hop.tasks.clone().run(run).await.expect_err("another placement");
         assert_eq!(reason_of(&error), Some(reason), "{error:?}");

@@ -177,6 +177,8 @@ async fn tasks(asked: &mut Asked) {
     asked.ask(0, Object, &["kill", "box", "--signal", "CONT"]).await;
     asked.ask(0, Object, &["kill", "box"]).await;
     asked.ask(2, Error, &["shell", "box"]).await;
+    // What it says once it runs is JSON-RPC.
+    asked.ask(2, Error, &["mcp", "--ttl", "some time"]).await;
 }
 
 async fn files(asked: &mut Asked) {
@@ -189,6 +191,13 @@ async fn files(asked: &mut Asked) {
     let copied = asked.ask(1, Object, &["cp", "-r", &dir, "box:again"]).await;
     assert_eq!((&copied["files"], copied["skipped"].as_array().unwrap().len()), (&1.into(), 1), "{copied}");
     asked.ask(1, Error, &["cp", "box:nothing", &dir]).await;
+    let forwarded = asked.first_line(&["port-forward", "box", "0:8000"]).await;
+    assert!(
+        forwarded["address"].as_str().is_some_and(|address| address.starts_with("127.0.0.1:")),
+        "{forwarded}"
+    );
+    assert_eq!(forwarded["port"], 8000);
+    asked.ask(2, Error, &["port-forward", "box", "nonsense"]).await;
 }
 
 async fn sessions(asked: &mut Asked) {
@@ -245,6 +254,12 @@ async fn machine(asked: &mut Asked) {
     let audit = asked.ask(0, List, &["audit", "--what", "IdentityService/RevokeToken"]).await;
     assert_eq!(audit[0]["details"]["token"], *id);
     assert_eq!(asked.ask(0, Object, &["audit", "--verify"]).await["broken_at"], serde_json::Value::Null);
+    let file = asked.path("c/credentials/join.token");
+    let set = asked.ask(0, Object, &["secret", "set", "key", "--ttl", "1h", "--from-file", &file]).await;
+    assert_eq!((&set["name"], &set["unusable"]), (&"key".into(), &serde_json::Value::Null));
+    assert_eq!(asked.ask(0, List, &["secret", "list"]).await, serde_json::json!([set]));
+    assert_eq!(asked.ask(0, List, &["secret", "rm", "key"]).await, serde_json::json!(["key"]));
+    asked.ask(1, Error, &["secret", "rm", "key"]).await;
     asked.ask(2, Error, &["tenant", "set", "team-a"]).await;
     let set =
         asked.ask(0, Object, &["tenant", "set", "team-a", "--max-sessions", "3", "--cpu", "none"]).await;

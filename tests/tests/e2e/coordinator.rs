@@ -116,9 +116,11 @@ async fn a_template_that_no_worker_can_serve_is_refused_with_the_workers_reason(
 }
 
 /// The settings of a coordinator that come from its environment.
-const SETTINGS: [&str; 13] = [
+const SETTINGS: [&str; 15] = [
     "GRPC_PORT",
     "HTTP_PORT",
+    "BERTH_HTTP_HOSTS",
+    "BERTH_HTTP_ORIGINS",
     "LOG_LEVEL",
     "BERTH_STATE_DIR",
     "BERTH_LISTEN",
@@ -148,6 +150,8 @@ async fn print_config_lists_every_setting_and_where_it_came_from() {
     let values = [
         ("GRPC_PORT", "4711"),
         ("HTTP_PORT", "4712"),
+        ("BERTH_HTTP_HOSTS", "berth.example.org"),
+        ("BERTH_HTTP_ORIGINS", "https://app.example.org:443"),
         ("LOG_LEVEL", "debug"),
         ("BERTH_STATE_DIR", "/nowhere/state"),
         ("BERTH_LISTEN", "127.0.0.9"),

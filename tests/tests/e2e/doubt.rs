@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_client::{Client, Command, ConnectOptions, Outcome, SessionId};
+use berth_client::{Client, Command, ConnectOptions, Outcome, SessionId, TaskEvent};
 use berth_proto::{
     TaskId,
     error::{Reason, detail_of, reason_of},
@@ -50,6 +50,15 @@ async fn tasks(cluster: &Cluster, session: &str, running_only: bool) -> Vec<v1::
 async fn get(cluster: &Cluster, session: &str, task: &str) -> Result<v1::Task, Status> {
     let request = v1::GetTaskRequest { session_id: session.into(), task_id: task.into() };
     Ok(cluster.tasks().get_task(request).await?.into_inner())
+}
+
+/// Until the coordinator knows of so many that run.
+async fn running(cluster: &Cluster, count: u32) {
+    until(READY, "the coordinator to know of what runs", async || {
+        let info = cluster.admin().get_info(v1::GetInfoRequest {}).await.ok()?.into_inner();
+        (info.running_tasks == count).then_some(())
+    })
+    .await;
 }
 
 /// The machine of a session is lost; the session as it goes on elsewhere.
@@ -125,17 +134,23 @@ async fn a_run_that_is_lost_with_its_machine_ends_as_worker_lost() {
     let options = ConnectOptions::new(&cluster.address).token(&cluster.admin_token);
     let client = Client::connect(options.resume_for(Duration::from_secs(60))).await.unwrap();
     let handle = client.session(session.id.parse::<SessionId>().unwrap());
-    let elsewhere = async {
-        until(READY, "the task to run", async || {
-            (tasks(&cluster, &session.id, true).await.len() == 1).then_some(())
-        })
-        .await;
-        lose(&mut cluster, &session).await
+    let mut stream = handle.stream(Command::shell("echo up; sleep 1000")).await.unwrap();
+    // The client has heard of it, and with the count so has the coordinator.
+    let first = stream.next().await.unwrap();
+    assert!(matches!(&first, Some(TaskEvent::Stdout(bytes)) if bytes.as_ref() == b"up\n"), "{first:?}");
+    running(&cluster, 1).await;
+    let rest = async {
+        loop {
+            match stream.next().await.expect("how it ended is known").expect("it is told") {
+                TaskEvent::Ended(info) => break info,
+                other => assert!(!matches!(other, TaskEvent::Stdout(_)), "{other:?}"),
+            }
+        }
     };
-    let (output, now) = tokio::join!(handle.run(Command::shell("echo up; sleep 1000")), elsewhere);
-    let output = output.expect("how it ended is known");
-    assert_eq!(output.outcome, Outcome::WorkerLost);
-    assert!(output.message.contains(&recovered_to(&now)), "{output:?}");
+    let (ended, now) = tokio::join!(rest, lose(&mut cluster, &session));
+    let end = ended.end.as_ref().expect("it has ended");
+    assert_eq!(end.outcome, Outcome::WorkerLost, "{ended:?}");
+    assert!(end.message.contains(&recovered_to(&now)), "{ended:?}");
     assert_eq!(tasks(&cluster, &session.id, false).await, [], "it was not started again");
     cluster.stop().await;
 }
@@ -159,11 +174,7 @@ async fn get_task_tells_what_was_lost_with_the_machine() {
     cluster.tasks().wait_task(wait).await.unwrap();
     let ran_after = start(&cluster, id, "sleep 1001").await;
     // Reports come in order: with this one the coordinator has heard of all.
-    until(READY, "the coordinator to know of both that run", async || {
-        let info = cluster.admin().get_info(v1::GetInfoRequest {}).await.ok()?.into_inner();
-        (info.running_tasks == 2).then_some(())
-    })
-    .await;
+    running(&cluster, 2).await;
     let now = lose(&mut cluster, &session).await;
 
     // In the checkpoint: its outcome, and the end of its output.

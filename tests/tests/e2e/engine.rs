@@ -31,7 +31,7 @@ const IMAGE: &str = "berth/sandbox:base";
 /// A canary runs once a minute, and may take a third of one.
 const CANARIES: Duration = Duration::from_secs(150);
 
-struct Engine {
+pub struct Engine {
     dir: TempDir,
     cgroup: String,
     process: Option<Child>,
@@ -40,6 +40,11 @@ struct Engine {
 impl Engine {
     /// Starts it, with the image of sandboxes. `Err`: why that can't be had here.
     async fn start() -> Result<Self, String> {
+        Self::with(serde_json::json!({})).await
+    }
+
+    /// The same with these runtimes beside its own: name, program and arguments, as its configuration has them.
+    pub async fn with(runtimes: serde_json::Value) -> Result<Self, String> {
         let dir = tempfile::Builder::new().prefix("berth-d").tempdir().expect("a temporary directory");
         let driver = machines(&["info", "--format", "{{.Driver}}"])?;
         let at = |name: &str| dir.path().join(name).to_str().expect("our own paths are UTF-8").to_owned();
@@ -48,7 +53,7 @@ impl Engine {
             "data-root": at("data"), "exec-root": at("exec"), "pidfile": at("pid"),
             "hosts": [format!("unix://{}", at("sock"))], "storage-driver": driver.trim(),
             "bridge": "none", "iptables": false, "ip6tables": false, "ip-forward": false,
-            "live-restore": true, "cgroup-parent": format!("/{cgroup}"),
+            "live-restore": true, "cgroup-parent": format!("/{cgroup}"), "runtimes": runtimes,
         });
         std::fs::write(dir.path().join("daemon.json"), config.to_string()).expect("its configuration");
         let mut this = Self { dir, cgroup, process: None };
@@ -61,7 +66,7 @@ impl Engine {
         Ok(this)
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.dir.path().join("sock")
     }
 
@@ -121,7 +126,7 @@ impl Engine {
     }
 
     /// Ends it in order, and sees that nothing of it is left.
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         assert_eq!(self.containers(), "", "containers are left");
         self.signal(Signal::SIGTERM);
         let process = self.process.as_mut().expect("it runs");

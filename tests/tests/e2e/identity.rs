@@ -41,6 +41,18 @@ async fn a_tenant_works_with_its_token_until_that_is_revoked() {
         assert!(desk.refused(&other, args).await.contains("no session"), "{args:?}");
     }
     assert!(desk.told(&admin, &["ps", "-q"]).await.contains(&session), "an operator sees it");
+    // Whose each is is told where there are several.
+    assert!(!desk.told(&admin, &["ps"]).await.contains("TENANT"));
+    let others = desk.told(&other, &["create"]).await;
+    for (token, of) in [(&token, &session), (&other, &others)] {
+        desk.told(token, &["checkpoint", of]).await;
+    }
+    for listing in [&["ps"][..], &["checkpoint", "list"]] {
+        let listed = desk.told(&admin, listing).await;
+        let of = |tenant: &str| listed.lines().filter(|line| line.contains(tenant)).count();
+        assert!(listed.contains("TENANT") && of("team-a") == 1 && of("team-b") == 1, "{listed}");
+    }
+    assert!(!desk.told(&token, &["checkpoint", "list"]).await.contains("TENANT"));
     // What is an operator's is not a tenant's.
     for args in [&["workers"][..], &["token", "list"], &["tenant", "list"], &["drain", "worker-1"]] {
         assert!(desk.refused(&token, args).await.contains("its scope is client"), "{args:?}");

@@ -89,6 +89,32 @@ async fn a_second_coordinator_on_the_same_state_or_port_is_refused() {
     cluster.stop().await;
 }
 
+/// Red when a coordinator does not start because a port that nobody asked for is taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_may_be_off_and_its_usual_port_taken() {
+    let with = |port: &str| Setup { coordinator_env: env(&[("HTTP_PORT", port)]), ..Setup::new("fake") };
+    let off = Cluster::start_coordinator(with("off")).await;
+    assert!(!off.coordinator.log().contains("MCP"), "{}", off.coordinator.log());
+    off.stop().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let given = [("BERTH_STATE_DIR", dir.path().to_str().unwrap()), ("GRPC_PORT", "0")];
+    let seen =
+        process::run("coordinator", &[], &env(&[&given[..], &[("HTTP_PORT", &port)]].concat()), b"").await;
+    assert_eq!(seen.code, Some(1), "it was asked for: {}", seen.stderr);
+    assert!(seen.stderr.contains(&port) && seen.stderr.contains("off"), "{}", seen.stderr);
+    // Whoever has it.
+    let _taken = std::net::TcpListener::bind("127.0.0.1:8080");
+    let log = dir.path().join("log");
+    let mut usual = process::Process::spawn("coordinator", &[], &env(&given), log);
+    until(READY, "it to say that it goes without", async || {
+        (usual.log().contains("port 8080 is taken") && usual.log().contains("ready 127.0.0.1")).then_some(())
+    })
+    .await;
+    usual.terminate().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_settings_are_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();

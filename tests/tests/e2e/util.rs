@@ -48,3 +48,24 @@ pub async fn delete(cluster: &Cluster, session: &str) {
     let request = v1::DeleteSessionRequest { session_id: session.into(), ..Default::default() };
     cluster.sessions().delete_session(request).await.expect("it can be deleted");
 }
+
+/// Makes a test of each backend out of one for both.
+macro_rules! on_both {
+    ($what:ident: $native:ident, $docker:ident) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $native() {
+            if !berth_tests::skip::without_root(concat!("e2e ", stringify!($native))) {
+                $what("native").await;
+            }
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $docker() {
+            let test = concat!("e2e ", stringify!($docker));
+            if !berth_tests::skip::without_docker(test) && !berth_tests::skip::without_root(test) {
+                $what("docker").await;
+            }
+        }
+    };
+}
+pub(crate) use on_both;

@@ -36,6 +36,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("BERTH_SANDBOX", "docker"),
     ("BERTH_NATIVE_IN_CONTAINER", "true"),
     ("BERTH_SANDBOX_IMAGE", "img:x"),
+    ("BERTH_DOCKER_RUNTIME", "runsc-x"),
     ("BERTH_AGENT", "/x/agent"),
     ("BERTH_LABELS", "disk=fast"),
     ("BERTH_CPU_MILLIS", "1234"),

@@ -3,8 +3,8 @@
 
 mod changes;
 mod misuse;
-mod origin;
-mod packages;
+pub mod origin;
+pub mod packages;
 
 use berth_proto::v1::{self, outcome::Kind};
 use berth_tests::{Cluster, READY, Setup, skip, until};

@@ -9,6 +9,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+/// What `/keyed` wants to see.
+pub const KEY: &str = "the-good-key";
+
 /// One connection.
 #[derive(Clone, Default, Debug)]
 pub struct Heard {
@@ -45,7 +48,7 @@ impl Origin {
         origin
     }
 
-    /// Answers one request. One for `/stream` never ends.
+    /// Answers one request. One for `/stream` never ends; one for `/keyed` is for who shows [`KEY`].
     async fn serve(&self, mut stream: TcpStream, number: usize) {
         let mut buffer = [0; 4096];
         let mut answered = false;
@@ -60,9 +63,14 @@ impl Origin {
             }
             answered = true;
             let endless = bytes.starts_with(b"GET /stream");
-            let answer: &[u8] = match endless {
-                true => b"HTTP/1.1 200 OK\r\n\r\nfirst\n",
-                false => b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n",
+            let text = String::from_utf8_lossy(&bytes);
+            let shown = text.lines().any(|line| line == format!("Authorization: Bearer {KEY}"));
+            let answer: &[u8] = if endless {
+                b"HTTP/1.1 200 OK\r\n\r\nfirst\n"
+            } else if text.starts_with("GET /keyed") && !shown {
+                b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            } else {
+                b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
             };
             if stream.write_all(answer).await.is_err() || !endless && stream.shutdown().await.is_err() {
                 return;

@@ -8,7 +8,7 @@ use super::{create, decisions, status};
 use crate::util::run;
 
 /// Whether this machine has an index at all. The test's fleet reads pip's files as this does, and no variables.
-fn without_index(test: &str) -> bool {
+pub fn without_index(test: &str) -> bool {
     let line = "env -i PATH=/usr/bin:/bin sh -c 'python3 -m pip download -q --no-deps --no-cache-dir -d \"$0\" six' \"$0\"";
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().to_str().expect("UTF-8");

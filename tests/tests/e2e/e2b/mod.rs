@@ -1,0 +1,107 @@
+//! E2B's own packages, unmodified, against Berth: those of two versions, as the package index has them, driven by the
+//! programs in `python/`. (Its code interpreter's: [`interpret`].)
+
+mod hostile;
+mod interpret;
+mod start;
+
+use std::{path::PathBuf, process::Stdio, time::Duration};
+
+use berth_tests::{Cluster, Setup, http::gateway as address, python::venv, skip};
+
+/// The newest that is known to work, and one with the older routes: each with all that it needs.
+const VERSIONS: [(&str, &str); 2] =
+    [("2.63.0", include_str!("python/e2b-2.63.0.txt")), ("2.45.1", include_str!("python/e2b-2.45.1.txt"))];
+/// For one program.
+const WITHIN: Duration = Duration::from_secs(240);
+
+/// A version of the package, installed.
+struct Sdk {
+    version: &'static str,
+    python: PathBuf,
+}
+
+/// All of them. `None`: they can't be had here, which is noted for `test`.
+fn sdks(test: &str) -> Option<Vec<Sdk>> {
+    let installed = |(version, requirements): (&'static str, &str)| {
+        Some(Sdk { version, python: venv(test, requirements)?.join("bin/python") })
+    };
+    VERSIONS.into_iter().map(installed).collect()
+}
+
+/// A key as an operator makes it.
+async fn key(cluster: &Cluster, tenant: &str) -> String {
+    let made = cluster.berth(&["token", "create", "--e2b", "--tenant", tenant]).await.ok();
+    let key = made.trim().to_owned();
+    assert!(key.starts_with("e2b_") && key[4..].bytes().all(|b| b.is_ascii_hexdigit()), "{key}");
+    key
+}
+
+/// Runs a program with one version of the package, to its end.
+async fn drive(sdk: &Sdk, program: &str, env: &[(&str, &str)]) {
+    let version = sdk.version;
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/e2b/python").join(program);
+    let mut command = tokio::process::Command::new(&sdk.python);
+    command.arg("-I").arg(script).env_clear().env("PATH", "/usr/bin:/bin").kill_on_drop(true);
+    command.envs(env.iter().copied()).stdin(Stdio::null());
+    let ran = tokio::time::timeout(WITHIN, command.output()).await;
+    let ran = ran.unwrap_or_else(|_| panic!("{program} with {version} takes too long")).expect("python");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (said(&ran.stdout), said(&ran.stderr));
+    if let Some(why) = stdout.trim().strip_prefix("skipped: ") {
+        return skip::note(&format!("e2e e2b {program} with {version}"), why);
+    }
+    assert!(ran.status.success() && stdout.trim() == "ok", "{program} with {version}: {stdout}{stderr}");
+}
+
+/// A program with both versions, each with a key of its own.
+async fn drive_all(cluster: &Cluster, sdks: &[Sdk], program: &str) {
+    let url = format!("http://{}", address(cluster).await);
+    let (key, other) = (key(cluster, "one").await, key(cluster, "other").await);
+    for sdk in sdks {
+        let env = [
+            ("E2B_API_URL", url.as_str()),
+            ("E2B_SANDBOX_URL", &url),
+            ("E2B_API_KEY", &key),
+            ("OTHER_KEY", &other),
+        ];
+        drive(sdk, program, &env).await;
+    }
+}
+
+async fn sdk(sandbox: &str, program: &str, test: &str) {
+    if skip::without(sandbox, test) {
+        return;
+    }
+    let Some(sdks) = sdks(test) else { return };
+    let templates = "[[template]]\nname = \"small\"\nlimits = { disk = \"8MiB\" }\n".to_owned();
+    let setup = Setup { max_sessions: 8, templates: Some(templates), ..Setup::new(sandbox) };
+    let cluster = Cluster::start(setup).await;
+    drive_all(&cluster, &sdks, program).await;
+    cluster.stop().await;
+}
+
+macro_rules! sdk {
+    ($($name:ident: $sandbox:literal, $program:literal;)*) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            sdk($sandbox, $program, concat!("e2e e2b ", stringify!($name))).await;
+        })*
+    };
+}
+
+sdk! {
+    native_control_plane: "native", "control.py";
+    native_commands_and_terminals: "native", "commands.py";
+    native_files: "native", "files.py";
+    native_a_full_disk: "native", "full.py";
+    native_errors: "native", "errors.py";
+    native_by_host_names_over_tls: "native", "domain.py";
+    native_ports: "native", "ports.py";
+    docker_ports: "docker", "ports.py";
+    native_asynchronously: "native", "asyncs.py";
+    native_watching: "native", "watch.py";
+    docker_commands_and_terminals: "docker", "commands.py";
+    docker_files: "docker", "files.py";
+    docker_watching: "docker", "watch.py";
+}
