@@ -5,15 +5,14 @@ use std::time::{Duration, Instant};
 use berth_proto::v1::{self, task_event::Event, task_spec::Program};
 use berth_tests::{Cluster, Setup, skip};
 
-use crate::stats::Table;
+use crate::{context, stats::Table};
 
 const BULK: usize = 64 << 20;
 const CHUNK: usize = 256 << 10;
 
 /// Measures one backend.
 pub async fn berth(table: &mut Table, backend: &str, rounds: usize) {
-    if backend == "native" && skip::without_root("bench") || backend == "docker" && !docker_usable().await {
-        table.note(format!("berth {backend}: not measured: this machine can't run it"));
+    if !usable(table, backend).await {
         return;
     }
     let column = format!("berth {backend}");
@@ -27,6 +26,7 @@ pub async fn berth(table: &mut Table, backend: &str, rounds: usize) {
     table.add("exec of true", &column, tasks(&cluster, &session, &["true"], rounds).await);
     let python = ["python3", "-c", "print(1)"];
     table.add("python3 -c 'print(1)'", &column, tasks(&cluster, &session, &python, slow).await);
+    context::contexts(table, &column, &cluster, &session, rounds).await;
     let mut samples = Vec::new();
     for round in 0..rounds {
         let start = Instant::now();
@@ -50,6 +50,16 @@ pub async fn berth(table: &mut Table, backend: &str, rounds: usize) {
     let request = v1::DeleteSessionRequest { session_id: session, ..Default::default() };
     cluster.sessions().delete_session(request).await.expect("it can be deleted");
     cluster.stop().await;
+}
+
+/// Whether this machine can run it; noted if not.
+pub async fn usable(table: &mut Table, backend: &str) -> bool {
+    let missing =
+        backend == "native" && skip::without_root("bench") || backend == "docker" && !docker_usable().await;
+    if missing {
+        table.note(format!("berth {backend}: not measured: this machine can't run it"));
+    }
+    !missing
 }
 
 async fn docker_usable() -> bool {
@@ -76,7 +86,8 @@ async fn sessions(cluster: &Cluster, rounds: usize) -> (Vec<Duration>, Vec<Durat
     (created, first)
 }
 
-async fn tasks(cluster: &Cluster, session: &str, program: &[&str], rounds: usize) -> Vec<Duration> {
+/// How long a program takes in a session, after some rounds that don't count.
+pub async fn tasks(cluster: &Cluster, session: &str, program: &[&str], rounds: usize) -> Vec<Duration> {
     let mut samples = Vec::new();
     for round in 0..rounds + 10 {
         let start = Instant::now();

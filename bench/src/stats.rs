@@ -4,18 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use comfy_table::{CellAlignment, presets::ASCII_MARKDOWN};
 
-/// What is measured, in the order of the table.
-pub const ROWS: [&str; 7] = [
-    "session: create to first output",
-    "session: create",
-    "exec of true",
-    "python3 -c 'print(1)'",
-    "1 KiB write + read",
-    "64 MiB upload",
-    "64 MiB download",
-];
-
 pub struct Table {
+    title: &'static str,
+    rows: Vec<&'static str>,
     columns: Vec<String>,
     /// (row, column) → text.
     cells: BTreeMap<(String, String), String>,
@@ -23,8 +14,10 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new() -> Self {
-        Self { columns: Vec::new(), cells: BTreeMap::new(), notes: Vec::new() }
+    /// Its rows are what is measured, in their order.
+    pub fn new(title: &'static str, rows: impl IntoIterator<Item = &'static str>) -> Self {
+        let rows = rows.into_iter().collect();
+        Self { title, rows, columns: Vec::new(), cells: BTreeMap::new(), notes: Vec::new() }
     }
 
     /// A peer that is not measured, and why.
@@ -35,7 +28,7 @@ impl Table {
     }
 
     pub fn add(&mut self, row: &str, column: &str, samples: Vec<Duration>) {
-        assert!(ROWS.contains(&row), "{row:?} is no row");
+        assert!(self.rows.contains(&row), "{row:?} is no row");
         if samples.is_empty() {
             return;
         }
@@ -51,10 +44,10 @@ impl Table {
     pub fn print(&self) {
         let mut table = comfy_table::Table::new();
         table.load_style(ASCII_MARKDOWN);
-        let mut header = vec!["p50 / p99, ms".to_owned()];
+        let mut header = vec![format!("{}p50 / p99, ms", self.title)];
         header.extend(self.columns.clone());
         table.set_header(header);
-        for row in ROWS {
+        for &row in &self.rows {
             let cell = |column: &String| self.cells.get(&(row.to_owned(), column.clone())).cloned();
             let cells = self.columns.iter().map(|column| cell(column).unwrap_or_else(|| "-".into()));
             table.add_row(std::iter::once(row.to_owned()).chain(cells));
