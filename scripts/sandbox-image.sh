@@ -1,15 +1,26 @@
 #!/bin/sh
 # Makes the image of the docker backend, berth/sandbox:base (BERTH_SANDBOX_IMAGE names another), or the same root in a
 # directory (--rootfs DIR). Does nothing if it is there and the recipe has not changed; FORCE=1 makes it anew.
+# FORM=full makes berth/sandbox:full, with a Jupyter kernel, numpy, pandas, matplotlib and build tools in it.
 # See docker/sandbox/README.md. docker is the only command here that needs an engine, and --rootfs needs none.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 umask 022
 
-image=${BERTH_SANDBOX_IMAGE:-berth/sandbox:base}
-suite=bookworm
+form=${FORM:-base}
 recipe_dir=$PWD/docker/sandbox
+package_lists=$recipe_dir/packages.txt
+case "$form" in
+    base) what="Debian bookworm with Python 3, git and bash: where an agent's tasks run" ;;
+    full)
+        package_lists="$package_lists $recipe_dir/packages-full.txt"
+        what="Debian bookworm with Python 3, a Jupyter kernel, numpy, pandas, matplotlib and build tools"
+        ;;
+    *) die "unknown FORM: $form" "FORM=base or FORM=full" ;;
+esac
+image=${BERTH_SANDBOX_IMAGE:-berth/sandbox:$form}
+suite=bookworm
 # Time stamps are cut to this, the day of bookworm's first release: the same packages make the same root.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1686355200}
 export SOURCE_DATE_EPOCH LC_ALL=C.UTF-8
@@ -25,13 +36,14 @@ case "${1:-}" in
         [ -n "$rootfs" ] || die "--rootfs / would replace this machine's own root"
         ;;
     -h | --help)
-        sed -n '2,4s/^# //p' scripts/sandbox-image.sh
+        sed -n '2,5s/^# //p' scripts/sandbox-image.sh
         exit 0
         ;;
     *) die "unknown argument: $1" "scripts/sandbox-image.sh [--rootfs DIR]" ;;
 esac
 
-BERTH_RECIPE=$(cat scripts/sandbox-image.sh docker/sandbox/packages.txt docker/sandbox/customize.sh docker/sandbox/Dockerfile |
+# shellcheck disable=SC2086 # one or two files
+BERTH_RECIPE=$(cat scripts/sandbox-image.sh $package_lists docker/sandbox/customize.sh docker/sandbox/Dockerfile |
     sha256sum | cut -c 1-16)
 export BERTH_RECIPE
 
@@ -90,7 +102,7 @@ labels() { # $1 is put before each
     version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
     cat <<LABELS
 $1org.opencontainers.image.title="Berth sandbox"
-$1org.opencontainers.image.description="Debian $suite with Python 3, git and bash: where an agent's tasks run"
+$1org.opencontainers.image.description="$what"
 $1org.opencontainers.image.version="${version:-0}"
 $1org.opencontainers.image.licenses="LicenseRef-Debian-packages"
 $1berth.recipe="$BERTH_RECIPE"
@@ -134,13 +146,14 @@ make_tar() {
     fi
     if [ -n "$sources" ]; then printf '%s\n' "$sources" >"$tmp/sources.list"; fi
     host_apt_options >"$tmp/apt.conf"
-    packages=$(sed 's/#.*//' docker/sandbox/packages.txt | tr -s ' \n' ',,' | sed 's/^,//; s/,$//')
+    # shellcheck disable=SC2086 # one or two files
+    packages=$(sed 's/#.*//' $package_lists | tr -s ' \n' ',,' | sed 's/^,//; s/,$//')
     export BERTH_RECIPE_DIR="$recipe_dir"
     # shellcheck disable=SC2016 # for mmdebstrap's shell
     set -- --variant=minbase --components=main --include="$packages" --aptopt="$tmp/apt.conf" --logfile="$tmp/log" \
         --customize-hook='sh "$BERTH_RECIPE_DIR/customize.sh" "$1"' --skip=output/dev "$suite" "$tmp/root.tar"
     if [ -s "$tmp/sources.list" ]; then set -- "$@" "$tmp/sources.list"; fi
-    say "making a Debian $suite root with mmdebstrap (about half a minute)"
+    say "making a Debian $suite root with mmdebstrap (about half a minute; FORM=full: some minutes)"
     if ! run env TMPDIR="$tmp" mmdebstrap "$@"; then
         say "mmdebstrap failed; its last lines:"
         tail -n 30 "$tmp/log" >&2 2>/dev/null || true
@@ -174,7 +187,7 @@ if make_tar; then
 else
     say "no root from mmdebstrap here: asking the engine to build one on debian:$suite-slim"
     labels '' | tr -d '"' >"$tmp/labels"
-    set -- --build-arg "BERTH_RECIPE=$BERTH_RECIPE" --tag "$image"
+    set -- --build-arg "BERTH_RECIPE=$BERTH_RECIPE" --build-arg "FORM=$form" --tag "$image"
     while IFS= read -r label; do set -- "$@" --label "$label"; done <"$tmp/labels"
     run docker build "$@" docker/sandbox >&2 ||
         die "the sandbox image could not be made: neither with mmdebstrap nor by the engine (see above)" \

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Checks for what a target needs, and as root on Debian or Ubuntu installs what is missing.
-#   scripts/setup.sh [build|demo|test|lint|bench|all]    (all: what `make setup` does)
+#   scripts/setup.sh [build|demo|test|lint|bench|fuzz|all]    (all: what `make setup` does)
 # Says nothing and costs nothing when all is there. BERTH_NO_INSTALL=1: only check.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 
 what=${1:-all}
 case "$what" in
-    build | demo | test | lint | bench | all) ;;
-    *) die "unknown target: $what" "one of build, demo, test, lint, bench, all" ;;
+    build | demo | test | lint | bench | fuzz | all) ;;
+    *) die "unknown target: $what" "one of build, demo, test, lint, bench, fuzz, all" ;;
 esac
 
 if ! have cargo || ! have rustc; then
@@ -43,6 +43,15 @@ case "$what" in
         ;;
 esac
 case "$what" in
+    test | all)
+        # A Jupyter kernel for the tests of the interpreter, in the same root. Without it they are skipped, by name.
+        if have apt-get && ! [ -d /usr/lib/python3/dist-packages/ipykernel ] && can_apt; then
+            apt_install python3-ipykernel python3-matplotlib python3-pandas ||
+                say "note: no python3-ipykernel; the tests with a Jupyter kernel are skipped"
+        fi
+        ;;
+esac
+case "$what" in
     demo | test | bench | all)
         # Each session's files are in a file system of their own. (A root's PATH may be without /usr/sbin.)
         if [ ! -x /usr/sbin/mkfs.ext4 ] && [ ! -x /sbin/mkfs.ext4 ]; then need mkfs.ext4 e2fsprogs; fi
@@ -54,6 +63,16 @@ case "$what" in
         if ! have bwrap && can_apt; then apt_install bubblewrap || say "note: no bubblewrap; the benchmark leaves that row out"; fi
         ;;
 esac
+case "$what" in
+    test | all)
+        # The tests of the Python package, and those with other projects' clients, make environments for them.
+        if have /usr/bin/python3 && ! /usr/bin/python3 -c 'import ensurepip, pip' >/dev/null 2>&1; then
+            packages="$packages python3-venv python3-pip" missing="$missing python3-venv"
+        fi
+        ;;
+esac
+# libFuzzer is compiled from its C++ source.
+case "$what" in fuzz) need c++ g++ ;; esac
 case "$what" in
     all)
         need make make
@@ -85,6 +104,15 @@ case "$what" in
             say "installing cargo-nextest, the test runner, once (a few minutes): cargo install cargo-nextest --locked"
             cargo install cargo-nextest --locked >&2 ||
                 say "note: that did not work; make test falls back to cargo test"
+        fi
+        ;;
+esac
+case "$what" in
+    fuzz)
+        if ! have cargo-fuzz; then
+            if [ "${BERTH_NO_INSTALL:-}" = 1 ]; then die "cargo-fuzz is missing" "cargo install cargo-fuzz --locked"; fi
+            say "installing cargo-fuzz, once (a minute or two): cargo install cargo-fuzz --locked"
+            cargo install cargo-fuzz --locked >&2 || die "cargo-fuzz is missing, and could not be installed (see above)"
         fi
         ;;
 esac

@@ -19,7 +19,7 @@ passed=0 failed=0 skipped=0
 not_run() { printf 'not run: %s\n' "$*" >>"$tmp/not-run"; }
 # What the runner itself leaves out: #[ignore = "reason"] and the name of the function below it.
 ignored() {
-    find agent bench checkpoint cli client coordinator proto tests worker -name '*.rs' -exec awk '
+    find agent bench checkpoint cli client coordinator fuzz proto tests worker -name '*.rs' -exec awk '
         /#\[ignore = "/ { split($0, q, "\""); reason = q[2] }
         reason && /fn [a-z0-9_]+\(/ { sub(/.*fn /, ""); sub(/\(.*/, ""); print "left out: " $0 ": " reason; reason = "" }' {} +
 }
@@ -65,6 +65,10 @@ elif ! sh scripts/sandbox-image.sh; then
     if [ "$backend" = docker ]; then failed=1; finish; fi
 else
     export BERTH_TEST_DOCKER=1
+    # For what needs a Jupyter kernel in an image. Given a choice of tests, those that need it say what makes it.
+    if [ "$#" -eq 0 ] && ! FORM=full sh scripts/sandbox-image.sh; then
+        not_run "docker backend with a Jupyter kernel: the image could not be made (see above)"
+    fi
 fi
 
 # Sums "test result:" lines, which libtest prints once per binary.
@@ -91,6 +95,7 @@ if cargo nextest --version >/dev/null 2>&1; then
     run tests cargo nextest run --locked --workspace --no-fail-fast --color never \
         --profile "${NEXTEST_PROFILE:-default}" "$@"
     add_nextest "$tmp/tests"
+    sed -n 's/^ *FLAKY [0-9/]* \[[^]]*\] *\(([^)]*) *\)*/passed only when tried again: /p' "$tmp/tests" | sort -u >>"$tmp/not-run"
     # nextest runs no documentation tests.
     doc="cargo test --locked --doc --workspace"
 else
