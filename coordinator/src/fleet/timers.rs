@@ -74,8 +74,10 @@ impl Fleet {
         let later = self
             .timers
             .split_off(&(now.mono + Duration::from_nanos(1), Timer::Session(SessionId::from_u128(0))));
-        let due = std::mem::replace(&mut self.timers, later);
-        for timer in due.into_iter().map(|(_, timer)| timer) {
+        let due = std::mem::replace(&mut self.timers, later).into_iter().map(|(_, timer)| timer);
+        // Workers first: a session that is placed in this tick must not go to one whose lease ran out in it.
+        let (workers, others): (Vec<_>, Vec<_>) = due.partition(|timer| matches!(timer, Timer::Worker(_)));
+        for timer in workers.into_iter().chain(others) {
             match &timer {
                 Timer::Session(id) => self.check_session(*id, now),
                 Timer::Worker(id) => self.check_worker(id, now),

@@ -153,3 +153,21 @@ fn one_that_finds_no_place_then_stays_parked() {
         (SessionState::Parked, &None, Some(EndReason::NoPlace))
     );
 }
+
+/// A tick that is late looks at more than one thing. Red when workers are not looked at first.
+#[test]
+fn a_late_tick_places_nothing_on_a_worker_whose_lease_is_over() {
+    let mut desk = Desk::new();
+    let link = desk.attach("w", 1);
+    let session = paused(&mut desk, link, |_| {});
+    parked_but_there(&mut desk, session);
+    resume(&mut desk, session);
+    desk.pass_beating(Duration::from_secs(6), &[("w", link)]);
+    desk.attach("other", 1);
+    desk.apply(Event::LinkLost { worker: id("w"), link });
+    desk.now.mono += Duration::from_secs(20);
+    desk.now.wall += Duration::from_secs(20);
+    let effects = desk.apply(Event::Tick);
+    assert_eq!(placed(&effects), []);
+    assert_eq!((desk.state(session), desk.on(session)), (SessionState::Pending, None));
+}
