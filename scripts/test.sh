@@ -54,8 +54,10 @@ if ! sh scripts/setup.sh test || ! sh scripts/build.sh; then
 fi
 
 export BERTH_AGENT="$PWD/bin/berth-agent" BERTH_BIN_DIR="$PWD/bin" BERTH_SKIP_LOG="$tmp/skips"
-# The same cases of the property tests for everybody, so that what is red here is red there; `make night` draws others.
-if [ "${NEXTEST_PROFILE:-default}" = default ]; then export PROPTEST_RNG_SEED="${PROPTEST_RNG_SEED:-1}"; fi
+# The same cases and the same faults for everybody, so that what is red here is red there; `make night` draws others.
+if [ "${NEXTEST_PROFILE:-default}" = default ]; then
+    export PROPTEST_RNG_SEED="${PROPTEST_RNG_SEED:-1}" BERTH_CHAOS_SEED="${BERTH_CHAOS_SEED:-1}"
+fi
 unset BERTH_TEST_DOCKER
 if [ "$backend" = docker ]; then export BERTH_SANDBOX=docker; fi
 if ! is_root; then not_run "native backend: it needs root"; fi

@@ -42,12 +42,23 @@ pub const KNOWN: &[Variable] = &[
     var(
         "HTTP_PORT",
         "coordinator, berth up",
-        "HTTP port of the gateway on loopback: MCP at /mcp, and E2B's API; off: none (8080)",
+        "HTTP port of the gateway: MCP at /mcp, and E2B's API; off: none (8080)",
     ),
+    var(
+        "BERTH_HTTP_LISTEN",
+        "coordinator, berth up",
+        "IP address that the gateway listens on; beyond loopback with a certificate (127.0.0.1)",
+    ),
+    var(
+        "BERTH_HTTP_CERT",
+        "coordinator, berth up",
+        "certificate of the HTTP port, a PEM file; with it HTTP goes over TLS",
+    ),
+    var("BERTH_HTTP_KEY", "coordinator, berth up", "private key of that certificate, a PEM file of mode 0600"),
     var(
         "BERTH_HTTP_HOSTS",
         "coordinator, berth up",
-        "names that the gateway is reached by beside loopback's: a,b",
+        "names that the gateway is reached by beside loopback's and its certificate's: a,b",
     ),
     var(
         "BERTH_HTTP_ORIGINS",

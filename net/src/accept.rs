@@ -19,7 +19,7 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    ALPN_DATA, ALPN_H2, Clock, Error, Facts, Files, Pair, Peer, Stream,
+    ALPN_DATA, ALPN_H2, ALPN_HTTP, Clock, Error, Facts, Files, Pair, Peer, Stream,
     files::{Stamp, roots},
     provider,
 };
@@ -30,6 +30,8 @@ pub struct Acceptor {
     own: Pair,
     /// Who may show a certificate: nobody, where there is none.
     ca: Option<PathBuf>,
+    /// What is spoken here.
+    alpn: &'static [&'static [u8]],
     current: Mutex<Current>,
 }
 
@@ -42,7 +44,7 @@ struct Current {
 impl Acceptor {
     /// The coordinator's: workers show their certificates, clients none.
     pub fn coordinator(files: &Files) -> Result<Arc<Self>, Error> {
-        Self::new(files.coordinator(), Some(files.ca().certificate))
+        Self::new(files.coordinator(), Some(files.ca().certificate), &[ALPN_H2, ALPN_DATA])
     }
 
     /// That of a worker's own listener, which is for clients with its token.
@@ -55,14 +57,23 @@ impl Acceptor {
                     .to_owned(),
             });
         }
-        Self::new(files.worker(), None)
+        Self::new(files.worker(), None, &[ALPN_H2])
     }
 
-    fn new(own: Pair, ca: Option<PathBuf>) -> Result<Arc<Self>, Error> {
+    /// That of an HTTP port, for whoever has a token. Its certificate may be of an authority that browsers know.
+    pub fn http(own: Pair) -> Result<Arc<Self>, Error> {
+        Self::new(own, None, &[ALPN_HTTP])
+    }
+
+    fn new(
+        own: Pair,
+        ca: Option<PathBuf>,
+        alpn: &'static [&'static [u8]],
+    ) -> Result<Arc<Self>, Error> {
         // Before they are read: a change after that is seen.
         let stamp = stamp(&own, ca.as_ref());
-        let config = config(&own, ca.as_ref())?;
-        Ok(Arc::new(Self { own, ca, current: Mutex::new(Current { stamp, config }) }))
+        let config = config(&own, ca.as_ref(), alpn)?;
+        Ok(Arc::new(Self { own, ca, alpn, current: Mutex::new(Current { stamp, config }) }))
     }
 
     /// What is in force now.
@@ -70,7 +81,7 @@ impl Acceptor {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = stamp(&self.own, self.ca.as_ref());
         if stamp != current.stamp {
-            match config(&self.own, self.ca.as_ref()) {
+            match config(&self.own, self.ca.as_ref(), self.alpn) {
                 Ok(config) => {
                     tracing::info!(certificate = %self.own.certificate.display(), "the certificate was read anew");
                     current.config = config;
@@ -84,7 +95,12 @@ impl Acceptor {
         current.config.clone()
     }
 
-    /// Does the handshake. Whether it is a data connection, by its ALPN name, is told beside it.
+    /// Does the handshake.
+    pub async fn secure(&self, stream: TcpStream, address: SocketAddr) -> io::Result<Stream> {
+        self.accept(stream, address).await.map(|(stream, _)| stream)
+    }
+
+    /// The same. Whether it is a data connection, by its ALPN name, is told beside it.
     pub(crate) async fn accept(&self, stream: TcpStream, address: SocketAddr) -> io::Result<(Stream, bool)> {
         let secured = TlsAcceptor::from(self.config()).accept(stream).await?;
         let (_, session) = secured.get_ref();
@@ -101,7 +117,7 @@ fn stamp(own: &Pair, ca: Option<&PathBuf>) -> Stamp {
     Stamp::of([&own.certificate, &own.key].into_iter().chain(ca))
 }
 
-fn config(own: &Pair, ca: Option<&PathBuf>) -> Result<Arc<ServerConfig>, Error> {
+fn config(own: &Pair, ca: Option<&PathBuf>, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
     let broken = |error: &dyn std::fmt::Display| Error::Handshake(error.to_string());
     let verifier: Arc<dyn ClientCertVerifier> = match ca {
         None => WebPkiClientVerifier::no_client_auth(),
@@ -120,10 +136,7 @@ fn config(own: &Pair, ca: Option<&PathBuf>) -> Result<Arc<ServerConfig>, Error> 
             path: own.certificate.clone(),
             what: format!("does not fit its key: {error}"),
         })?;
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
-    if ca.is_some() {
-        config.alpn_protocols.push(ALPN_DATA.to_vec());
-    }
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

@@ -28,7 +28,7 @@ pub use certificate::{Facts, WORKER_URI, facts_of};
 pub use dial::{Dialer, Trust};
 pub use error::{Error, error_in};
 pub use files::{Files, KEY_MODE, Pair};
-pub use listen::{Limits, TOO_MANY, WANTS_TLS, listen};
+pub use listen::{Limits, Place, Rooms, TLS_HANDSHAKE, TOO_MANY, WANTS_TLS, listen};
 pub use seldom::Seldom;
 pub use stream::{Peer, Stream};
 
@@ -42,6 +42,8 @@ use rustls::{crypto::CryptoProvider, pki_types::UnixTime, time_provider::TimePro
 
 /// ALPN name of gRPC.
 const ALPN_H2: &[u8] = b"h2";
+/// ALPN name of the gateway's HTTP.
+const ALPN_HTTP: &[u8] = b"http/1.1";
 /// ALPN name of a worker's data connection, on which the coordinator is the HTTP/2 client.
 const ALPN_DATA: &[u8] = b"berth-data/1";
 /// Time for a new connection to say what it is, and for its handshake.

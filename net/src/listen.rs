@@ -35,7 +35,7 @@ use crate::{Acceptor, HANDSHAKE_WITHIN, Seldom, Stream};
 /// How an HTTP/2 client begins.
 const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// First byte of a TLS handshake.
-const TLS_HANDSHAKE: u8 = 0x16;
+pub const TLS_HANDSHAKE: u8 = 0x16;
 /// HTTP/2 error codes (RFC 9113, 7).
 const ENHANCE_YOUR_CALM: u8 = 0xb;
 const INADEQUATE_SECURITY: u8 = 0xc;
@@ -266,7 +266,7 @@ async fn send_away(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), words: &[
 
 /// Counts connections, in all and for each address.
 #[derive(Debug)]
-pub(crate) struct Rooms {
+pub struct Rooms {
     most: usize,
     most_each: usize,
     taken: Mutex<Taken>,
@@ -279,7 +279,8 @@ struct Taken {
 }
 
 impl Rooms {
-    fn new(most: usize, most_each: usize) -> Arc<Self> {
+    /// `most` in all, `most_each` of one address.
+    pub fn new(most: usize, most_each: usize) -> Arc<Self> {
         Arc::new(Self { most, most_each, taken: Mutex::default() })
     }
 
@@ -287,7 +288,8 @@ impl Rooms {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(rooms: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    /// A place, or `None` where there is no room for this address.
+    pub fn take(rooms: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let address = address.to_canonical();
         let mut taken = rooms.lock();
         let each = taken.each.get(&address).copied().unwrap_or_default();
@@ -302,7 +304,7 @@ impl Rooms {
 
 /// One connection's, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     rooms: Arc<Rooms>,
     address: IpAddr,
 }

@@ -75,7 +75,8 @@ enum Io {
 }
 
 impl Stream {
-    pub(crate) fn plain(io: TcpStream, address: Option<SocketAddr>) -> Self {
+    /// Without TLS.
+    pub fn plain(io: TcpStream, address: Option<SocketAddr>) -> Self {
         Self { io: Io::Plain(io), peer: Peer { address, ..Peer::default() }, head: Vec::new(), place: None }
     }
 

@@ -39,7 +39,7 @@ impl Reply {
 pub async fn gateway(cluster: &Cluster) -> String {
     until(READY, "the gateway", async || {
         let log = cluster.coordinator.log();
-        let (_, rest) = log.split_once("MCP is served on http://")?;
+        let (_, rest) = log.split_once("MCP is served on http")?.1.split_once("://")?;
         rest.split_once("/mcp").map(|(address, _)| address.to_owned())
     })
     .await

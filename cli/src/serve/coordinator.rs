@@ -16,7 +16,7 @@ use clap::{Args, Parser, builder::BoolishValueParser};
 
 use super::{
     Serve, ServeArgs, announce,
-    gateway::{Gateway, HttpArgs},
+    gateway::{Around, Gateway, HttpArgs},
     stop, withdraw,
 };
 use crate::{
@@ -187,7 +187,12 @@ impl Serve for CoordinatorArgs {
 
     async fn serve(self, mut interrupts: Interrupts) -> CommandResult {
         let config = self.config()?;
-        let tls = config.tls.clone();
+        let around = Around {
+            tls: config.tls.clone(),
+            insecure: config.insecure_listen,
+            remedy: "`berth tls init` makes certificates, and BERTH_TLS_DIR names their directory; or give another with \
+                BERTH_HTTP_CERT and BERTH_HTTP_KEY, or allow it on a network that you trust: BERTH_INSECURE_LISTEN=true",
+        };
         let start = Coordinator::start(config);
         let mut running = tokio::select! {
             started = start => started.map_err(start_failure)?,
@@ -200,7 +205,7 @@ impl Serve for CoordinatorArgs {
             join = %running.credentials().join_path.display(),
             "credentials"
         );
-        let gateway = match Gateway::start(&self.http, &running, tls).await {
+        let gateway = match Gateway::start(&self.http, &running, around).await {
             Ok(gateway) => gateway,
             Err(failure) => {
                 running.shutdown().await;

@@ -4,15 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderValue;
 use http_body_util::{Empty, Full, StreamBody};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-    sync::Semaphore,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
+use crate::http::Door;
 
 fn here() -> Connection {
-    let place = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("it is new");
+    let place = Door::new(None).place([127, 0, 0, 1].into()).expect("it is new");
     Connection { peer: [127, 0, 0, 1].into(), place: Arc::new(place), stop: CancellationToken::new() }
 }
 

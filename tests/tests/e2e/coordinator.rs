@@ -116,9 +116,10 @@ async fn a_template_that_no_worker_can_serve_is_refused_with_the_workers_reason(
 }
 
 /// The settings of a coordinator that come from its environment.
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 16] = [
     "GRPC_PORT",
     "HTTP_PORT",
+    "BERTH_HTTP_LISTEN",
     "BERTH_HTTP_HOSTS",
     "BERTH_HTTP_ORIGINS",
     "LOG_LEVEL",
@@ -150,6 +151,9 @@ async fn print_config_lists_every_setting_and_where_it_came_from() {
     let values = [
         ("GRPC_PORT", "4711"),
         ("HTTP_PORT", "4712"),
+        ("BERTH_HTTP_LISTEN", "127.0.0.7"),
+        ("BERTH_HTTP_CERT", "/nowhere/cert.pem"),
+        ("BERTH_HTTP_KEY", "/nowhere/key.pem"),
         ("BERTH_HTTP_HOSTS", "berth.example.org"),
         ("BERTH_HTTP_ORIGINS", "https://app.example.org:443"),
         ("LOG_LEVEL", "debug"),

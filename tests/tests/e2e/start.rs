@@ -1,7 +1,13 @@
 //! How components start, and what they say when they can't.
 
 use berth_proto::v1;
-use berth_tests::{Cluster, READY, Setup, left, process, skip, until};
+use berth_tests::{
+    Cluster, READY, Setup,
+    http::{Http, gateway},
+    left, process, skip, until,
+};
+
+use crate::util::{certificate, http_over_tls};
 
 /// Writes that a command gets from us; nothing else of our environment.
 fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -113,6 +119,52 @@ async fn http_may_be_off_and_its_usual_port_taken() {
     })
     .await;
     usual.terminate().await;
+}
+
+/// Red when the gateway listens for other machines without TLS, or takes a key that others may read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_for_other_machines_needs_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("s");
+    let base = [("BERTH_STATE_DIR", state.to_str().unwrap()), ("GRPC_PORT", "0"), ("HTTP_PORT", "0")];
+    let refused = async |more: &[(&str, &str)], words: &[&str]| {
+        let seen = process::run("coordinator", &[], &env(&[&base[..], more].concat()), b"").await;
+        assert_eq!(seen.code, Some(1), "{more:?}: {}", seen.stderr);
+        for word in words {
+            assert!(seen.stderr.contains(word), "{more:?}: {word}: {}", seen.stderr);
+        }
+    };
+    refused(&[("BERTH_HTTP_LISTEN", "0.0.0.0")], &["no TLS", "berth tls init", "BERTH_HTTP_CERT"]).await;
+    let files = certificate(dir.path(), "berth.example.org").coordinator();
+    let (cert, key) = (files.certificate.to_str().unwrap(), files.key.to_str().unwrap());
+    refused(&[("BERTH_HTTP_CERT", cert)], &["only one is given"]).await;
+    refused(&[("BERTH_HTTP_CERT", cert), ("BERTH_HTTP_KEY", cert)], &["others may read", "chmod 600"]).await;
+    refused(&[("BERTH_HTTP_CERT", "/nowhere"), ("BERTH_HTTP_KEY", key)], &["/nowhere"]).await;
+}
+
+/// Who comes without TLS is told, and by the names of the certificate the gateway is reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_with_tls_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = certificate(dir.path(), "berth.example.org");
+    let coordinator_env = http_over_tls(&files.coordinator());
+    let cluster = Cluster::start_coordinator(Setup { coordinator_env, ..Setup::new("fake") }).await;
+    let address = gateway(&cluster).await;
+    let told = Http::new(&address, "none").send("GET", "/v1/info", "").await;
+    assert_eq!((told.status, told.body.trim()), (400, "this port has TLS: use https://"));
+    let ca = files.ca().certificate.display().to_string();
+    let port = address.rsplit(':').next().unwrap();
+    let ask = async |name: &str| {
+        let url = format!("https://{name}:{port}/mcp");
+        let to = format!("{name}:{port}:127.0.0.1");
+        let args = ["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &ca, "--resolve", &to, &url];
+        let seen = tokio::process::Command::new("curl").args(args).output().await.expect("curl");
+        (String::from_utf8_lossy(&seen.stdout).into_owned(), seen.status.code())
+    };
+    assert_eq!(ask("berth.example.org").await, ("401".to_owned(), Some(0)), "who has no token is told");
+    assert_eq!(ask("localhost").await.0, "401");
+    assert_eq!(ask("other.example.org").await, ("000".to_owned(), Some(60)), "curl: not its certificate");
+    cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

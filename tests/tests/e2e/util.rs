@@ -1,5 +1,11 @@
 //! What several tests do.
 
+use std::path::Path;
+
+use berth_net::{
+    Files, Pair,
+    issue::{Authority, ISSUED_FOR, Validity},
+};
 use berth_proto::v1::{self, task_event::Event, task_spec::Program};
 use berth_tests::Cluster;
 use tonic::Status;
@@ -69,3 +75,17 @@ macro_rules! on_both {
     };
 }
 pub(crate) use on_both;
+
+/// A CA of the test's own in `dir`, and a server's certificate for `host` and this machine.
+pub fn certificate(dir: &Path, host: &str) -> Files {
+    let files = Files::new(dir.join("http-tls"));
+    let authority = Authority::make(&files).expect("a CA");
+    authority.coordinator(&[host.to_owned()], Validity::lasting(ISSUED_FOR)).expect("a certificate");
+    files
+}
+
+/// Settings of a coordinator whose HTTP port has this certificate.
+pub fn http_over_tls(pair: &Pair) -> Vec<(String, String)> {
+    let row = |name: &str, file: &Path| (name.to_owned(), file.display().to_string());
+    vec![row("BERTH_HTTP_CERT", &pair.certificate), row("BERTH_HTTP_KEY", &pair.key)]
+}

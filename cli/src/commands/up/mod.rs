@@ -35,7 +35,7 @@ use crate::{
     process,
     serve::{
         coordinator,
-        gateway::{Gateway, HttpArgs},
+        gateway::{Around, Gateway, HttpArgs},
         remove, worker, write_atomic,
     },
     signals::Interrupts,
@@ -199,7 +199,13 @@ async fn serve(
         started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
         _ = interrupts.recv() => return Ok(code::CANCELLED),
     };
-    let gateway = match Gateway::start(&args.http, &coordinator, None).await {
+    let around = Around {
+        tls: None,
+        insecure: false,
+        remedy: "give a certificate with BERTH_HTTP_CERT and BERTH_HTTP_KEY (`berth tls init` makes one), or listen on \
+            127.0.0.1 (BERTH_HTTP_LISTEN)",
+    };
+    let gateway = match Gateway::start(&args.http, &coordinator, around).await {
         Ok(gateway) => gateway,
         Err(failure) => {
             coordinator.shutdown().await;
@@ -212,7 +218,7 @@ async fn serve(
         start_time: process::start_time(std::process::id().cast_signed()).unwrap_or_default(),
         boot_id: process::boot_id(),
         address: address.clone(),
-        http: gateway.address().map(|address| format!("http://{address}")),
+        http: gateway.url(),
         version: berth_proto::VERSION.to_owned(),
         workers: args.workers as usize,
         ready: false,

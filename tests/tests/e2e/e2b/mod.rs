@@ -9,6 +9,8 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use berth_tests::{Cluster, Setup, http::gateway as address, python::venv, skip};
 
+use crate::util::{certificate, http_over_tls};
+
 /// The newest that is known to work, and one with the older routes: each with all that it needs.
 const VERSIONS: [(&str, &str); 2] =
     [("2.63.0", include_str!("python/e2b-2.63.0.txt")), ("2.45.1", include_str!("python/e2b-2.45.1.txt"))];
@@ -57,15 +59,14 @@ async fn drive(sdk: &Sdk, program: &str, env: &[(&str, &str)]) {
 /// A program with both versions, each with a key of its own.
 async fn drive_all(cluster: &Cluster, sdks: &[Sdk], program: &str) {
     let url = format!("http://{}", address(cluster).await);
+    drive_at(cluster, sdks, program, &[("E2B_API_URL", &url), ("E2B_SANDBOX_URL", &url)]).await;
+}
+
+async fn drive_at(cluster: &Cluster, sdks: &[Sdk], program: &str, at: &[(&str, &str)]) {
     let (key, other) = (key(cluster, "one").await, key(cluster, "other").await);
     for sdk in sdks {
-        let env = [
-            ("E2B_API_URL", url.as_str()),
-            ("E2B_SANDBOX_URL", &url),
-            ("E2B_API_KEY", &key),
-            ("OTHER_KEY", &other),
-        ];
-        drive(sdk, program, &env).await;
+        let keys = [("E2B_API_KEY", key.as_str()), ("OTHER_KEY", &other)];
+        drive(sdk, program, &[at, &keys].concat()).await;
     }
 }
 
@@ -104,4 +105,24 @@ sdk! {
     docker_commands_and_terminals: "docker", "commands.py";
     docker_files: "docker", "files.py";
     docker_watching: "docker", "watch.py";
+}
+
+/// Without a proxy: the gateway has a certificate for the names of sandboxes. Red when the port speaks no TLS, or its
+/// certificate is not the one that was given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn native_by_host_names_over_the_gateways_own_tls() {
+    let test = "e2e e2b native_by_host_names_over_the_gateways_own_tls";
+    if skip::without("native", test) {
+        return;
+    }
+    let Some(sdks) = sdks(test) else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let files = certificate(dir.path(), "*.berth.localhost");
+    let setup = Setup { coordinator_env: http_over_tls(&files.coordinator()), ..Setup::new("native") };
+    let cluster = Cluster::start(setup).await;
+    let url = format!("https://{}", address(&cluster).await);
+    let ca = files.ca().certificate.display().to_string();
+    let at = [("E2B_API_URL", url.as_str()), ("E2B_SANDBOX_URL", &url), ("OWN_CA", &ca)];
+    drive_at(&cluster, &sdks, "domain.py", &at).await;
+    cluster.stop().await;
 }
