@@ -16,7 +16,7 @@ use crate::{
         Files,
         list::{self, Listing},
         path,
-        read::{self, Reading},
+        read::{self, Part, Reading},
         remove,
         tree::{self, Named},
         watch::{Wanted, Watcher},
@@ -87,14 +87,14 @@ impl FileService for FileApi {
     type WatchStream = Changes;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Chunks>, Status> {
-        let v1::ReadRequest { session_id, path, offset, length } = request.into_inner();
+        let v1::ReadRequest { session_id, path, offset, length, no_links } = request.into_inner();
         let busy = self.enter(&session_id)?;
         let named = self.named("path", path)?;
         if offset > i64::MAX as u64 {
             return Err(Error::invalid("offset", "is larger than any file").into());
         }
-        let (info, first, reading) =
-            read::begin(&self.files, named.absolute, named.shown, offset, length).await?;
+        let part = Part { offset, length, no_links };
+        let (info, first, reading) = read::begin(&self.files, named.absolute, named.shown, part).await?;
         let head = Ok(v1::ReadResponse { part: Some(read_response::Part::Info(info)) });
         let state = ReadState { files: self.files.clone(), reading, next: Next::First(first), _busy: busy };
         let rest = futures::stream::unfold(state, next_chunk);
@@ -159,6 +159,7 @@ impl FileService for FileApi {
             depth: request.depth.max(1) as usize,
             page: convert::page_size(request.page_size, bounds::PAGE_MAX)?,
             after: list::cursor(&request.page_token)?,
+            no_links: request.no_links,
         };
         let run = move |gone: &_| list::list(&named.absolute, &named.shown, listing, gone);
         Ok(Response::new(self.files.run(run).await?))

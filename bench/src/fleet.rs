@@ -125,7 +125,7 @@ async fn upload(cluster: &Cluster, session: &str, bytes: &[u8], chunk: usize) {
 }
 
 async fn download(cluster: &Cluster, session: &str) -> usize {
-    let request = v1::ReadRequest { session_id: session.into(), path: "bench".into(), offset: 0, length: 0 };
+    let request = v1::ReadRequest { session_id: session.into(), path: "bench".into(), ..Default::default() };
     let mut stream = cluster.files().read(request).await.expect("it is read").into_inner();
     let mut length = 0;
     while let Some(part) = stream.message().await.expect("the stream goes on") {

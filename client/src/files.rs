@@ -103,7 +103,8 @@ impl Files {
         offset: u64,
         length: u64,
     ) -> Result<(FileInfo, Streaming<v1::ReadResponse>), Error> {
-        let request = v1::ReadRequest { session_id: self.id(), path: path.to_owned(), offset, length };
+        let request =
+            v1::ReadRequest { session_id: self.id(), path: path.to_owned(), offset, length, no_links: false };
         let mut stream = self
             .session
             .client
@@ -286,6 +287,7 @@ impl Files {
             depth,
             page_size: size,
             page_token: token,
+            no_links: false,
         };
         let page = self
             .session

@@ -170,7 +170,10 @@ fn messages() -> Vec<Seed> {
         message("RunRequest", &run),
         message("WriteRequest", &v1::WriteRequest::header(write)),
         message("WriteRequest", &v1::WriteRequest::data(b"content".to_vec())),
-        message("ReadRequest", &v1::ReadRequest { session_id: id, path: "a".into(), offset: 3, length: 9 }),
+        message(
+            "ReadRequest",
+            &v1::ReadRequest { session_id: id, path: "a".into(), offset: 3, length: 9, no_links: true },
+        ),
         message("PlaceSession", &v1::PlaceSession::from(placement())),
         message("Hello", &hello()),
         message("Task", &task()),

@@ -42,6 +42,8 @@ pub struct Listing {
     pub depth: usize,
     pub page: usize,
     pub after: Option<Vec<u8>>,
+    /// The directory's path may lead through no link.
+    pub no_links: bool,
 }
 
 /// A page token from the wire.
@@ -85,7 +87,8 @@ struct Walk {
 /// List, as the service gives it.
 pub fn list(absolute: &Path, shown: &str, listing: Listing, gone: &Gone) -> Result<v1::ListResponse, Error> {
     let failed = |error: io::Error| file_error(shown, error);
-    let root = path::open(absolute, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(failed)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    let root = path::open_strictly(absolute, flags, listing.no_links).map_err(failed)?;
     path::refuse_proc(&root).map_err(failed)?;
     let mut walk = Walk { root, depth: listing.depth.max(1), levels: Vec::new() };
     walk.begin(listing.after.as_deref().unwrap_or_default())?;
@@ -303,7 +306,7 @@ mod tests {
     }
 
     fn page(dir: &Path, depth: usize, page: usize, after: &str) -> (Vec<String>, String) {
-        let listing = Listing { depth, page, after: cursor(after).unwrap() };
+        let listing = Listing { depth, page, after: cursor(after).unwrap(), no_links: false };
         let response = list(dir, "x", listing, &Gone::default()).unwrap();
         (response.entries.into_iter().map(|entry| entry.path).collect(), response.next_page_token)
     }

@@ -41,6 +41,16 @@ pub fn open(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     open_at(AT_FDCWD, path, flags)
 }
 
+/// The same; `no_links`: the path may lead through no symbolic link, nor end at one.
+pub fn open_strictly(path: &Path, flags: OFlag, no_links: bool) -> io::Result<OwnedFd> {
+    if !no_links {
+        return open(path, flags);
+    }
+    let resolve = ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = How::new(flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, resolve);
+    Ok(retried(|| openat2(AT_FDCWD, path, how))?)
+}
+
 /// How often it is asked again.
 const TRIES: u32 = 1000;
 

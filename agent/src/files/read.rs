@@ -39,16 +39,17 @@ pub fn must_be_file(shown: &str, stat: &FileStat) -> Result<(), Error> {
     Err(Error::precondition(Reason::FileKind, format!("{shown}: {what}")))
 }
 
-fn open(absolute: &Path, shown: &str) -> Result<(OwnedFd, FileStat), Error> {
+fn open(absolute: &Path, shown: &str, no_links: bool) -> Result<(OwnedFd, FileStat), Error> {
     let failed = |error| file_error(shown, error);
     if weakened!("blocking-open") {
         path::open(absolute, OFlag::O_RDONLY).map_err(failed)?;
     }
-    let (seen, stat) = path::look(absolute, true).map_err(failed)?;
+    let (seen, stat) = path::look(absolute, !no_links).map_err(failed)?;
     must_be_file(shown, &stat)?;
     path::refuse_proc(&seen).map_err(failed)?;
     // It may be another by now: O_NONBLOCK keeps the open from waiting all the same.
-    let file = path::open(absolute, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map_err(failed)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let file = path::open_strictly(absolute, flags, no_links).map_err(failed)?;
     path::refuse_proc(&file).map_err(failed)?;
     let stat = fstat(&file).map_err(|e| failed(e.into()))?;
     must_be_file(shown, &stat)?;
@@ -62,18 +63,28 @@ fn read_chunk(file: &File, at: u64, left: u64) -> std::io::Result<Bytes> {
     Ok(data.into())
 }
 
-/// Opens a file and reads its first chunk. `length` 0: to the end.
+/// What is read of a file.
+#[derive(Clone, Copy)]
+pub struct Part {
+    pub offset: u64,
+    /// Zero: to the end.
+    pub length: u64,
+    /// The file's path may lead through no link.
+    pub no_links: bool,
+}
+
+/// Opens a file and reads its first chunk.
 pub async fn begin(
     files: &Files,
     absolute: PathBuf,
     shown: String,
-    offset: u64,
-    length: u64,
+    part: Part,
 ) -> Result<(v1::FileInfo, Bytes, Reading), Error> {
+    let Part { offset, length, no_links } = part;
     let left = if length == 0 { u64::MAX } else { length };
     files
         .run(move |_| {
-            let (file, stat) = open(&absolute, &shown)?;
+            let (file, stat) = open(&absolute, &shown, no_links)?;
             let file = File::from(file);
             let first = read_chunk(&file, offset, left).map_err(|error| file_error(&shown, error))?;
             let info = path::info(OsStr::new(&shown), &stat, None);

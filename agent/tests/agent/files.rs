@@ -33,7 +33,13 @@ async fn read_range(
     offset: u64,
     length: u64,
 ) -> Result<(v1::FileInfo, Vec<u8>), Status> {
-    let request = v1::ReadRequest { session_id: rig.session.clone(), path: path.to_owned(), offset, length };
+    let request = v1::ReadRequest {
+        session_id: rig.session.clone(),
+        path: path.to_owned(),
+        offset,
+        length,
+        no_links: false,
+    };
     let mut stream = rig.files.clone().read(request).await?.into_inner();
     let Some(v1::read_response::Part::Info(info)) = stream.message().await?.unwrap().part else {
         panic!("the info comes first")
@@ -66,6 +72,7 @@ async fn list(rig: &Rig, path: &str, depth: u32) -> Result<Vec<v1::FileInfo>, St
             depth,
             page_size: 0,
             page_token: token,
+            no_links: false,
         };
         let page = rig.files.clone().list(request).await?.into_inner();
         entries.extend(page.entries);

@@ -326,8 +326,13 @@ impl Sandbox<'_> {
     }
 
     pub async fn read(&self, path: &str) -> Result<Vec<u8>, Status> {
-        let request =
-            v1::ReadRequest { session_id: self.id.clone(), path: path.into(), offset: 0, length: 1 << 20 };
+        let request = v1::ReadRequest {
+            session_id: self.id.clone(),
+            path: path.into(),
+            offset: 0,
+            length: 1 << 20,
+            no_links: false,
+        };
         let mut stream = self.arena.cluster.files().read(request).await?.into_inner();
         let mut bytes = Vec::new();
         while let Some(part) = stream.message().await? {

@@ -25,7 +25,13 @@ async fn write(hop: &Hop, path: &str, bytes: &[u8]) -> Result<v1::FileInfo, Stat
 }
 
 async fn read_range(hop: &Hop, path: &str, offset: u64, length: u64) -> Result<Vec<u8>, Status> {
-    let request = v1::ReadRequest { session_id: hop.session.clone(), path: path.into(), offset, length };
+    let request = v1::ReadRequest {
+        session_id: hop.session.clone(),
+        path: path.into(),
+        offset,
+        length,
+        no_links: false,
+    };
     let mut stream = hop.files.clone().read(request).await?.into_inner();
     let mut bytes = Vec::new();
     let mut told = false;
@@ -59,6 +65,7 @@ async fn list(hop: &Hop, path: &str, depth: u32, page_size: u32) -> Vec<v1::File
             depth,
             page_size,
             page_token,
+            no_links: false,
         };
         let page = hop.files.clone().list(request).await.expect("it can be listed").into_inner();
         entries.extend(page.entries);
@@ -162,6 +169,37 @@ pub async fn the_kernel_decides_as_the_tasks_user(hop: &Hop) {
     assert_eq!(reason_of(&error.expect_err("a pipe is no file")), Some(Reason::FileKind));
     let error = read(hop, ".").await.expect_err("a directory is no file");
     assert_eq!(reason_of(&error), Some(Reason::FileKind));
+}
+
+/// Red when `no_links` is not passed on, or goes by the path's last part alone.
+pub async fn a_path_through_a_link_is_refused_where_that_is_asked(hop: &Hop) {
+    hop.run(shell("mkdir -p d/e; echo x > d/e/f; ln -s d/e l; ln -s f d/e/g; ln -s /etc below")).await.ok();
+    let read = async |path: &str, no_links| {
+        let (session_id, path) = (hop.session.clone(), path.into());
+        let request = v1::ReadRequest { session_id, path, no_links, ..Default::default() };
+        let mut stream = hop.files.clone().read(request).await?.into_inner();
+        while stream.message().await?.is_some() {}
+        Ok::<_, Status>(())
+    };
+    let list = async |path: &str, no_links| {
+        let (session_id, path) = (hop.session.clone(), path.into());
+        let request = v1::ListRequest { session_id, path, depth: 9, no_links, ..Default::default() };
+        Ok::<_, Status>(hop.files.clone().list(request).await?.into_inner().entries.len())
+    };
+    for path in ["d/e/f", "/workspace/d/e/f"] {
+        read(path, true).await.expect("no link leads there");
+    }
+    for path in ["l/f", "d/e/g", "below/passwd", "/workspace/l/f"] {
+        read(path, false).await.expect(path);
+        let refused = reason_of(&read(path, true).await.expect_err(path)).expect("a reason");
+        assert!([Reason::FileDenied, Reason::FileKind].contains(&refused), "{path}: {refused:?}");
+    }
+    // Links in it are told, and not followed.
+    assert_eq!(list("/workspace/d", true).await.expect("it is none"), 3);
+    for path in ["l", "below", "l/../e"] {
+        list(path, false).await.expect(path);
+        assert_eq!(reason_of(&list(path, true).await.expect_err(path)), Some(Reason::FileDenied), "{path}");
+    }
 }
 
 pub async fn trees_are_listed_moved_and_removed(hop: &Hop) {

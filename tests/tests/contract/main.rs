@@ -91,6 +91,7 @@ macro_rules! on_real_backends {
         files::a_broken_upload_leaves_the_file_as_it_was,
         files::bad_paths_are_refused,
         files::the_kernel_decides_as_the_tasks_user,
+        files::a_path_through_a_link_is_refused_where_that_is_asked,
         files::trees_are_listed_moved_and_removed,
         interpreter::a_context_remembers,
         interpreter::an_interrupt_ends_an_execution_and_its_loss_a_context,

@@ -94,7 +94,8 @@ fn sh(script: &str, args: &[&PathBuf]) {
 
 /// Bytes that come of a part of the file `f`. 0 for the length: to its end.
 async fn read(cluster: &Cluster, id: &str, offset: u64, length: u64) -> u64 {
-    let request = v1::ReadRequest { session_id: id.into(), path: "f".into(), offset, length };
+    let request =
+        v1::ReadRequest { session_id: id.into(), path: "f".into(), offset, length, no_links: false };
     let mut stream = cluster.files().read(request).await.expect("it can be read").into_inner();
     let mut bytes = 0;
     while let Some(part) = stream.message().await.expect("it can be read") {

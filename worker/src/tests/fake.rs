@@ -229,6 +229,7 @@ async fn files_are_written_listed_moved_and_removed() {
         path: "/workspace/a/b.bin".into(),
         offset: 5,
         length: 300_000,
+        no_links: false,
     };
     let mut parts = files.read(read).await.unwrap().into_inner();
     let mut got = Vec::new();

@@ -61,16 +61,18 @@ class FileInfo(_message.Message):
     def __init__(self, path: _Optional[str] = ..., type: _Optional[_Union[FileType, str]] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., modified_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., symlink_target: _Optional[str] = ..., path_bytes: _Optional[bytes] = ...) -> None: ...
 
 class ReadRequest(_message.Message):
-    __slots__ = ("session_id", "path", "offset", "length")
+    __slots__ = ("session_id", "path", "offset", "length", "no_links")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NO_LINKS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     path: str
     offset: int
     length: int
-    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    no_links: bool
+    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., no_links: bool = ...) -> None: ...
 
 class ReadResponse(_message.Message):
     __slots__ = ("info", "data")
@@ -117,18 +119,20 @@ class StatRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., follow: bool = ...) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("session_id", "path", "depth", "page_size", "page_token")
+    __slots__ = ("session_id", "path", "depth", "page_size", "page_token", "no_links")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NO_LINKS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     path: str
     depth: int
     page_size: int
     page_token: str
-    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., depth: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    no_links: bool
+    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., depth: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., no_links: bool = ...) -> None: ...
 
 class ListResponse(_message.Message):
     __slots__ = ("entries", "next_page_token")
