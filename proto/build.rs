@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "secret",
         "port",
         "interpreter",
+        "artifact",
     ]
     .map(|name| format!("berth/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=berth");

@@ -121,6 +121,14 @@ pub const KNOWN: &[Variable] = &[
         "what is recorded of command lines: hash or full (hash)",
     ),
     var("BERTH_AUDIT_KEEP", "coordinator, berth up", "how long audit records are kept (90 days)"),
+    var("BERTH_ARTIFACT_KEEP", "coordinator, berth up", "how long artifacts are kept (7 days)"),
+    var(
+        "BERTH_ARTIFACT_QUOTA",
+        "coordinator, berth up",
+        "bytes of all artifacts of a tenant; 0: none are kept (1G)",
+    ),
+    var("BERTH_ARTIFACT_COUNT", "coordinator, berth up", "artifacts of a tenant (10000)"),
+    var("BERTH_ARTIFACT_SIZE", "coordinator, berth up", "bytes of one artifact (256M)"),
     var(
         "BERTH_SANDBOX",
         "worker, berth up, berth doctor, berth demo, berth mcp",

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use berth_client::{
     Client, Code, ListOptions, Reason, Session, SessionId, TaskHandle, TaskId,
-    model::{CheckpointInfo, SessionInfo, TaskInfo},
+    model::{ArtifactInfo, CheckpointInfo, SessionInfo, TaskInfo},
 };
 
 use crate::{
@@ -54,6 +54,26 @@ pub async fn checkpoint(client: &Client, text: &str) -> Result<String, Failure> 
         return Ok(text.to_owned());
     }
     pick_checkpoint(&client.checkpoints(None).await?, text)
+}
+
+/// The id of the artifact that `text` means.
+pub async fn artifact(client: &Client, text: &str) -> Result<String, Failure> {
+    // The same form as a session's.
+    if SessionId::from_str(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    let all = client.artifacts(None).await?.artifacts;
+    let found: Vec<&ArtifactInfo> = all.iter().filter(|artifact| is_part(&artifact.id, text)).collect();
+    match found[..] {
+        [one] => Ok(one.id.clone()),
+        [] => Err(Failure::new(format!("no artifact fits {text:?}"))
+            .with_reason(Code::NotFound, Reason::ArtifactNotFound)
+            .hint("give an id, or at least 4 characters of its beginning or end")
+            .hint("`berth artifact list` shows them")),
+        _ => Err(fits_several(text, "artifacts", &found, |artifact| {
+            format!("{}  {}", artifact.id, output::clipped(&artifact.name, 40))
+        })),
+    }
 }
 
 /// Whether `text` means the session of a checkpoint, as it was then.

@@ -25,6 +25,7 @@
 //! A session lives until it is deleted or its TTL is over: dropping a [`Session`] ends nothing.
 
 mod admin;
+mod artifact;
 mod audit;
 mod backoff;
 mod backup;
@@ -52,6 +53,7 @@ mod watch;
 mod watch_tests;
 
 pub use admin::EventStream;
+pub use artifact::ArtifactReader;
 pub use audit::{AuditCheck, AuditFilter, AuditRecord};
 pub use backup::{Backup, BackupPart};
 /// Label that names a session. A name is had by one live session of a tenant at a time.

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 use berth_net::Limits;
 
 use crate::{
-    audit,
+    artifacts, audit,
     checkpoints::Location,
     fleet::{FleetConfig, tenant_queue_limit},
 };
@@ -51,6 +51,8 @@ pub struct Config {
     pub data_connections: u32,
     /// What is recorded of what is done, and for how long.
     pub audit: audit::Settings,
+    /// What of sessions' files is kept past them, and for how long.
+    pub artifacts: artifacts::Settings,
     /// How long running calls may take to end when the coordinator stops.
     pub shutdown_grace: Duration,
 }
@@ -78,6 +80,7 @@ impl Default for Config {
             ended_limit: fleet.ended_limit,
             data_connections: 2,
             audit: audit::Settings::default(),
+            artifacts: artifacts::Settings::default(),
             shutdown_grace: Duration::from_secs(5),
         }
     }
@@ -127,6 +130,12 @@ impl Config {
                     self.restore_grace
                 ),
                 "10 s is the default (BERTH_RESTORE_GRACE)",
+            ));
+        }
+        if self.artifacts.keep.is_zero() {
+            problems.push(Problem::new(
+                "artifacts can't be kept for no time".to_owned(),
+                "7 days is the default (BERTH_ARTIFACT_KEEP); BERTH_ARTIFACT_QUOTA=0 keeps none",
             ));
         }
         if self.start_timeout.is_zero() || self.data_connections == 0 {

@@ -12,6 +12,7 @@
 //! finds its session in the driver's view and goes straight on to the worker. Start with
 //! [`fleet`]: the rules are there, and nowhere else.
 
+pub mod artifacts;
 pub mod audit;
 pub mod auth;
 pub mod checkpoints;

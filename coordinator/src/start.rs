@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::server::HealthReporter;
 
 use crate::{
+    artifacts::Artifacts,
     audit::Audit,
     auth::{Credentials, random_hex},
     checkpoints::{
@@ -256,8 +257,16 @@ async fn run(
         Driver::new(fleet, effects, shared.clone(), welcome, clock).await.map_err(failed)?;
     let stopping = CancellationToken::new();
     let checkpoints = Checkpoints::new(blobs, catalog, shared.clone(), handle.clone());
+    let artifacts = Artifacts::new(
+        checkpoints.clone(),
+        shared.clone(),
+        audit.clone(),
+        config.artifacts,
+        stopping.clone(),
+    );
     let context = Context {
         shared: shared.clone(),
+        artifacts: artifacts.clone(),
         driver: handle.clone(),
         checkpoints: checkpoints.clone(),
         identity: identity.clone(),
@@ -294,6 +303,14 @@ async fn run(
     let (sweeper, until) = (checkpoints, stopping.clone());
     spawn("checkpoint sweep", async move {
         until.run_until_cancelled(sweep_for_ever(sweeper)).await;
+    });
+    let (listener_of_ends, until) = (artifacts.clone(), stopping.clone());
+    spawn("artifacts", async move {
+        until.run_until_cancelled(listener_of_ends.listen()).await;
+    });
+    let until = stopping.clone();
+    spawn("artifact sweep", async move {
+        until.run_until_cancelled(artifacts.sweep_for_ever()).await;
     });
     let clients = listen(listener, acceptor, config.connections, shared.links.clone(), stopping.clone());
     let until = stopping.clone().cancelled_owned();

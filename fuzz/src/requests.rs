@@ -58,6 +58,8 @@ messages! {
     InterruptContextResponse RestartContextRequest DeleteContextRequest DeleteContextResponse
     ExecutionStarted ExecutionError MimeData
     WatchRequest WatchEvent FileChange
+    Artifact ListArtifactsRequest ListArtifactsResponse NotKept GetArtifactRequest ReadArtifactRequest
+    ReadArtifactResponse DeleteArtifactRequest DeleteArtifactResponse
 }
 
 /// Every message of the contract is read or refused, and what was read is what was written of it again.

@@ -103,6 +103,8 @@ reasons! {
         "choose another name, or use or end the session that has it";
     CheckpointNotFound = "CHECKPOINT_NOT_FOUND": "No such checkpoint, or not one of the caller's.",
         "`berth checkpoint list` shows them";
+    ArtifactNotFound = "ARTIFACT_NOT_FOUND": "No such artifact, or not one of the caller's.",
+        "`berth artifact list` shows them; one is removed when its time is over";
     CheckpointInUse = "CHECKPOINT_IN_USE": "A parked session has its files in this checkpoint alone.",
         "resume the session first (`berth resume`), or end it (`berth rm`)";
     CheckpointFailed = "CHECKPOINT_FAILED": "A checkpoint could not be taken or restored. The session is as it was.",

@@ -12,6 +12,7 @@ pub mod domain;
 pub mod egress;
 pub mod error;
 pub mod ids;
+pub mod media;
 pub mod redact;
 pub mod relay;
 pub mod secret;

@@ -8,6 +8,7 @@ MCP_URL (the coordinator's /mcp).
 
 import base64
 import contextlib
+import hashlib
 import os
 import unittest
 
@@ -17,7 +18,7 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
 
 TOOLS = {
-    "echo", "fs_edit", "fs_list", "fs_move", "fs_read", "fs_remove", "fs_search", "fs_stat", "fs_write", "pkg_install",
+    "artifact_get", "artifact_list", "echo", "fs_edit", "fs_list", "fs_move", "fs_read", "fs_remove", "fs_search", "fs_stat", "fs_write", "pkg_install",
     "port_url", "run_background", "run_python", "run_shell", "session_checkpoint", "session_create", "session_end", "session_info",
     "task_cancel", "task_get_result", "task_get_status", "task_input",
 }  # fmt: skip
@@ -193,6 +194,46 @@ class Common:
             self.assertEqual([base64.b64decode(image.data).decode() for image in images], [svg])
             self.assertEqual(images[0].mime_type, "image/svg+xml")
             self.assertEqual(ran.structured_content["images"][0]["path"], "/workspace/artifacts/a.svg")
+
+    async def test_artifacts(self):
+        svg = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+        async with self.box() as box:
+            self.assertEqual((await box.ok("artifact_list"))["artifacts"], [])
+            line = f"mkdir -p artifacts/a; printf x > 'artifacts/a/new\nline'; echo '{svg}' > artifacts/i.svg; ln -s /etc artifacts/l"
+            await box.ok("run_shell", command=line + "; seq 400000 > artifacts/long.txt; head -c 300 /dev/zero > artifacts/zero.bin")
+            listed = await box.ok("artifact_list")
+            kept = {artifact["name"]: artifact for artifact in listed["artifacts"]}
+            self.assertEqual(sorted(kept), ["a/new\nline", "i.svg", "long.txt", "zero.bin"])
+            self.assertEqual([left_out["name"] for left_out in listed["not_kept"]], ["l"])
+            session = listed["session"]
+            first = await box.ok("artifact_list", limit=3)
+            rest = await box.ok("artifact_list", limit=3, after=first["next"])
+            self.assertEqual((len(first["artifacts"]), len(rest["artifacts"]), rest.get("next")), (3, 1, None))
+            for bad in ({"limit": 0}, {"limit": 501}, {"after": "x"}, {"session": "no-such-name"}):
+                await box.refused("artifact_list", **bad)
+            for bad in ("x", "0" * 32, "../a"):
+                self.assertIn("artifact_list", await box.refused("artifact_get", artifact_id=bad))
+            await box.refused("artifact_get", artifact_id=kept["zero.bin"]["artifact_id"], offset=301)
+            await box.refused("artifact_get")
+            if not box.session:
+                await box.ok("session_end", session=session)
+        # They outlive their session, and are any client's of the same tenant.
+        async with type(self).connect(self.mode) as client:
+            box = Box(client, {})
+            after = await box.ok("artifact_list", session=session)
+            self.assertEqual({a["artifact_id"] for a in after["artifacts"]}, {a["artifact_id"] for a in kept.values()})
+            image = await box.call("artifact_get", artifact_id=kept["i.svg"]["artifact_id"])
+            self.assertEqual(base64.b64decode(image.content[1].data).decode(), svg + "\n")
+            self.assertEqual((image.content[1].mime_type, image.structured_content["encoding"]), ("image/svg+xml", "image"))
+            text = await box.ok("artifact_get", artifact_id=kept["a/new\nline"]["artifact_id"])
+            self.assertEqual((text["contents"], text["encoding"], text["name"]), ("x", "text", "a/new\nline"))
+            zero = await box.ok("artifact_get", artifact_id=kept["zero.bin"]["artifact_id"])
+            self.assertEqual((base64.b64decode(zero["contents"]), zero["encoding"]), (bytes(300), "base64"))
+            whole, at = "", 0
+            while at is not None:
+                part = await box.ok("artifact_get", artifact_id=kept["long.txt"]["artifact_id"], offset=at, length=1 << 20)
+                whole, at = whole + part["contents"], part.get("next_offset")
+            self.assertEqual(hashlib.sha256(whole.encode()).hexdigest(), kept["long.txt"]["sha256"])
 
     async def test_changes_are_told(self):
         told = anyio.Event()

@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub mod admin;
+mod artifact;
 mod audit;
 mod backend;
 mod backup;
@@ -181,6 +182,8 @@ pub enum Command {
     Kill(lifecycle::KillArgs),
     /// Take, list, show or remove checkpoints: copies of a session's files
     Checkpoint(checkpoint::CheckpointArgs),
+    /// List, fetch or remove artifacts: files that sessions left behind
+    Artifact(artifact::ArtifactArgs),
     /// Make a session of a checkpoint
     Restore(restore::RestoreArgs),
     /// Make sessions with the files of a session
@@ -295,6 +298,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Update(args) => lifecycle::update(&global, args).await,
         Command::Kill(args) => lifecycle::kill(&global, args).await,
         Command::Checkpoint(args) => checkpoint::run(&global, args).await,
+        Command::Artifact(args) => artifact::run(&global, args).await,
         Command::Restore(args) => restore::restore(&global, args).await,
         Command::Fork(args) => restore::fork(&global, args).await,
         Command::Workers(args) => admin::workers(&global, args).await,

@@ -8,9 +8,9 @@ use std::{
 
 use berth_client::local;
 use berth_coordinator::{
-    Config, Coordinator, StartError,
+    Config, Coordinator, StartError, artifacts,
     audit::{Argv, Settings},
-    checkpoints::Location,
+    checkpoints::{Location, Room},
 };
 use clap::{Args, Parser, builder::BoolishValueParser};
 
@@ -78,6 +78,9 @@ pub struct CoordinatorArgs {
     #[command(flatten)]
     pub audit: AuditArgs,
 
+    #[command(flatten)]
+    pub artifacts: ArtifactArgs,
+
     /// Time that running calls have to end when it stops [default: 5s]
     #[arg(long, env = "BERTH_SHUTDOWN_GRACE", value_parser = value::duration, value_name = "TIME")]
     pub shutdown_grace: Option<Duration>,
@@ -106,6 +109,42 @@ impl AuditArgs {
             keep: self.audit_keep.unwrap_or(config.audit.keep),
         };
         Config { audit, ..config }
+    }
+}
+
+/// What of sessions' files is kept past them. `berth up` takes these too.
+#[derive(Args, Debug, Clone, Default)]
+pub struct ArtifactArgs {
+    /// How long artifacts are kept [default: 7 days]
+    #[arg(long, env = "BERTH_ARTIFACT_KEEP", value_parser = value::some_duration, value_name = "TIME")]
+    pub artifact_keep: Option<Duration>,
+
+    /// Bytes of all artifacts of a tenant; 0: none are kept [default: 1G]
+    #[arg(long, env = "BERTH_ARTIFACT_QUOTA", value_parser = value::size, value_name = "SIZE")]
+    pub artifact_quota: Option<u64>,
+
+    /// Artifacts of a tenant [default: 10000]
+    #[arg(long, env = "BERTH_ARTIFACT_COUNT", value_name = "NUMBER")]
+    pub artifact_count: Option<u64>,
+
+    /// Bytes of one artifact [default: 256M]
+    #[arg(long, env = "BERTH_ARTIFACT_SIZE", value_parser = value::size, value_name = "SIZE")]
+    pub artifact_size: Option<u64>,
+}
+
+impl ArtifactArgs {
+    /// Puts them into a coordinator's settings.
+    pub fn over(&self, config: Config) -> Config {
+        let usual = config.artifacts;
+        let artifacts = artifacts::Settings {
+            keep: self.artifact_keep.unwrap_or(usual.keep),
+            quota: Room {
+                bytes: self.artifact_quota.unwrap_or(usual.quota.bytes),
+                count: self.artifact_count.unwrap_or(usual.quota.count),
+            },
+            file_bytes: self.artifact_size.unwrap_or(usual.file_bytes),
+        };
+        Config { artifacts, ..config }
     }
 }
 
@@ -152,7 +191,7 @@ impl CoordinatorArgs {
             None => local::default_state_dir()?,
         };
         let defaults = Config::default();
-        Ok(self.audit.over(self.recovery.over(Config {
+        Ok(self.artifacts.over(self.audit.over(self.recovery.over(Config {
             listen: SocketAddr::new(self.listen, self.grpc_port),
             state_dir,
             templates: self.templates.clone(),
@@ -161,7 +200,7 @@ impl CoordinatorArgs {
             lease: self.lease.unwrap_or(defaults.lease),
             shutdown_grace: self.shutdown_grace.unwrap_or(defaults.shutdown_grace),
             ..defaults
-        })))
+        }))))
     }
 }
 
@@ -181,6 +220,10 @@ impl Serve for CoordinatorArgs {
             ("paused_ttl", config.paused_ttl.map_or_else(|| "0".to_owned(), output::span)),
             ("audit_argv", config.audit.argv.as_str().to_owned()),
             ("audit_keep", output::span(config.audit.keep)),
+            ("artifact_keep", output::span(config.artifacts.keep)),
+            ("artifact_quota", config.artifacts.quota.bytes.to_string()),
+            ("artifact_count", config.artifacts.quota.count.to_string()),
+            ("artifact_size", config.artifacts.file_bytes.to_string()),
             ("shutdown_grace", output::span(config.shutdown_grace)),
         ]
     }

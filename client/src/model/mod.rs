@@ -5,6 +5,7 @@
 //! RFC 3339, durations as seconds with a fraction, sizes as bytes.
 
 mod admin;
+mod artifact;
 mod checkpoint;
 mod file;
 mod identity;
@@ -14,6 +15,7 @@ mod session;
 mod task;
 
 pub use admin::*;
+pub use artifact::*;
 pub use checkpoint::*;
 pub use file::*;
 pub use identity::*;

@@ -6,6 +6,7 @@
 //! The order of things keeps it right through any crash: a piece's row comes after its blob, and goes before it. So a
 //! row is a promise, and what a crash leaves is a blob without a row, which [`super::sweep`] finds.
 
+mod artifacts;
 mod pieces;
 
 use std::{
@@ -27,6 +28,8 @@ use crate::{
     store::{StoreError, file, micros, spec_in, spec_out, time},
     tenant::Sight,
 };
+
+pub use artifacts::{Added, Known, NewArtifact, Room};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./catalog");
 

@@ -36,7 +36,7 @@ use tokio::{
 
 pub use blobs::{Blobs, Claim, Location};
 
-pub use catalog::{Catalog, Record};
+pub use catalog::{Added, Catalog, Known, NewArtifact, Record, Room};
 pub use claim::claim;
 pub use park::keep_parking;
 pub use policy::keep_policies;

@@ -2,6 +2,7 @@
 //! driver or looks into the view, waits with a deadline, and words the answer.
 
 mod admin;
+mod artifact;
 mod attach;
 mod audit;
 mod blob;
@@ -23,12 +24,13 @@ use berth_proto::{
     DESCRIPTORS,
     transport::{CLIENT_STREAMS, MESSAGE_LIMIT},
     v1::{
-        admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
-        blob_service_server::BlobServiceServer, checkpoint_service_server::CheckpointServiceServer,
-        file_service_server::FileServiceServer, identity_service_server::IdentityServiceServer,
-        interpreter_service_server::InterpreterServiceServer, port_service_server::PortServiceServer,
-        secret_service_server::SecretServiceServer, session_service_server::SessionServiceServer,
-        task_service_server::TaskServiceServer, worker_service_server::WorkerServiceServer,
+        admin_service_server::AdminServiceServer, artifact_service_server::ArtifactServiceServer,
+        audit_service_server::AuditServiceServer, blob_service_server::BlobServiceServer,
+        checkpoint_service_server::CheckpointServiceServer, file_service_server::FileServiceServer,
+        identity_service_server::IdentityServiceServer, interpreter_service_server::InterpreterServiceServer,
+        port_service_server::PortServiceServer, secret_service_server::SecretServiceServer,
+        session_service_server::SessionServiceServer, task_service_server::TaskServiceServer,
+        worker_service_server::WorkerServiceServer,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -43,6 +45,7 @@ pub use guard::Gate;
 pub use load::Room;
 
 use crate::{
+    artifacts::Artifacts,
     audit::Audit,
     checkpoints::Checkpoints,
     driver::{Handle, Shared},
@@ -59,6 +62,7 @@ pub struct Context {
     pub driver: Handle,
     pub templates: Arc<Templates>,
     pub checkpoints: Arc<Checkpoints>,
+    pub artifacts: Arc<Artifacts>,
     pub identity: Arc<Identity>,
     pub audit: Arc<Audit>,
     pub secrets: Arc<Secrets>,
@@ -71,7 +75,7 @@ pub struct Context {
 }
 
 /// Names of our services, for health.
-const SERVICES: [&str; 12] = [
+const SERVICES: [&str; 13] = [
     SessionServiceServer::<session::Sessions>::NAME,
     TaskServiceServer::<data::Tasks>::NAME,
     FileServiceServer::<data::Files>::NAME,
@@ -84,6 +88,7 @@ const SERVICES: [&str; 12] = [
     IdentityServiceServer::<identity::Identities>::NAME,
     AuditServiceServer::<audit::Auditing>::NAME,
     SecretServiceServer::<secret::SecretApi>::NAME,
+    ArtifactServiceServer::<artifact::ArtifactApi>::NAME,
 ];
 
 /// Of the operators' calls those that tell a client of what is its tenant's, or of what concerns everybody.
@@ -140,6 +145,12 @@ pub fn routes(
             session::Sessions::new(context())
         ))
         .add_service(service!(clients, REQUEST_LIMIT, CheckpointServiceServer, checkpoints))
+        .add_service(service!(
+            clients,
+            QUESTION_LIMIT,
+            ArtifactServiceServer,
+            artifact::ArtifactApi::new(context())
+        ))
         .add_service(service!(clients, TASK_LIMIT, TaskServiceServer, data::Tasks::new(context())))
         .add_service(service!(clients, MESSAGE_LIMIT, FileServiceServer, files))
         .add_service(service!(clients, REQUEST_LIMIT, PortServiceServer, ports))

@@ -332,6 +332,10 @@ impl SessionService for Sessions {
         let by = sight_of(&request)?;
         let request = request.into_inner();
         let id: SessionId = request.session_id.parse()?;
+        // What its tasks left is kept before it is gone, as far as that doesn't take long.
+        if !self.context.artifacts.settle(&by, id, true).await {
+            tracing::warn!(session.id = %id, "a session ends before all its artifacts are known to be kept");
+        }
         if !request.skip_checkpoint {
             self.before_delete(&by, id).await?;
         }

@@ -28,7 +28,7 @@ const MOST_ENTRIES: usize = 1000;
 /// Images of one answer.
 const MOST: usize = 8;
 /// Bytes of one image: most models take 5 MB of base64.
-const EACH: u64 = 3 << 20;
+pub const EACH: u64 = 3 << 20;
 /// ... and of all in an answer.
 const ALL: u64 = 8 << 20;
 /// Those that are named though they are left out.

@@ -1,36 +1,7 @@
 //! What kind of content a file has, as far as its name tells, and images by what is in them.
 
-/// By the end of a name. What is unknown may be anything.
-pub fn of_name(path: &str) -> &'static str {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    let Some((_, end)) = name.rsplit_once('.') else { return UNKNOWN };
-    match end.to_ascii_lowercase().as_str() {
-        "txt" | "log" | "toml" | "ini" | "cfg" | "rs" | "go" | "c" | "h" | "cc" | "cpp" | "java" | "rb" => {
-            "text/plain"
-        }
-        "md" => "text/markdown",
-        "py" => "text/x-python",
-        "sh" => "text/x-shellscript",
-        "js" | "mjs" => "text/javascript",
-        "html" | "htm" => "text/html",
-        "css" => "text/css",
-        "csv" => "text/csv",
-        "yaml" | "yml" => "application/yaml",
-        "json" => "application/json",
-        "xml" => "application/xml",
-        "pdf" => "application/pdf",
-        "zip" => "application/zip",
-        "gz" | "tgz" => "application/gzip",
-        "png" => "image/png",
-        "jpg" | "jpeg" => "image/jpeg",
-        "gif" => "image/gif",
-        "webp" => "image/webp",
-        "svg" => "image/svg+xml",
-        _ => UNKNOWN,
-    }
-}
-
-const UNKNOWN: &str = "application/octet-stream";
+use berth_proto::media::UNKNOWN;
+pub use berth_proto::media::of_name;
 
 /// Of content that turned out to be text.
 pub fn text(of_name: &'static str) -> &'static str {

@@ -23,6 +23,7 @@ pub mod http;
 mod images;
 mod media;
 mod output;
+mod part;
 mod problem;
 mod progress;
 mod reached;

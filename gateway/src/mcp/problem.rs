@@ -110,6 +110,9 @@ fn hint(reason: Reason) -> Option<&'static str> {
             "its files are of an earlier moment now: look at them with fs_list, then run it again if that does no harm"
         }
         TaskNotFound => "give the task_id that run_background answered with, and its `session` if it has one",
+        ArtifactNotFound => {
+            "artifact_list tells the ids of those that there are; one is removed when its time is over"
+        }
         TaskDone => "it takes no input any more: task_get_result has what it said",
         FileNotFound => {
             "fs_list shows what is there; paths are relative to /workspace, or absolute in the sandbox"

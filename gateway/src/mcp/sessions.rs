@@ -107,7 +107,8 @@ impl Sessions {
         Arc::new(Self { connect, berth: OnceCell::new(), own, reached, made, of_client, venvs })
     }
 
-    async fn berth(&self) -> Result<&Client, Problem> {
+    /// The coordinator, as this client's token has it.
+    pub async fn berth(&self) -> Result<&Client, Problem> {
         self.berth.get_or_try_init(&self.connect).await
     }
 

@@ -212,9 +212,18 @@ async fn sessions(asked: &mut Asked) {
     asked.ask(0, List, &["checkpoint", "list"]).await;
     assert_eq!(asked.ask(0, List, &["checkpoint", "list", "-q", "box"]).await[0], id);
     asked.ask(0, Object, &["checkpoint", "show", id]).await;
+    artifacts(asked).await;
     asked.ask(0, Object, &["restore", id]).await;
     asked.ask(0, Object, &["fork", "box"]).await;
     assert_eq!(asked.ask(0, List, &["checkpoint", "rm", id]).await[0], id);
+}
+
+async fn artifacts(asked: &mut Asked) {
+    assert_eq!(asked.ask(0, Object, &["artifact", "list"]).await["artifacts"], Value::Array(Vec::new()));
+    assert_eq!(asked.ask(0, List, &["artifact", "list", "-q", "box"]).await, Value::Array(Vec::new()));
+    let nobody = "0".repeat(32);
+    asked.ask(1, Error, &["artifact", "get", &nobody]).await;
+    assert_eq!(asked.ask(0, List, &["artifact", "remove", &nobody]).await[0], nobody.as_str());
 }
 
 async fn fleet(asked: &mut Asked) {

@@ -116,7 +116,7 @@ async fn a_template_that_no_worker_can_serve_is_refused_with_the_workers_reason(
 }
 
 /// The settings of a coordinator that come from its environment.
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 20] = [
     "GRPC_PORT",
     "HTTP_PORT",
     "BERTH_HTTP_LISTEN",
@@ -131,6 +131,10 @@ const SETTINGS: [&str; 16] = [
     "BERTH_PAUSED_TTL",
     "BERTH_AUDIT_ARGV",
     "BERTH_AUDIT_KEEP",
+    "BERTH_ARTIFACT_KEEP",
+    "BERTH_ARTIFACT_QUOTA",
+    "BERTH_ARTIFACT_COUNT",
+    "BERTH_ARTIFACT_SIZE",
     "BERTH_SHUTDOWN_GRACE",
     "BERTH_LOG_FORMAT",
 ];
@@ -165,6 +169,10 @@ async fn print_config_lists_every_setting_and_where_it_came_from() {
         ("BERTH_PAUSED_TTL", "55s"),
         ("BERTH_AUDIT_ARGV", "full"),
         ("BERTH_AUDIT_KEEP", "66h"),
+        ("BERTH_ARTIFACT_KEEP", "77h"),
+        ("BERTH_ARTIFACT_QUOTA", "123456"),
+        ("BERTH_ARTIFACT_COUNT", "234"),
+        ("BERTH_ARTIFACT_SIZE", "345678"),
         ("BERTH_SHUTDOWN_GRACE", "44s"),
         ("BERTH_LOG_FORMAT", "json"),
     ];

@@ -4,6 +4,7 @@
 
 mod admin;
 mod adoption;
+mod artifacts;
 mod as_json;
 mod audit;
 mod background;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 mod download;
-mod tree;
+pub(super) mod tree;
 mod upload;
 
 pub use upload::is_helper;

@@ -81,6 +81,9 @@ pub struct UpArgs {
     #[command(flatten)]
     pub audit: coordinator::AuditArgs,
 
+    #[command(flatten)]
+    pub artifacts: coordinator::ArtifactArgs,
+
     /// Run in the background; returns when it is ready, or says why it is not
     #[arg(long, short = 'd')]
     pub detach: bool,
@@ -189,12 +192,12 @@ async fn serve(
     log: Option<PathBuf>,
     interrupts: &mut Interrupts,
 ) -> CommandResult {
-    let config = args.audit.over(args.recovery.over(berth_coordinator::Config {
+    let config = args.artifacts.over(args.audit.over(args.recovery.over(berth_coordinator::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, args.port)),
         state_dir: state_dir.to_owned(),
         templates: args.templates.clone(),
         ..Default::default()
-    }));
+    })));
     let mut coordinator = tokio::select! {
         started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
         _ = interrupts.recv() => return Ok(code::CANCELLED),

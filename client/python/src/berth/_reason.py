@@ -70,6 +70,8 @@ class Reason(str, enum.Enum):
     """A live session has this name."""
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
     """No such checkpoint, or not one of the caller's."""
+    ARTIFACT_NOT_FOUND = "ARTIFACT_NOT_FOUND"
+    """No such artifact, or not one of the caller's."""
     CHECKPOINT_IN_USE = "CHECKPOINT_IN_USE"
     """A parked session has its files in this checkpoint alone."""
     CHECKPOINT_FAILED = "CHECKPOINT_FAILED"

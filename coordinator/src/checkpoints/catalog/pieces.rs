@@ -57,13 +57,14 @@ impl Catalog {
         Ok(ids.into_iter().map(|(id,)| id).collect())
     }
 
-    /// Forgets pieces that no checkpoint uses and nobody has asked for since. They may be removed from the blob store.
+    /// Forgets pieces that no checkpoint and no artifact uses and nobody has asked for since. They may be removed from the blob store.
     pub async fn release(&self, untouched_since: SystemTime, limit: u32) -> Result<Vec<Digest>, StoreError> {
         let mut connection = self.connection.lock().await;
         let gone: Vec<(Vec<u8>,)> = sqlx::query_as(
             "DELETE FROM pieces WHERE id IN (
                  SELECT id FROM pieces WHERE touched_at < ?
-                 AND NOT EXISTS (SELECT 1 FROM uses WHERE piece_id = pieces.id) LIMIT ?)
+                 AND NOT EXISTS (SELECT 1 FROM uses WHERE piece_id = pieces.id)
+                 AND NOT EXISTS (SELECT 1 FROM artifact_pieces WHERE piece_id = pieces.id) LIMIT ?)
              RETURNING digest",
         )
         .bind(micros(untouched_since))

@@ -1,5 +1,6 @@
 //! The tools. Each file is a group, and each tool in it: its arguments, its answer, and what it does.
 
+mod artifacts;
 mod edit;
 mod files;
 mod find;
@@ -28,6 +29,7 @@ pub fn table() -> Table {
         run::tools(),
         tasks::tools(),
         packages::tools(),
+        artifacts::tools(),
         ports::tools(),
         sessions::tools(),
     ];
@@ -87,7 +89,16 @@ mod tests {
                 assert!(!schema["type"].is_array(), "{name}: {field} has several types");
             }
         }
-        for name in ["fs_read", "fs_list", "fs_stat", "fs_search", "task_get_status", "task_get_result"] {
+        for name in [
+            "fs_read",
+            "fs_list",
+            "fs_stat",
+            "fs_search",
+            "task_get_status",
+            "task_get_result",
+            "artifact_list",
+            "artifact_get",
+        ] {
             let tool = tools.iter().find(|tool| tool.name == name).expect(name);
             assert_eq!(tool.annotations.as_ref().unwrap().read_only_hint, Some(true), "{name}");
         }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::SessionArgument;
 use crate::mcp::{
     arguments::{self, Encoding},
+    part::Part,
     problem::Problem,
     text,
     tool::{Answer, Call, Effect, Entry},
@@ -111,40 +112,19 @@ async fn read(call: Call, args: ReadArgs) -> Result<Answer<Content>, Problem> {
         let data = files.read_range(&args.path, args.offset, length as u64).await?;
         Ok((size, data))
     };
-    let (size, mut data) = call.wait("the file is read", reading).await?;
-    let mut next = args.offset + data.len() as u64;
-    if next < size {
-        let whole = text::whole_characters(&data);
-        if args.encoding == Encoding::Text && whole > 0 && text::exact(&data[..whole]).is_some() {
-            data.truncate(whole);
-            next = args.offset + whole as u64;
-        }
-    }
-    let as_text = (args.encoding == Encoding::Text).then(|| text::exact(&data)).flatten();
-    let (encoding, contents) = match as_text {
-        Some(text) => ("text", text.to_owned()),
-        None => ("base64", text::base64(&data)),
-    };
-    // A file may grow while it is read.
-    let next_offset = (next < size).then_some(next);
-    let mut text = match as_text {
-        Some(text) => text::readable(text.as_bytes()),
-        None => format!("(base64 of {} bytes)\n{contents}", data.len()),
-    };
-    if let Some(next) = next_offset {
-        text.push_str(&format!("\n[… {} of {size} bytes follow: read on with offset {next} …]", size - next));
-    }
+    let (size, data) = call.wait("the file is read", reading).await?;
+    let part = Part::of(data, args.offset, size, args.encoding);
     let data = Content {
         session: session.id().to_string(),
         path: args.path,
         size,
         offset: args.offset,
-        length: data.len() as u64,
-        encoding,
-        contents,
-        next_offset,
+        length: part.length,
+        encoding: part.encoding,
+        contents: part.contents,
+        next_offset: part.next_offset,
     };
-    Ok(Answer { data, text })
+    Ok(Answer { data, text: part.text })
 }
 
 async fn write(call: Call, args: WriteArgs) -> Result<Answer<Written>, Problem> {
