@@ -10,9 +10,9 @@ use clap::{Args, Subcommand};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::{Global, cp::tree::Tree};
+use super::{Global, cp::tree::Tree, removal::remove_each};
 use crate::{
-    failure::{CommandResult, Failure, code},
+    failure::{CommandResult, Failure},
     output::{self, ago, bytes, clipped, left},
     select,
 };
@@ -211,31 +211,13 @@ async fn copy(client: &Client, id: &str, to: &mut (impl AsyncWrite + Unpin)) -> 
     Ok(())
 }
 
-/// Removes each, whatever becomes of the others, and fails if one failed.
 async fn remove(global: &Global, args: RemoveArgs) -> CommandResult {
-    let client = global.client().await?;
-    let mut removed = Vec::new();
-    let mut failed = false;
-    for text in &args.artifacts {
-        match remove_one(&client, text).await {
-            Ok(id) if global.json() => removed.push(id),
-            Ok(id) => output::data(id)?,
-            Err(failure) => {
-                failed = true;
-                failure.about(text).report();
-            }
-        }
-    }
-    if global.json() {
-        output::json(&removed)?;
-    }
-    Ok(if failed { code::FAILED } else { 0 })
-}
-
-async fn remove_one(client: &Client, text: &str) -> Result<String, Failure> {
-    let id = select::artifact(client, text).await?;
-    client.delete_artifact(&id).await?;
-    Ok(id)
+    remove_each(global, &args.artifacts, async |client, text| {
+        let id = select::artifact(client, text).await?;
+        client.delete_artifact(&id).await?;
+        Ok(id)
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use berth_client::{
 };
 use clap::{Args, Subcommand};
 
-use super::{Global, wait};
+use super::{Global, removal::remove_each, wait};
 use crate::{
     failure::{CommandResult, Failure, code},
     output::{self, ago, bytes, clipped, left, say, span},
@@ -274,31 +274,13 @@ pub fn time(time: Option<SystemTime>) -> String {
     format!("{}Z", whole.trim_end_matches('Z'))
 }
 
-/// Removes each, whatever becomes of the others, and fails if one failed.
 async fn rm(global: &Global, args: RmArgs) -> CommandResult {
-    let client = global.client().await?;
-    let mut removed = Vec::new();
-    let mut failed = false;
-    for text in &args.checkpoints {
-        match remove(&client, text).await {
-            Ok(id) if global.json() => removed.push(id),
-            Ok(id) => output::data(id)?,
-            Err(failure) => {
-                failed = true;
-                failure.about(text).report();
-            }
-        }
-    }
-    if global.json() {
-        output::json(&removed)?;
-    }
-    Ok(if failed { code::FAILED } else { 0 })
-}
-
-async fn remove(client: &Client, text: &str) -> Result<String, Failure> {
-    let id = select::checkpoint(client, text).await?;
-    client.delete_checkpoint(&id).await?;
-    Ok(id)
+    remove_each(global, &args.checkpoints, async |client, text| {
+        let id = select::checkpoint(client, text).await?;
+        client.delete_checkpoint(&id).await?;
+        Ok(id)
+    })
+    .await
 }
 
 #[cfg(test)]

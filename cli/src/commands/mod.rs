@@ -35,6 +35,7 @@ mod options;
 mod place;
 mod port_forward;
 mod queue;
+mod removal;
 mod restore;
 mod run;
 mod secret;
