@@ -22,9 +22,15 @@ async fn shell(cluster: &Cluster, script: &str) -> String {
     cluster.berth(&["run", "-s", "box", "--", "sh", "-c", script]).await.ok()
 }
 
+/// Ends a task that was started with `run -d`, which told its session and itself.
+async fn end(cluster: &Cluster, started: &str) {
+    let task = started.split_whitespace().last().expect("a task");
+    cluster.berth(&["kill", "box", task]).await.ok();
+}
+
 /// What is kept of a session, once nothing more is to come.
 async fn listed(cluster: &Cluster, session: &str) -> Value {
-    until(READY, "what the tasks left to be kept", async || {
+    until(READY * 5, "what the tasks left to be kept", async || {
         let text = cluster.berth(&["artifact", "list", session, "--format", "json"]).await.ok();
         let listed: Value = serde_json::from_str(&text).expect("JSON");
         (listed["pending"] == false).then_some(listed)
@@ -86,14 +92,25 @@ async fn outlive(mut cluster: Cluster) {
     let new = &names(&second)[0];
     assert_eq!((new.0.as_str(), content(&cluster, &new.1).await.as_str()), ("a/b.txt", "two"));
     assert_eq!(content(&cluster, &id_of(&first, "a/b.txt")).await, "one");
-    // What came last, just before the end.
+    // What came last, just before the end, and what no task left.
     shell(&cluster, "printf last > artifacts/z").await;
+    let brought = cluster.dir.path().join("y");
+    std::fs::write(&brought, "brought").unwrap();
+    cluster.berth(&["cp", brought.to_str().unwrap(), "box:artifacts/y"]).await.ok();
     cluster.berth(&["rm", "box"]).await.ok();
+    until(READY, "each to be recorded", async || {
+        let audit = cluster.berth(&["audit", "--session", &session, "--format", "json"]).await.ok();
+        let records: Vec<Value> = serde_json::from_str(&audit).expect("JSON");
+        let kept: Vec<&Value> = records.iter().filter(|record| record["what"] == "artifact kept").collect();
+        (kept.len() == 5 && kept.iter().any(|kept| kept["details"]["sha256"] == sum.trim())).then_some(())
+    })
+    .await;
     let numbers: String = (1..=300_000).map(|n| format!("{n}\n")).collect();
     for _ in 0..2 {
         let after = listed(&cluster, &session).await;
-        assert_eq!(names(&after).len(), 4, "{after}");
+        assert_eq!(names(&after).len(), 5, "{after}");
         assert_eq!(content(&cluster, &id_of(&after, "z")).await, "last");
+        assert_eq!(content(&cluster, &id_of(&after, "y")).await, "brought");
         assert_eq!(content(&cluster, &id_of(&after, "big.csv")).await, numbers);
         cluster.restart_coordinator().await;
     }
@@ -108,14 +125,9 @@ async fn outlive(mut cluster: Cluster) {
     assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "mine");
     cluster.berth(&["artifact", "remove", &z]).await.ok();
     cluster.berth(&["artifact", "remove", &z]).await.ok();
-    assert_eq!(names(&listed(&cluster, &session).await).len(), 3);
+    assert_eq!(names(&listed(&cluster, &session).await).len(), 4);
     let gone = cluster.berth(&["artifact", "get", &z, "-o", "-"]).await;
     assert!(gone.code == Some(1) && gone.stderr.contains("hint: `berth artifact list`"), "{gone:?}");
-    let audit = cluster.berth(&["audit", "--session", &session, "--format", "json"]).await.ok();
-    let records: Vec<Value> = serde_json::from_str(&audit).expect("JSON");
-    let kept: Vec<&Value> = records.iter().filter(|record| record["what"] == "artifact kept").collect();
-    assert_eq!(kept.len(), 4, "{audit}");
-    assert!(kept.iter().any(|record| record["details"]["sha256"] == sum.trim()), "{audit}");
     cluster.stop().await;
 }
 
@@ -190,7 +202,7 @@ async fn whatever_a_task_arranges_is_bounded_and_told() {
             }
         }
     }
-    cluster.berth(&["kill", "box", swapping.trim()]).await;
+    end(&cluster, &swapping).await;
 
     // Thousands: the first of them are looked at, and the session works on.
     shell(&cluster, "rm -rf artifacts; mkdir artifacts; cd artifacts; seq -w 3000 | xargs touch").await;
@@ -208,7 +220,7 @@ async fn what_changes_while_it_is_read_is_kept_once_it_stands_still() {
     let test = "what_changes_while_it_is_read_is_kept_once_it_stands_still";
     let Some(cluster) = start("native", test, &[]).await else { return };
     // Each state of it says how long it is: nothing else is a state.
-    let grow = "mkdir -p artifacts; while :; do head -c 3000000 /dev/zero >> artifacts/log; done";
+    let grow = "mkdir -p artifacts; while :; do head -c 100000 /dev/zero >> artifacts/log; sleep 0.01; done";
     let task = cluster.berth(&["run", "-s", "box", "-d", "--", "sh", "-c", grow]).await.ok();
     for _ in 0..3 {
         shell(&cluster, "true").await;
@@ -225,7 +237,7 @@ async fn what_changes_while_it_is_read_is_kept_once_it_stands_still() {
             );
         }
     }
-    cluster.berth(&["kill", "box", task.trim()]).await;
+    end(&cluster, &task).await;
     let sum = shell(&cluster, "printf end > artifacts/log; sha256sum artifacts/log | cut -c1-64").await;
     let told = listed(&cluster, "box").await;
     assert_eq!(told["artifacts"][0]["sha256"], sum.trim(), "{told}");
