@@ -140,12 +140,13 @@ fn pids_in(file: &Path) -> Vec<i32> {
 }
 
 /// A number in a flat-keyed file: `key value` a line.
-fn field(file: &Path, key: &str) -> Option<u64> {
+pub(crate) fn field(file: &Path, key: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn number(file: &Path) -> Option<u64> {
+/// A number that is all there is in a file.
+pub(crate) fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 

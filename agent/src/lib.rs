@@ -12,7 +12,7 @@
 //!
 //! In the order of reading: [`launch`] (a task's first process), [`task`] and
 //! [`driver`] (its life), [`tasks`] (all of them), [`spool`] and [`watch`] (output), [`files`] (the user's files),
-//! [`ports`] (connections to the user's servers), [`interpreter`] (Python that remembers).
+//! [`ports`] (connections to the user's servers), [`interpreter`] (Python that remembers), [`usage`] (what it all takes).
 
 #[macro_use]
 pub mod weaken;
@@ -52,6 +52,7 @@ pub mod streams;
 pub mod sys;
 pub mod task;
 pub mod tasks;
+pub mod usage;
 pub mod watch;
 pub mod wire;
 

@@ -59,6 +59,7 @@ use crate::{
     spawner::Spawner,
     spool::Budget,
     tasks::Tasks,
+    usage,
 };
 
 /// Longest path of a Unix socket, without its NUL.
@@ -171,9 +172,16 @@ async fn serve(
     health.set_serving::<InterpreterServiceServer<InterpreterApi>>().await;
     health.set_serving::<AgentServiceServer<AgentApi>>().await;
     let contexts = Contexts::new(tasks.clone());
+    let usage = usage::Sources {
+        cgroups: config.cgroups.clone(),
+        workspace: config.workspace.clone(),
+        spool_dir: config.spool_dir.clone(),
+        writable: config.writable.clone(),
+    };
     let serving = transport::server(DATA_STREAMS)
         .add_service(
-            TaskServiceServer::new(TaskApi { tasks: tasks.clone() }).max_decoding_message_size(MESSAGE_LIMIT),
+            TaskServiceServer::new(TaskApi { tasks: tasks.clone(), usage })
+                .max_decoding_message_size(MESSAGE_LIMIT),
         )
         .add_service(
             FileServiceServer::new(FileApi { tasks: tasks.clone(), files, watcher })

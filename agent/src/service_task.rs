@@ -1,7 +1,11 @@
 //! TaskService, as the agent serves it: conversion and waiting; the rest is
 //! [`crate::tasks`] and [`crate::task`].
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use berth_proto::{
     Error, TaskId,
@@ -18,6 +22,7 @@ use crate::{
     stdin::task_done,
     task::{Stop, Task, WatchGuard},
     tasks::Tasks,
+    usage,
     watch::{self, Range},
 };
 
@@ -29,6 +34,7 @@ const CANCEL_DEADLINE: Duration = Duration::from_secs(45);
 /// The service.
 pub struct TaskApi {
     pub tasks: Arc<Tasks>,
+    pub usage: usage::Sources,
 }
 
 type Events = Pin<Box<dyn Stream<Item = Result<v1::TaskEvent, Status>> + Send>>;
@@ -211,5 +217,20 @@ impl TaskService for TaskApi {
             return Err(Error::internal("the task's processes could not be ended").into());
         }
         Ok(Response::new(task.to_wire()))
+    }
+
+    /// No mark of activity: who watches what a session takes would keep it for ever.
+    async fn get_usage(
+        &self,
+        request: Request<v1::GetUsageRequest>,
+    ) -> Result<Response<v1::SessionUsage>, Status> {
+        let session = self.tasks.session(&request.into_inner().session_id)?;
+        let sources = self.usage.clone();
+        let read_at = Some(convert::time_out(SystemTime::now()));
+        let read = tokio::task::spawn_blocking(move || usage::read(&sources)).await;
+        let usage = read.map_err(|error| Error::internal("the reading broke off").cause(error))?;
+        let tasks = u32::try_from(self.tasks.running()).unwrap_or(u32::MAX);
+        let tasks_limit = session.defaults.max_concurrent;
+        Ok(Response::new(v1::SessionUsage { read_at, tasks, tasks_limit, ..usage }))
     }
 }

@@ -183,6 +183,11 @@ impl Tasks {
         }
     }
 
+    /// How many tasks run.
+    pub fn running(&self) -> usize {
+        lock(&self.table).running.len()
+    }
+
     /// Events from now on, the tasks that run now, and whether a context executes something.
     pub fn watch(&self) -> (Vec<Arc<Task>>, bool, broadcast::Receiver<Event>) {
         let table = lock(&self.table);

@@ -48,6 +48,7 @@ mod start;
 mod stub;
 mod task;
 mod upload;
+mod usage;
 mod watch;
 #[cfg(test)]
 mod watch_tests;

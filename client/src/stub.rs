@@ -266,6 +266,10 @@ impl TaskService for Served {
     async fn cancel_task(&self, _: Request<v1::CancelTaskRequest>) -> Result<Response<v1::Task>, Status> {
         Err(Status::unimplemented(""))
     }
+
+    async fn get_usage(&self, _: Request<v1::GetUsageRequest>) -> Result<Response<v1::SessionUsage>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 /// Passes connections on until it is told to cut them.

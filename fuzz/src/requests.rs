@@ -60,6 +60,7 @@ messages! {
     WatchRequest WatchEvent FileChange
     Artifact ListArtifactsRequest ListArtifactsResponse NotKept GetArtifactRequest ReadArtifactRequest
     ReadArtifactResponse DeleteArtifactRequest DeleteArtifactResponse
+    GetUsageRequest SessionUsage
 }
 
 /// Every message of the contract is read or refused, and what was read is what was written of it again.

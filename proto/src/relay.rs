@@ -211,6 +211,7 @@ impl<R: Route> TaskService for Relay<R> {
     unary!(TaskServiceClient, resize_pty, "ResizePty", v1::ResizePtyRequest, v1::ResizePtyResponse);
     unary!(TaskServiceClient, signal_task, "SignalTask", v1::SignalTaskRequest, v1::SignalTaskResponse);
     unary!(TaskServiceClient, cancel_task, "CancelTask", v1::CancelTaskRequest, v1::Task);
+    unary!(TaskServiceClient, get_usage, "GetUsage", v1::GetUsageRequest, v1::SessionUsage);
 }
 
 #[tonic::async_trait]

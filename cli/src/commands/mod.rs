@@ -45,6 +45,7 @@ mod tenant;
 mod tls;
 mod token;
 mod up;
+mod usage;
 mod wait;
 
 pub use cp::is_helper;
@@ -165,6 +166,8 @@ pub enum Command {
     Ps(listing::PsArgs),
     /// List the tasks of a session
     Tasks(listing::TasksArgs),
+    /// Show what a session takes: CPU, memory, processes, disk
+    Usage(usage::UsageArgs),
     /// Show the output of a task
     Logs(logs::LogsArgs),
     /// Copy files into or out of a session
@@ -290,6 +293,7 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Create(args) => create::run(&global, args).await,
         Command::Ps(args) => listing::ps(&global, args).await,
         Command::Tasks(args) => listing::tasks(&global, args).await,
+        Command::Usage(args) => usage::run(&global, args).await,
         Command::Logs(args) => logs::run(&global, args).await,
         Command::Cp(args) => cp::run(&global, args).await,
         Command::PortForward(args) => port_forward::run(&global, args).await,

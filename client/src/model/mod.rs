@@ -13,6 +13,7 @@ mod interpreter;
 mod secret;
 mod session;
 mod task;
+mod usage;
 
 pub use admin::*;
 pub use artifact::*;
@@ -23,6 +24,7 @@ pub use interpreter::*;
 pub use secret::*;
 pub use session::*;
 pub use task::*;
+pub use usage::*;
 
 use std::time::{Duration, SystemTime};
 

@@ -289,6 +289,11 @@ noted! {
     tasks: WatchTaskRequest CancelTaskRequest WriteStdinRequest CloseStdinRequest ResizePtyRequest SignalTaskRequest
 }
 
+/// A read: nothing of it is recorded.
+impl Noted for v1::GetUsageRequest {
+    fn noted(&self) {}
+}
+
 /// The methods by what is done with their answers; written out they differ in their types alone.
 macro_rules! passed_on {
     (
@@ -370,5 +375,6 @@ passed_on! {
         close_stdin: CloseStdinRequest => v1::CloseStdinResponse,
         resize_pty: ResizePtyRequest => v1::ResizePtyResponse,
         signal_task: SignalTaskRequest => v1::SignalTaskResponse,
+        get_usage: GetUsageRequest => v1::SessionUsage,
     }
 }

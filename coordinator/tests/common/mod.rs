@@ -536,6 +536,7 @@ not_here! {
     resize_pty: ResizePtyRequest => ResizePtyResponse,
     signal_task: SignalTaskRequest => SignalTaskResponse,
     cancel_task: CancelTaskRequest => Task,
+    get_usage: GetUsageRequest => SessionUsage,
 }
 
 #[tonic::async_trait]

@@ -2,7 +2,7 @@
 //!
 //! - [`routes`]: what there is, in one table: it decides what is called, and the OpenAPI document is made of it.
 //! - [`run`]: a program to its end, in one request; its output whole or as a stream of [`events`].
-//! - [`views`]: sessions, tasks, workers and the cluster, as they are told here.
+//! - [`views`]: sessions, tasks, workers and the cluster, as they are told here. [`usage`]: what a session takes.
 //! - [`problem`]: what went wrong, as JSON with a hint.
 //!
 //! It is for a script with `curl`, and for what watches over a cluster. Who wants more of sessions (files, terminals,
@@ -14,6 +14,7 @@ mod problem;
 mod query;
 mod routes;
 mod run;
+mod usage;
 mod views;
 
 use std::sync::Arc;
@@ -121,6 +122,7 @@ async fn answer(
         Handler::EndSession => views::end_session(&call).await,
         Handler::Tasks => views::tasks(&call).await,
         Handler::Task => views::task(&call).await,
+        Handler::Usage => usage::usage(&call).await,
         Handler::Workers => views::workers(&call).await,
         Handler::Worker => views::worker(&call).await,
     }

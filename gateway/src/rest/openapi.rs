@@ -87,7 +87,7 @@ mod tests {
             let name = name.strip_prefix("#/components/schemas/").unwrap_or_else(|| panic!("{name}"));
             assert!(schemas.contains_key(name), "{name}");
         }
-        assert_eq!(document["paths"].as_object().unwrap().len(), 9);
+        assert_eq!(document["paths"].as_object().unwrap().len(), 10);
         assert!(schemas.contains_key("RunRequest") && schemas.contains_key("SessionView"), "{schemas:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use http::Method;
 use schemars::{Schema, SchemaGenerator};
 
-use super::{run, views};
+use super::{run, usage, views};
 use crate::http::query::percent_decoded;
 
 /// What answers.
@@ -19,6 +19,7 @@ pub enum Handler {
     EndSession,
     Tasks,
     Task,
+    Usage,
     Workers,
     Worker,
 }
@@ -131,6 +132,13 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         get("/v1/sessions/{session}/tasks/{task}", Handler::Task, "getTask", "One task.", |g| {
             g.subschema_for::<views::TaskView>()
         }),
+        get(
+            "/v1/sessions/{session}/usage",
+            Handler::Usage,
+            "getUsage",
+            "What a session's tasks take now, and have taken. To ask keeps no session from being idle.",
+            |g| g.subschema_for::<usage::UsageView>(),
+        ),
         get("/v1/workers", Handler::Workers, "listWorkers", "Workers. It needs an admin's token.", |g| {
             g.subschema_for::<views::Workers>()
         }),

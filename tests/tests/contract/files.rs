@@ -17,7 +17,7 @@ fn data(bytes: &[u8]) -> v1::WriteRequest {
     v1::WriteRequest::data(bytes.to_vec())
 }
 
-async fn write(hop: &Hop, path: &str, bytes: &[u8]) -> Result<v1::FileInfo, Status> {
+pub async fn write(hop: &Hop, path: &str, bytes: &[u8]) -> Result<v1::FileInfo, Status> {
     let mut parts = vec![header(hop, path)];
     parts.extend(bytes.chunks(256 << 10).map(data));
     parts.push(v1::WriteRequest::end());

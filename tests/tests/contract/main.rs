@@ -9,6 +9,7 @@ mod isolation;
 mod ports;
 mod secrets;
 mod tasks;
+mod usage;
 mod watch;
 
 use hop::{At, Hop};
@@ -59,6 +60,7 @@ contract!(fake:
     ports::where_nobody_listens_is_told,
     ports::what_is_no_connection_is_refused,
     ports::so_many_connections_and_no_more,
+    usage::tasks_and_files_are_counted,
     watch::a_fake_sandbox_can_not_be_watched,
 );
 
@@ -108,6 +110,8 @@ macro_rules! on_real_backends {
         ports::what_breaks_never_looks_like_an_end,
         ports::who_does_not_read_holds_up_nobody,
         ports::the_machines_own_ports_are_not_there,
+        usage::tasks_and_files_are_counted,
+        usage::cpu_and_memory_are_the_sessions,
         watch::what_happens_in_a_directory_is_told_in_order,
         watch::directories_are_followed_wherever_they_go,
         watch::a_watch_ends_with_its_directory,

@@ -163,6 +163,8 @@ async fn tasks(asked: &mut Asked) {
     assert_eq!(out["outcome_text"], "timed out");
     let args = ["run", "-s", "box", "--output-limit", "10", "--", "yes"];
     assert_eq!(asked.ask(153, Object, &args).await["outcome_text"], "output limit reached");
+    let usage = asked.ask(0, Object, &["usage", "box"]).await;
+    assert!(usage["cpu_seconds"].is_f64() && usage["tasks"].is_u64(), "{usage}");
     let listed = asked.ask(0, List, &["tasks", "box"]).await;
     let ids = asked.ask(0, List, &["tasks", "-q", "box"]).await;
     assert_eq!((listed.as_array().unwrap().len(), &listed[2]["id"]), (3, &ids[2]));

@@ -44,6 +44,7 @@ mod sessions;
 mod start;
 mod store;
 mod tls;
+mod usage;
 mod util;
 mod watching;
 mod worker;

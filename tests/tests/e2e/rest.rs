@@ -82,6 +82,8 @@ async fn a_program_runs_in_one_request() {
     );
     let task = got(&http, &format!("/v1/sessions/box/tasks/{}", done["task"].as_str().unwrap())).await;
     assert_eq!((&task["state"], &task["end"]["exit_code"]), (&json!("done"), &json!(0)), "{task}");
+    let usage = got(&http, "/v1/sessions/box/usage").await;
+    assert!(usage["cpu_seconds"].as_f64().is_some_and(|s| s > 0.0) && usage["tasks"] == 0, "{usage}");
     let ended = http.send("DELETE", "/v1/sessions/box", "").await;
     assert_eq!((ended.status, live(&http).await), (200, 0), "{ended:?}");
     cluster.stop().await;
@@ -268,6 +270,7 @@ async fn the_document_says_what_is_answered() {
         ("/v1/sessions/{session}", format!("/v1/sessions/{session}")),
         ("/v1/sessions/{session}/tasks", format!("/v1/sessions/{session}/tasks?running=false")),
         ("/v1/sessions/{session}/tasks/{task}", format!("/v1/sessions/{session}/tasks/{task}")),
+        ("/v1/sessions/{session}/usage", format!("/v1/sessions/{session}/usage")),
         ("/v1/workers", "/v1/workers".to_owned()),
         ("/v1/workers/{worker}", "/v1/workers/worker-1".to_owned()),
     ] {

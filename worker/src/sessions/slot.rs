@@ -34,6 +34,9 @@ use crate::{link::outbox::Outbox, sandbox::Identity, workspace::store::Footprint
 /// Calls that start something: a paused session takes none of them.
 const STARTS: [&str; 6] = ["Run", "StartTask", "Dial", "CreateContext", "RestartContext", "Execute"];
 
+/// Asking this is no activity: who watches what a session takes would keep it for ever.
+const NO_ACTIVITY: &str = "GetUsage";
+
 /// What is wanted of a session while it lives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
@@ -330,10 +333,11 @@ impl Slot {
             )
         })?;
         let writes = parting::writes(call);
-        observed.calls += 1;
+        let counts = call != NO_ACTIVITY;
+        observed.calls += usize::from(counts);
         observed.writes += usize::from(writes);
         drop(observed);
-        let guard = Call { slot: self.clone(), writes, _permit: permit };
+        let guard = Call { slot: self.clone(), writes, counts, _permit: permit };
         Ok(Hop { channel, guard: Some(Box::new(guard)), over: None, moved: None })
     }
 }
@@ -352,14 +356,18 @@ impl Observed {
 struct Call {
     slot: Arc<Slot>,
     writes: bool,
+    /// It is activity.
+    counts: bool,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         let mut observed = self.slot.lock();
-        observed.calls -= 1;
+        observed.calls -= usize::from(self.counts);
         observed.writes -= usize::from(self.writes);
-        observed.last_activity = Instant::now();
+        if self.counts {
+            observed.last_activity = Instant::now();
+        }
     }
 }

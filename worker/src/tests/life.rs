@@ -266,6 +266,32 @@ async fn time_to_live_and_idleness_end_a_session() {
     worker.shutdown().await;
 }
 
+/// Red when a reading counts as activity, at the worker or in the agent: whoever watches a session would keep it for ever.
+#[tokio::test]
+async fn to_ask_what_a_session_takes_keeps_it_from_nothing() {
+    let rig = Rig::new().await;
+    let worker = rig.start().await;
+    rig.script.ready().await;
+    let idle = SessionId::new();
+    let mut placement = record::sample(idle);
+    placement.idle_timeout = Some(Duration::from_millis(500));
+    rig.script.send(Command::Place(placement.into())).await;
+    let channel = rig.script.data().await;
+    let asking = async {
+        loop {
+            let request = v1::GetUsageRequest { session_id: idle.to_string() };
+            let _ = TaskServiceClient::new(channel.clone()).get_usage(request).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = rig.script.state(idle, ENDED) => ended,
+        () = asking => unreachable!("it never ends"),
+    };
+    assert_eq!(ended.end_reason(), v1::EndReason::Idle);
+    worker.shutdown().await;
+}
+
 #[tokio::test]
 async fn an_update_moves_the_deadline() {
     let rig = Rig::new().await;
@@ -313,6 +339,8 @@ async fn a_paused_session_takes_no_tasks_and_holds_up_nobody() {
     assert_eq!(reason_of(&refused), Some(Reason::SessionPaused));
     let list = v1::ListTasksRequest { session_id: other.to_string(), ..Default::default() };
     TaskServiceClient::new(channel.clone()).list_tasks(list).await.expect("looking is allowed");
+    let usage = v1::GetUsageRequest { session_id: other.to_string() };
+    TaskServiceClient::new(channel.clone()).get_usage(usage).await.expect("looking is allowed");
     rig.script.send(pause(other, false)).await;
     rig.script.state(other, READY).await;
     run(channel, shell(other, "true")).await.unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use berth_proto::{
     Epoch, Error, Reason, SessionId, TaskId, VERSION, convert,
-    domain::{Labels, Outcome, TaskDefaults, TaskDefaultsPatch},
+    domain::{Labels, Limits, Outcome, TaskDefaults, TaskDefaultsPatch},
     secret::Given,
     spawn::spawn,
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT, PORT_CONNECTIONS},
@@ -19,6 +19,7 @@ use berth_proto::{
         interpreter_service_server::InterpreterServiceServer, port_service_server::PortServiceServer,
         task_service_server::TaskServiceServer,
     },
+    world,
 };
 use futures::Stream;
 use tokio::{
@@ -38,6 +39,7 @@ const DONE_KEPT: usize = 1000;
 /// One fake sandbox.
 pub(super) struct Machine {
     session: SessionId,
+    limits: Limits,
     faults: Faults,
     witness: Option<Witness>,
     /// The sandbox is no more.
@@ -101,6 +103,7 @@ impl Machine {
     pub fn start(spec: &SandboxSpec, faults: &Faults, witness: Option<Witness>) -> Arc<Self> {
         let machine = Arc::new(Self {
             session: spec.session,
+            limits: spec.limits,
             faults: faults.clone(),
             witness,
             gone: CancellationToken::new(),
@@ -165,16 +168,21 @@ impl Machine {
         }
     }
 
-    /// Checks whom a call is for, and counts it.
-    pub fn enter(self: &Arc<Self>, session: &str) -> Result<Call, Error> {
+    /// Checks whom a call is for.
+    fn is(&self, session: &str) -> Result<(), Error> {
         if session != self.session.to_string() {
             return Err(Error::not_found(Reason::SessionNotFound, "this is another session's sandbox"));
         }
-        let mut state = lock(&self.state);
-        if !state.configured {
+        if !lock(&self.state).configured {
             return Err(Error::precondition(Reason::SessionNotReady, "the agent is not configured yet"));
         }
-        state.calls += 1;
+        Ok(())
+    }
+
+    /// The same, and counts it.
+    pub fn enter(self: &Arc<Self>, session: &str) -> Result<Call, Error> {
+        self.is(session)?;
+        lock(&self.state).calls += 1;
         Ok(Call(self.clone()))
     }
 
@@ -193,6 +201,29 @@ impl Machine {
     }
 
     /// Newest first.
+    /// Each of its tasks is one process; nothing here takes CPU time or memory that could be counted.
+    pub fn usage(&self, session: &str) -> Result<v1::SessionUsage, Error> {
+        self.is(session)?;
+        let state = lock(&self.state);
+        let running = state.tasks.values().filter(|task| !task.done()).count();
+        let tasks_limit = state.defaults.max_concurrent;
+        drop(state);
+        let files = lock(&self.files);
+        Ok(v1::SessionUsage {
+            read_at: Some(convert::time_out(world::now())),
+            cpu_limit_millis: Some(self.limits.cpu_millis.into()),
+            memory_limit_bytes: Some(self.limits.memory_bytes),
+            pids: Some(running as u64),
+            pids_limit: Some(self.limits.pids.into()),
+            disk_bytes: Some(files.used()),
+            disk_limit_bytes: Some(self.limits.disk_bytes),
+            inodes: Some(files.count()),
+            tasks: u32::try_from(running).unwrap_or(u32::MAX),
+            tasks_limit,
+            ..Default::default()
+        })
+    }
+
     pub fn tasks(&self) -> Vec<Arc<Task>> {
         lock(&self.state).tasks.values().rev().cloned().collect()
     }

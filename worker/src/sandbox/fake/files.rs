@@ -78,7 +78,12 @@ impl Tree {
         self.nodes.get(path).ok_or_else(|| missing(path))
     }
 
-    fn used(&self) -> u64 {
+    /// Files and directories.
+    pub fn count(&self) -> u64 {
+        self.nodes.len() as u64
+    }
+
+    pub fn used(&self) -> u64 {
         self.nodes.values().filter_map(|node| node.content.as_ref()).map(|c| c.len() as u64).sum()
     }
 

@@ -184,6 +184,13 @@ impl TaskService for Served {
         task.wait().await;
         Ok(Response::new(task.snapshot()))
     }
+
+    async fn get_usage(
+        &self,
+        request: Request<v1::GetUsageRequest>,
+    ) -> Result<Response<v1::SessionUsage>, Status> {
+        Ok(Response::new(self.0.usage(&request.into_inner().session_id)?))
+    }
 }
 
 fn check_open(task: &Task, state: &State) -> Result<(), Error> {

@@ -304,3 +304,45 @@ class CancelTaskRequest(_message.Message):
     task_id: str
     grace: _duration_pb2.Duration
     def __init__(self, session_id: _Optional[str] = ..., task_id: _Optional[str] = ..., grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class GetUsageRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+
+class SessionUsage(_message.Message):
+    __slots__ = ("read_at", "cpu_micros", "cpu_limit_millis", "memory_bytes", "memory_cache_bytes", "memory_peak_bytes", "memory_limit_bytes", "pids", "pids_limit", "disk_bytes", "disk_limit_bytes", "inodes", "inodes_limit", "tasks", "tasks_limit", "summed")
+    READ_AT_FIELD_NUMBER: _ClassVar[int]
+    CPU_MICROS_FIELD_NUMBER: _ClassVar[int]
+    CPU_LIMIT_MILLIS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIDS_FIELD_NUMBER: _ClassVar[int]
+    PIDS_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    INODES_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SUMMED_FIELD_NUMBER: _ClassVar[int]
+    read_at: _timestamp_pb2.Timestamp
+    cpu_micros: int
+    cpu_limit_millis: int
+    memory_bytes: int
+    memory_cache_bytes: int
+    memory_peak_bytes: int
+    memory_limit_bytes: int
+    pids: int
+    pids_limit: int
+    disk_bytes: int
+    disk_limit_bytes: int
+    inodes: int
+    inodes_limit: int
+    tasks: int
+    tasks_limit: int
+    summed: bool
+    def __init__(self, read_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cpu_micros: _Optional[int] = ..., cpu_limit_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_cache_bytes: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., pids_limit: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_limit_bytes: _Optional[int] = ..., inodes: _Optional[int] = ..., inodes_limit: _Optional[int] = ..., tasks: _Optional[int] = ..., tasks_limit: _Optional[int] = ..., summed: bool = ...) -> None: ...

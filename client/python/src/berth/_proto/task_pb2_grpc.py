@@ -90,6 +90,11 @@ class TaskServiceStub(object):
                 request_serializer=berth_dot_v1_dot_task__pb2.CancelTaskRequest.SerializeToString,
                 response_deserializer=berth_dot_v1_dot_task__pb2.Task.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/berth.v1.TaskService/GetUsage',
+                request_serializer=berth_dot_v1_dot_task__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=berth_dot_v1_dot_task__pb2.SessionUsage.FromString,
+                _registered_method=True)
 
 
 class TaskServiceServicer(object):
@@ -170,6 +175,13 @@ class TaskServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """What all tasks of the session take now, and have taken. To ask keeps no session from being idle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TaskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -227,6 +239,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.CancelTask,
                     request_deserializer=berth_dot_v1_dot_task__pb2.CancelTaskRequest.FromString,
                     response_serializer=berth_dot_v1_dot_task__pb2.Task.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=berth_dot_v1_dot_task__pb2.GetUsageRequest.FromString,
+                    response_serializer=berth_dot_v1_dot_task__pb2.SessionUsage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -527,6 +544,33 @@ class TaskService(object):
             '/berth.v1.TaskService/CancelTask',
             berth_dot_v1_dot_task__pb2.CancelTaskRequest.SerializeToString,
             berth_dot_v1_dot_task__pb2.Task.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/berth.v1.TaskService/GetUsage',
+            berth_dot_v1_dot_task__pb2.GetUsageRequest.SerializeToString,
+            berth_dot_v1_dot_task__pb2.SessionUsage.FromString,
             options,
             channel_credentials,
             insecure,
