@@ -3,17 +3,18 @@
 use std::time::{Duration, SystemTime};
 
 use berth_client::{
-    CreateOptions, ListOptions, Reason, Session, SessionId, UpdateOptions, model::SessionInfo,
+    CreateOptions, Labels, ListOptions, Reason, Session, SessionId, UpdateOptions, model::SessionInfo,
 };
 use berth_proto::{convert::bounds, world};
 use http::{HeaderMap, Method, Response, StatusCode};
 use ring::digest;
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     access::Access,
     body::{Body, Upload, empty, json_response, message},
+    metrics,
     network::{self, Network},
     pool::Lease,
     problem::Problem,
@@ -49,6 +50,7 @@ pub struct Control<'a> {
     pub token: String,
     pub access: &'a Access,
     pub public: &'a Public,
+    pub series: &'a metrics::Series,
 }
 
 #[derive(Deserialize)]
@@ -86,6 +88,15 @@ impl Control<'_> {
             ("GET", ["sandboxes"]) => self.list(&call.query, call.v2).await,
             ("GET", ["snapshots"]) => snapshots::list(self, &call.query).await,
             ("DELETE", ["templates", id]) => snapshots::delete(self, id).await,
+            // No SDK asks for the metrics of several.
+            (method, ["sandboxes", "metrics"]) => Err(unserved(method, &path)),
+            ("GET", ["sandboxes", id, "metrics"]) => {
+                let session = self.session(id)?;
+                metrics::of(self.series, &session, &self.live(&session).await?, &call.query).await
+            }
+            (_, ["sandboxes", _, "logs"]) => Err(Problem::unserved(
+                "a sandbox has no log of its own (hint: `commands.connect` gives the output of a command, `berth logs` too)",
+            )),
             (_, ["sandboxes", id, rest @ ..]) => {
                 let session = self.session(id)?;
                 self.about(&session, call.method.as_str(), rest, call.body).await
@@ -121,13 +132,8 @@ impl Control<'_> {
             ("POST", ["pause"]) => self.pause(session, read(body).await?).await,
             ("PUT", ["network"]) => {
                 let network: Network = read(body).await?;
-                self.live(session).await?;
-                if let Some(egress) = network::egress(None, Some(&network))? {
-                    session.update(UpdateOptions::new().egress(egress)).await?;
-                }
-                if let Some(public) = network.public() {
-                    self.public.set(session, public, self.access, &self.token).await?;
-                }
+                let info = self.live(session).await?;
+                self.update_network(session, &info, &network).await?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
             ("POST", ["snapshots"]) => snapshots::take(session, read(body).await?).await,
@@ -165,7 +171,8 @@ impl Control<'_> {
         let new: New = read(body).await?;
         refuse_unserved(&new)?;
         let mut options = lasting(new.timeout)?;
-        for (name, value) in sandbox::labels(new.metadata.as_ref().unwrap_or(&Metadata::new()))? {
+        let labels = sandbox::labels(new.metadata.as_ref().unwrap_or(&Metadata::new()))?;
+        for (name, value) in &labels {
             options = options.label(name, value);
         }
         for (name, value) in new.env_vars.unwrap_or_default() {
@@ -177,7 +184,7 @@ impl Control<'_> {
         if let Some(key) = headers.get("idempotency-key") {
             options = options.request_id(request_id(key.as_bytes()));
         }
-        let info = self.made(&new.template_id, options).await?;
+        let info = self.made(&new.template_id, options, &labels).await?;
         if new.network.as_ref().and_then(Network::public) == Some(true) {
             let session = self.lease.session(info.id);
             if let Err(problem) = self.public.set(&session, true, self.access, &self.token).await {
@@ -189,9 +196,14 @@ impl Control<'_> {
         Ok(json_response(StatusCode::CREATED, &self.handle(&info)))
     }
 
-    async fn made(&self, template: &str, options: CreateOptions) -> Result<SessionInfo, Problem> {
+    async fn made(
+        &self,
+        template: &str,
+        options: CreateOptions,
+        labels: &Labels,
+    ) -> Result<SessionInfo, Problem> {
         if let Some(checkpoint) = snapshots::checkpoint(template) {
-            return Ok(self.lease.restore(checkpoint, options).await?);
+            return snapshots::restore(self, checkpoint, options, labels).await;
         }
         match self.lease.create(options.clone().template(template)).await {
             // An operator may have one of that name, with what it takes. If not, the usual one has Python.
@@ -220,19 +232,41 @@ impl Control<'_> {
                 .partition_point(|info| if filter.ascending { info.id <= after } else { info.id >= after })
         });
         let page = &sessions[begin..(begin + filter.limit).min(sessions.len())];
-        let mut response =
-            json_response(StatusCode::OK, &Value::Array(page.iter().map(sandbox::listed).collect()));
-        if let Some(last) = page.last().filter(|_| begin + page.len() < sessions.len()) {
-            let token = last.id.to_string().parse().expect("hex digits can be in a header");
-            response.headers_mut().insert("x-next-token", token);
-        }
-        Ok(response)
+        let last = page.last().filter(|_| begin + page.len() < sessions.len());
+        let next = last.map(|last| last.id.to_string());
+        Ok(paged(page.iter().map(sandbox::listed).collect(), next.as_deref()))
     }
 
     async fn kill(&self, session: &Session) -> Result<Response<Body>, Problem> {
         self.live(session).await?;
         session.delete().await?;
         Ok(empty(StatusCode::NO_CONTENT))
+    }
+
+    /// An update says all that is to hold: what it leaves out is as it was for a new sandbox. Of the ports alone it may
+    /// speak too; then what the sandbox reaches stays.
+    async fn update_network(
+        &self,
+        session: &Session,
+        info: &SessionInfo,
+        network: &Network,
+    ) -> Result<(), Problem> {
+        let egress = match network::egress(None, Some(network))? {
+            Some(egress) => Some(egress),
+            None if network.says_nothing_of_egress() && network.public().is_some() => None,
+            None => {
+                let templates = self.lease.templates().await?;
+                let template = templates.into_iter().find(|template| template.name == info.template);
+                Some(network::of_template(&template.ok_or_else(|| template_gone(&info.template))?)?)
+            }
+        };
+        if let Some(egress) = egress {
+            session.update(UpdateOptions::new().egress(egress)).await?;
+        }
+        if let Some(public) = network.public() {
+            self.public.set(session, public, self.access, &self.token).await?;
+        }
+        Ok(())
     }
 
     async fn connect(&self, session: &Session, change: Change) -> Result<Response<Body>, Problem> {
@@ -301,6 +335,12 @@ fn span(seconds: i64) -> Result<Duration, Problem> {
 
 fn missing(id: &str) -> Problem {
     Problem::gone(format!("sandbox {:?} is not there: it was killed, or reached its timeout", clipped(id)))
+}
+
+fn template_gone(name: &str) -> Problem {
+    Problem::invalid(format!(
+        "network: the template {name:?} is no more, and with it what it allowed (hint: say what shall be reached)"
+    ))
 }
 
 fn clipped(id: &str) -> &str {
@@ -391,14 +431,7 @@ impl Filter {
                 Some("asc") => true,
                 Some(_) => return Err(wrong("order")()),
             },
-            limit: match value("limit") {
-                None => PAGE_MAX,
-                Some(limit) => limit
-                    .parse()
-                    .ok()
-                    .filter(|n| (1..=PAGE_MAX).contains(n))
-                    .ok_or_else(|| Problem::invalid(format!("limit: 1 to {PAGE_MAX}")))?,
-            },
+            limit: page_limit(value("limit"))?,
             after: value("nextToken").map(|id| id.parse().map_err(|_| wrong("nextToken")())).transpose()?,
         })
     }
@@ -410,9 +443,20 @@ impl Filter {
     }
 }
 
-/// A list of what has no pages of its own.
-pub fn listed(values: Vec<Value>) -> Response<Body> {
-    json_response(StatusCode::OK, &json!(values))
+/// So many of a list.
+pub fn page_limit(asked: Option<&str>) -> Result<usize, Problem> {
+    let Some(asked) = asked else { return Ok(PAGE_MAX) };
+    let limit = asked.parse().ok().filter(|n| (1..=PAGE_MAX).contains(n));
+    limit.ok_or_else(|| Problem::invalid(format!("limit: 1 to {PAGE_MAX}")))
+}
+
+/// A page of a list, and the id that the next one goes on from, if there is one.
+pub fn paged(values: Vec<Value>, next: Option<&str>) -> Response<Body> {
+    let mut response = json_response(StatusCode::OK, &Value::Array(values));
+    if let Some(token) = next.and_then(|id| id.parse().ok()) {
+        response.headers_mut().insert("x-next-token", token);
+    }
+    response
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! over plain HTTP), over Berth's own calls. What is served, and what is not: docs/e2b.md.
 //!
 //! - [`control`], [`sandbox`], [`network`], [`snapshots`]: sandboxes are sessions, metadata are labels, a timeout is a TTL.
+//! - [`metrics`]: what a sandbox takes.
 //! - [`process`], [`filesystem`], [`files`], [`watch`]: in a sandbox, as tasks and files. [`interpreter`]: code that it runs.
 //! - [`connect`], [`multipart`], [`body`], [`text`], [`paths`]: the wire.
 //! - [`ports`], [`public`]: what listens in a sandbox, for who may, and for everybody.
@@ -9,7 +10,8 @@
 //! - [`pool`]: connections to the coordinator. [`problem`]: what went wrong, as the SDKs know it.
 //!
 //! Three rules. All that is kept here between two requests is connections, for signed URLs access tokens, for a moment
-//! whose ports are open to everybody, and what a watcher of the synchronous SDK has not asked for yet: so a gateway can be
+//! whose ports are open to everybody, what a watcher of the synchronous SDK has not asked for yet, and samples of sandboxes
+//! whose metrics are asked for: so a gateway can be
 //! stopped and started at any time. What Berth does not have is refused with the reason, and not left out in silence. And
 //! nothing is held whole that may be of any size.
 
@@ -21,6 +23,7 @@ mod files;
 mod filesystem;
 mod interpreter;
 mod key;
+mod metrics;
 mod multipart;
 mod network;
 mod paths;
@@ -85,6 +88,7 @@ pub struct E2b {
     access: Access,
     public: Public,
     watchers: Watchers,
+    series: metrics::Series,
 }
 
 /// Which sandbox a request is for, and which port of it, as the request says.
@@ -102,6 +106,7 @@ impl E2b {
             access,
             public: Public::new(settings.operator),
             watchers: Watchers::default(),
+            series: metrics::Series::default(),
         }
     }
 
@@ -160,7 +165,8 @@ impl E2b {
         let answer = async {
             let lease = self.pool.client(&caller.token).await?;
             let token = caller.token.clone();
-            let control = Control { lease, token, access: &self.access, public: &self.public };
+            let (access, public, series) = (&self.access, &self.public, &self.series);
+            let control = Control { lease, token, access, public, series };
             control.answer(call(head, Upload::new(body, caller.large.clone()))).await
         };
         let response = answer.await.unwrap_or_else(|problem: Problem| problem.rest());

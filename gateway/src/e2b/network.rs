@@ -4,7 +4,7 @@
 //! unless an operator said otherwise. Older SDKs send `allow_internet_access: true` with every create, so that is no wish:
 //! it leaves the template's policy as it is. `false` is one, and so is a list of what may be reached: nothing else is then.
 
-use berth_client::{Egress, domain::Preset};
+use berth_client::{Egress, domain::Preset, model::TemplateInfo};
 use berth_proto::v1;
 use serde::Deserialize;
 use serde_json::Value;
@@ -34,6 +34,11 @@ impl Network {
     /// Whether its ports are to be open to everybody. `None`: as they are, which at first is that they are not.
     pub fn public(&self) -> Option<bool> {
         self.allow_public_traffic
+    }
+
+    /// Whether only ports are spoken of.
+    pub fn says_nothing_of_egress(&self) -> bool {
+        self.allow_out.is_none() && self.deny_out.is_none() && self.allow_internet_access.is_none()
     }
 
     fn unserved(&self) -> Option<&'static str> {
@@ -78,6 +83,12 @@ pub fn egress(internet: Option<bool>, network: Option<&Network>) -> Result<Optio
     let rules = allow.iter().filter(|allow| !ALL.contains(&allow.as_str())).cloned().collect();
     let policy = v1::Egress { preset: preset.as_str().to_owned(), allow: rules };
     Egress::try_from(policy).map(Some).map_err(|error| Problem::invalid(format!("network: {error}")))
+}
+
+/// What a sandbox of a template reaches that is asked for without a word of it.
+pub fn of_template(template: &TemplateInfo) -> Result<Egress, Problem> {
+    let policy = v1::Egress { preset: template.egress.clone(), allow: template.egress_allow.clone() };
+    Egress::try_from(policy).map_err(|error| Problem::unavailable(format!("the template's egress: {error}")))
 }
 
 #[cfg(test)]

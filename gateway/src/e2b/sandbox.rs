@@ -63,6 +63,11 @@ fn pieces(mut value: &str) -> Vec<&str> {
     }
 }
 
+/// Whether a label is kept here for E2B's clients: of one session, and not of those that are made of it.
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with("e2b.") && name.contains('/') || name == public::LABEL
+}
+
 /// The metadata that these labels hold.
 pub fn metadata(labels: &Labels) -> Metadata {
     let mut found: BTreeMap<&str, BTreeMap<usize, &str>> = BTreeMap::new();

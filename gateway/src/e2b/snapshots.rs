@@ -1,16 +1,18 @@
 //! Snapshots are checkpoints, and a snapshot's id is a template's: a sandbox made of it has its files. (E2B's have the
 //! memory too.) A fork is a checkpoint and sandboxes made of it.
 
-use berth_client::{CheckpointOptions, Session};
+use std::cmp::Reverse;
+
+use berth_client::{CheckpointOptions, CreateOptions, Labels, Session, UpdateOptions, model::SessionInfo};
 use http::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     body::{Body, empty, json_response},
-    control::{Control, lasting, listed},
+    control::{Control, lasting, page_limit, paged},
     problem::Problem,
-    text,
+    sandbox, text,
 };
 
 /// As E2B bounds it.
@@ -30,9 +32,15 @@ pub struct Fork {
     count: Option<u32>,
 }
 
+/// `project/name:tag` without what Berth does not have.
+fn plain(name: &str) -> &str {
+    let name = name.rsplit('/').next().unwrap_or_default();
+    name.split(':').next().unwrap_or_default()
+}
+
 /// The checkpoint that a template's id names, if it is one.
 pub fn checkpoint(template: &str) -> Option<&str> {
-    let id = template.split(':').next().unwrap_or_default();
+    let id = plain(template);
     (id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))).then_some(id)
 }
 
@@ -49,11 +57,51 @@ pub async fn take(session: &Session, take: Take) -> Result<Response<Body>, Probl
     Ok(json_response(StatusCode::CREATED, &snapshot(&taken.id, &taken.note)))
 }
 
+/// Those that a caller sees, newest first, in pages.
 pub async fn list(control: &Control<'_>, query: &[(String, String)]) -> Result<Response<Body>, Problem> {
-    let session = text::value(query, "sandboxID").map(str::parse).transpose();
+    let value = |name| text::value(query, name).filter(|value| !value.is_empty());
+    let session = value("sandboxID").map(str::parse).transpose();
     let session = session.map_err(|_| Problem::invalid("sandboxID: no such value"))?;
-    let taken = control.lease.checkpoints(session).await?;
-    Ok(listed(taken.iter().map(|taken| snapshot(&taken.id, &taken.note)).collect()))
+    let limit = page_limit(value("limit"))?;
+    let mut taken = control.lease.checkpoints(session).await?;
+    let name = value("name").map(plain);
+    taken.retain(|taken| name.is_none_or(|name| taken.note == name || taken.id == name));
+    // Ids begin with the time at which they were made: an order that a page can go on from.
+    taken.sort_by_cached_key(|taken| Reverse(taken.id.clone()));
+    let begin = value("nextToken").map_or(0, |after| taken.partition_point(|taken| *taken.id >= *after));
+    let page = &taken[begin..(begin + limit).min(taken.len())];
+    let more = begin + page.len() < taken.len();
+    let next = page.last().filter(|_| more).map(|last| last.id.as_str());
+    Ok(paged(page.iter().map(|taken| snapshot(&taken.id, &taken.note)).collect(), next))
+}
+
+/// A sandbox made of a snapshot. Its metadata are those that are given with it: what the session had that the snapshot is of
+/// is not told of this one.
+pub async fn restore(
+    control: &Control<'_>,
+    checkpoint: &str,
+    options: CreateOptions,
+    labels: &Labels,
+) -> Result<SessionInfo, Problem> {
+    let info = control.lease.restore(checkpoint, options).await?;
+    let mut change = UpdateOptions::new();
+    let mut changes = false;
+    for name in info.labels.keys().filter(|name| sandbox::is_ours(name) && !labels.contains_key(*name)) {
+        change = change.remove_label(name);
+        changes = true;
+    }
+    if !changes {
+        return Ok(info);
+    }
+    let session = control.lease.session(info.id);
+    match session.update(change).await {
+        Ok(info) => Ok(info),
+        Err(error) => {
+            // Nobody would know of it.
+            let _ = session.delete().await;
+            Err(error.into())
+        }
+    }
 }
 
 /// E2B's clients delete a snapshot as the template that it is.
@@ -85,5 +133,6 @@ mod tests {
         assert_eq!(checkpoint(id), Some(id));
         assert_eq!(checkpoint(&format!("{id}:default")), Some(id));
         assert_eq!(checkpoint("base"), None);
+        assert_eq!([plain("team/box:v1"), plain("box"), plain("")], ["box", "box", ""]);
     }
 }

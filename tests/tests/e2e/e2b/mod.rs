@@ -75,7 +75,9 @@ async fn sdk(sandbox: &str, program: &str, test: &str) {
         return;
     }
     let Some(sdks) = sdks(test) else { return };
-    let templates = "[[template]]\nname = \"small\"\nlimits = { disk = \"8MiB\" }\n".to_owned();
+    let templates = "[[template]]\nname = \"small\"\nlimits = { disk = \"8MiB\" }\n\
+                     [[template]]\nname = \"reaching\"\negress_allow = [\"example.org\"]\n"
+        .to_owned();
     let setup = Setup { max_sessions: 8, templates: Some(templates), ..Setup::new(sandbox) };
     let cluster = Cluster::start(setup).await;
     drive_all(&cluster, &sdks, program).await;
@@ -102,6 +104,9 @@ sdk! {
     docker_ports: "docker", "ports.py";
     native_asynchronously: "native", "asyncs.py";
     native_watching: "native", "watch.py";
+    native_metrics: "native", "metrics.py";
+    docker_metrics: "docker", "metrics.py";
+    native_snapshots_and_networks: "native", "snapshots.py";
     docker_commands_and_terminals: "docker", "commands.py";
     docker_files: "docker", "files.py";
     docker_watching: "docker", "watch.py";
