@@ -45,7 +45,7 @@ use crate::{
     door::Door,
     driver::Shared,
     environment::Environment,
-    files::{Files, watch::Watcher},
+    files::{Files, pieces::Pieces, watch::Watcher},
     interpreter::Contexts,
     ledger::Ledger,
     lockdown::{self, Protections},
@@ -184,8 +184,13 @@ async fn serve(
                 .max_decoding_message_size(MESSAGE_LIMIT),
         )
         .add_service(
-            FileServiceServer::new(FileApi { tasks: tasks.clone(), files, watcher })
-                .max_decoding_message_size(MESSAGE_LIMIT),
+            FileServiceServer::new(FileApi {
+                tasks: tasks.clone(),
+                files,
+                watcher,
+                pieces: Pieces::default(),
+            })
+            .max_decoding_message_size(MESSAGE_LIMIT),
         )
         .add_service(
             PortServiceServer::new(PortApi { tasks, ports }).max_decoding_message_size(MESSAGE_LIMIT),

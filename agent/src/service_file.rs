@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc};
 use berth_proto::{
     Error, Reason,
     convert::{self, bounds},
-    v1::{self, file_service_server::FileService, read_response, write_request},
+    v1::{self, file_service_server::FileService, read_response, unpack_request, write_request},
 };
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -16,9 +16,11 @@ use crate::{
         Files,
         list::{self, Listing},
         path,
+        pieces::Pieces,
         read::{self, Part, Reading},
         remove,
         tree::{self, Named},
+        unpack,
         watch::{Wanted, Watcher},
         write::{self, Target},
     },
@@ -30,9 +32,12 @@ pub struct FileApi {
     pub tasks: Arc<Tasks>,
     pub files: Arc<Files>,
     pub watcher: Watcher,
+    pub pieces: Pieces,
 }
 
 type Changes = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
+type Found = Pin<Box<dyn Stream<Item = Result<v1::SearchEvent, Status>> + Send>>;
+type Packed = Pin<Box<dyn Stream<Item = Result<v1::PackResponse, Status>> + Send>>;
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::ReadResponse, Status>> + Send>>;
 
 impl FileApi {
@@ -85,6 +90,8 @@ async fn next_chunk(mut state: ReadState) -> Option<(Result<v1::ReadResponse, St
 impl FileService for FileApi {
     type ReadStream = Chunks;
     type WatchStream = Changes;
+    type SearchStream = Found;
+    type PackStream = Packed;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Chunks>, Status> {
         let v1::ReadRequest { session_id, path, offset, length, no_links } = request.into_inner();
@@ -208,5 +215,52 @@ impl FileService for FileApi {
         let Named { absolute, shown } = self.named("path", path)?;
         let wanted = Wanted { absolute, shown, recursive, include_entry };
         Ok(Response::new(Box::pin(self.watcher.watch(wanted, busy).await?)))
+    }
+
+    async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<Found>, Status> {
+        let mut request = request.into_inner();
+        let busy = self.enter(&request.session_id)?;
+        let named = self.named("path", std::mem::take(&mut request.path))?;
+        Ok(Response::new(Box::pin(self.pieces.search(&self.files, named, request, busy).await?)))
+    }
+
+    async fn pack(&self, request: Request<v1::PackRequest>) -> Result<Response<Packed>, Status> {
+        let mut request = request.into_inner();
+        let busy = self.enter(&request.session_id)?;
+        let named = self.named("path", std::mem::take(&mut request.path))?;
+        Ok(Response::new(Box::pin(self.pieces.pack(&self.files, named, request, busy).await?)))
+    }
+
+    async fn unpack(
+        &self,
+        request: Request<Streaming<v1::UnpackRequest>>,
+    ) -> Result<Response<v1::UnpackResponse>, Status> {
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.and_then(|message| message.part);
+        let Some(unpack_request::Part::Header(header)) = first else {
+            return Err(Error::invalid("header", "must come first").into());
+        };
+        let _busy = self.enter(&header.session_id)?;
+        let named = self.named("path", header.path)?;
+        let (shown, files, parents) = (named.shown.clone(), self.files.clone(), header.make_parents);
+        let begin = move |_: &_| unpack::begin(files, named.absolute, named.shown, parents);
+        let mut unpacking = self.files.run(begin).await?;
+        loop {
+            // As with an upload, that the stream is over is not enough.
+            let error = match incoming.message().await?.map(|message| message.part) {
+                Some(Some(unpack_request::Part::Data(data))) => {
+                    let take = move |gone: &_| unpacking.take(&data, gone).map(|()| unpacking);
+                    unpacking = self.files.run(take).await?;
+                    continue;
+                }
+                Some(Some(unpack_request::Part::End(_))) => {
+                    return Ok(Response::new(self.files.run(move |_| unpacking.finish()).await?));
+                }
+                Some(Some(unpack_request::Part::Header(_))) => Error::invalid("header", "came twice"),
+                Some(None) => Error::invalid("part", "is missing"),
+                None => convert::unpack_broken(&shown),
+            };
+            return Err(self.files.run(move |_| Ok(unpacking.failed(error))).await?.into());
+        }
     }
 }

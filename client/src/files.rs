@@ -206,7 +206,7 @@ impl Files {
             make_parents: options.make_parents,
         };
         let client = &self.session.client;
-        let (body, failure, progress) = Body::new(header, source);
+        let (body, failure, progress) = Body::new(v1::WriteRequest::header(header), source);
         let mut service = service(client.channel());
         tokio::select! {
             biased;

@@ -25,6 +25,7 @@
 //! A session lives until it is deleted or its TTL is over: dropping a [`Session`] ends nothing.
 
 mod admin;
+mod archive;
 mod artifact;
 mod audit;
 mod backoff;
@@ -41,6 +42,7 @@ pub mod local;
 pub mod model;
 mod options;
 mod port;
+mod search;
 mod secret;
 mod session;
 mod start;
@@ -54,6 +56,7 @@ mod watch;
 mod watch_tests;
 
 pub use admin::EventStream;
+pub use archive::{PackOptions, PackReader};
 pub use artifact::ArtifactReader;
 pub use audit::{AuditCheck, AuditFilter, AuditRecord};
 pub use backup::{Backup, BackupPart};
@@ -77,6 +80,7 @@ pub use interpreter::{
 };
 pub use options::{CreateOptions, ListOptions, UpdateOptions};
 pub use port::PortStream;
+pub use search::{SearchOptions, SearchStream};
 pub use session::Session;
 pub use task::TaskHandle;
 pub use watch::{Std, TaskEvent, TaskStream, WatchOptions};

@@ -17,6 +17,7 @@ use std::{
 };
 
 use berth_proto::{transport::CHUNK, v1};
+use bytes::Bytes;
 use futures::Stream;
 use tokio::{io::AsyncRead, sync::oneshot, time::Instant};
 use tokio_util::io::ReaderStream;
@@ -53,21 +54,47 @@ impl Progress {
     }
 }
 
-pub(crate) struct Body<R> {
-    header: Option<v1::WriteHeader>,
+/// The messages of a stream of which the end must be said.
+pub(crate) trait Message: Unpin {
+    fn data(data: Bytes) -> Self;
+    fn end() -> Self;
+}
+
+impl Message for v1::WriteRequest {
+    fn data(data: Bytes) -> Self {
+        Self::data(data)
+    }
+
+    fn end() -> Self {
+        Self::end()
+    }
+}
+
+impl Message for v1::UnpackRequest {
+    fn data(data: Bytes) -> Self {
+        Self::data(data)
+    }
+
+    fn end() -> Self {
+        Self::end()
+    }
+}
+
+pub(crate) struct Body<R, M> {
+    first: Option<M>,
     source: ReaderStream<R>,
     failed: Option<oneshot::Sender<io::Error>>,
     progress: Progress,
     ended: bool,
 }
 
-impl<R: AsyncRead + Unpin> Body<R> {
-    /// The body, where a failure of the source is told, and how it comes along.
-    pub(crate) fn new(header: v1::WriteHeader, source: R) -> (Self, oneshot::Receiver<io::Error>, Progress) {
+impl<R: AsyncRead + Unpin, M: Message> Body<R, M> {
+    /// The body, where a failure of the source is told, and how it comes along. `first` is the header.
+    pub(crate) fn new(first: M, source: R) -> (Self, oneshot::Receiver<io::Error>, Progress) {
         let (failed, failure) = oneshot::channel();
         let progress = Progress::new();
         let body = Self {
-            header: Some(header),
+            first: Some(first),
             source: ReaderStream::with_capacity(source, CHUNK),
             failed: Some(failed),
             progress: progress.clone(),
@@ -77,12 +104,12 @@ impl<R: AsyncRead + Unpin> Body<R> {
     }
 }
 
-impl<R: AsyncRead + Unpin> Stream for Body<R> {
-    type Item = v1::WriteRequest;
+impl<R: AsyncRead + Unpin, M: Message> Stream for Body<R, M> {
+    type Item = M;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(header) = self.header.take() {
-            return Poll::Ready(Some(v1::WriteRequest::header(header)));
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
         }
         if self.ended {
             return Poll::Ready(None);
@@ -93,10 +120,10 @@ impl<R: AsyncRead + Unpin> Stream for Body<R> {
         let polled = Pin::new(&mut self.source).poll_next(cx);
         self.progress.mark(polled.is_pending());
         match futures::ready!(polled) {
-            Some(Ok(data)) => Poll::Ready(Some(v1::WriteRequest::data(data))),
+            Some(Ok(data)) => Poll::Ready(Some(M::data(data))),
             None => {
                 self.ended = true;
-                Poll::Ready(Some(v1::WriteRequest::end()))
+                Poll::Ready(Some(M::end()))
             }
             Some(Err(error)) => {
                 if let Some(failed) = self.failed.take() {
@@ -118,7 +145,8 @@ mod tests {
     #[tokio::test]
     async fn a_whole_upload_says_that_it_is_whole() {
         let content = vec![7; CHUNK + 1];
-        let (body, failure, _) = Body::new(v1::WriteHeader::default(), io::Cursor::new(content.clone()));
+        let (body, failure, _) =
+            Body::new(v1::WriteRequest::header(v1::WriteHeader::default()), io::Cursor::new(content.clone()));
         let parts: Vec<Part> = body.map(|message| message.part.expect("a part")).collect().await;
         assert!(matches!(parts.first(), Some(Part::Header(_))));
         assert!(matches!(parts.last(), Some(Part::End(_))));
@@ -133,7 +161,7 @@ mod tests {
     #[tokio::test]
     async fn an_upload_whose_source_fails_never_ends() {
         let source = io::Cursor::new(b"half").chain(failing());
-        let (mut body, failure, _) = Body::new(v1::WriteHeader::default(), source);
+        let (mut body, failure, _) = Body::new(v1::WriteRequest::header(v1::WriteHeader::default()), source);
         let mut parts = Vec::new();
         while let Some(Some(message)) = body.next().now_or_never() {
             parts.push(message.part.expect("a part"));

@@ -61,6 +61,8 @@ messages! {
     Artifact ListArtifactsRequest ListArtifactsResponse NotKept GetArtifactRequest ReadArtifactRequest
     ReadArtifactResponse DeleteArtifactRequest DeleteArtifactResponse
     GetUsageRequest SessionUsage
+    SearchRequest SearchEvent SearchMatch SearchEnd PackRequest PackResponse PackEnd UnpackRequest UnpackHeader
+    UnpackEnd UnpackResponse
 }
 
 /// Every message of the contract is read or refused, and what was read is what was written of it again.

@@ -93,7 +93,7 @@ reasons! {
         "look at what is there first: `stat` tells its kind";
     DirectoryNotEmpty = "DIRECTORY_NOT_EMPTY": "The directory has entries, and the call was not recursive.",
         "remove its entries first, or ask for it recursively";
-    UploadBroken = "UPLOAD_BROKEN": "The upload ended before it was complete. Nothing was written.",
+    UploadBroken = "UPLOAD_BROKEN": "The upload ended before it was complete. Of a file nothing was written, of an archive what came before.",
         "send it again; the last message of an upload is `end`";
     DiskFull = "DISK_FULL": "No space, or a quota is reached.",
         "remove files, or create a session with more disk";

@@ -195,6 +195,40 @@ macro_rules! streaming {
     };
 }
 
+macro_rules! upload {
+    ($method:ident, $call:literal, $request:ty, $part:path, $response:ty) => {
+        fn $method<'a, 'b>(&'a self, request: Request<Streaming<$request>>) -> BoxedCall<'b, $response>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            use $part as Part;
+            Box::pin(async move {
+                let (metadata, extensions, mut incoming) = request.into_parts();
+                let first = incoming.message().await?;
+                let first = first.ok_or_else(|| Error::invalid("header", "the stream was empty"))?;
+                let Some(Part::Header(header)) = &first.part else {
+                    return Err(Error::invalid("header", "must come first").into());
+                };
+                let mut hop = self.hop(&header.session_id, $call, &extensions).await?;
+                let (failed, broken) = oneshot::channel();
+                let body = Upload { first: Some(first), incoming, failed: Some(failed) };
+                let mut client = FileServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
+                let call = async {
+                    let answer = client.$method(passed_on(&metadata, body));
+                    tokio::select! {
+                        biased;
+                        // The sender is also dropped, unused, when the upload went through.
+                        Ok(status) = broken => Err(status),
+                        answer = answer => answer.map_err(|status| self.downstream(status)),
+                    }
+                };
+                unless_over(&mut hop.over, call).await
+            })
+        }
+    };
+}
+
 #[tonic::async_trait]
 impl<R: Route> TaskService for Relay<R> {
     type RunStream = RelayStream<v1::TaskEvent>;
@@ -268,6 +302,8 @@ impl<R: Route> InterpreterService for Relay<R> {
 impl<R: Route> FileService for Relay<R> {
     type ReadStream = RelayStream<v1::ReadResponse>;
     type WatchStream = RelayStream<v1::WatchEvent>;
+    type SearchStream = RelayStream<v1::SearchEvent>;
+    type PackStream = RelayStream<v1::PackResponse>;
 
     streaming!(FileServiceClient, read, "Read", v1::ReadRequest, ReadStream);
     unary!(FileServiceClient, stat, "Stat", v1::StatRequest, v1::FileInfo);
@@ -276,45 +312,24 @@ impl<R: Route> FileService for Relay<R> {
     unary!(FileServiceClient, r#move, "Move", v1::MoveRequest, v1::FileInfo);
     unary!(FileServiceClient, remove, "Remove", v1::RemoveRequest, v1::RemoveResponse);
     streaming!(FileServiceClient, watch, "Watch", v1::WatchRequest, WatchStream);
-
-    async fn write(
-        &self,
-        request: Request<Streaming<v1::WriteRequest>>,
-    ) -> Result<Response<v1::FileInfo>, Status> {
-        let (metadata, extensions, mut incoming) = request.into_parts();
-        let first =
-            incoming.message().await?.ok_or_else(|| Error::invalid("header", "the stream was empty"))?;
-        let Some(v1::write_request::Part::Header(header)) = &first.part else {
-            return Err(Error::invalid("header", "must come first").into());
-        };
-        let mut hop = self.hop(&header.session_id, "Write", &extensions).await?;
-        let (failed, broken) = oneshot::channel();
-        let body = Upload { first: Some(first), incoming, failed: Some(failed) };
-        let mut client = FileServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
-        let call = async {
-            tokio::select! {
-                biased;
-                // The sender is also dropped, unused, when the upload went through.
-                Ok(status) = broken => Err(status),
-                result = client.write(passed_on(&metadata, body)) => result.map_err(|status| self.downstream(status)),
-            }
-        };
-        unless_over(&mut hop.over, call).await
-    }
+    streaming!(FileServiceClient, search, "Search", v1::SearchRequest, SearchStream);
+    streaming!(FileServiceClient, pack, "Pack", v1::PackRequest, PackStream);
+    upload!(write, "Write", v1::WriteRequest, v1::write_request::Part, v1::FileInfo);
+    upload!(unpack, "Unpack", v1::UnpackRequest, v1::unpack_request::Part, v1::UnpackResponse);
 }
 
 /// The client's upload on its way to the next hop. After a failure it reports it and
 /// stays pending: to end would tell the next hop that the file is complete.
-struct Upload {
-    first: Option<v1::WriteRequest>,
-    incoming: Streaming<v1::WriteRequest>,
+struct Upload<M> {
+    first: Option<M>,
+    incoming: Streaming<M>,
     failed: Option<oneshot::Sender<Status>>,
 }
 
-impl Stream for Upload {
-    type Item = v1::WriteRequest;
+impl<M: Unpin> Stream for Upload<M> {
+    type Item = M;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }

@@ -13,10 +13,15 @@
 pub mod export;
 pub mod import;
 pub mod list;
+pub mod pack;
 pub mod path;
+pub mod pieces;
 pub mod read;
 pub mod remove;
+pub mod search;
 pub mod tree;
+pub mod unpack;
+mod walk;
 pub mod watch;
 pub mod write;
 

@@ -39,7 +39,8 @@ pub fn must_be_file(shown: &str, stat: &FileStat) -> Result<(), Error> {
     Err(Error::precondition(Reason::FileKind, format!("{shown}: {what}")))
 }
 
-fn open(absolute: &Path, shown: &str, no_links: bool) -> Result<(OwnedFd, FileStat), Error> {
+/// Opens a regular file for reading, and waits for nothing.
+pub(super) fn open(absolute: &Path, shown: &str, no_links: bool) -> Result<(OwnedFd, FileStat), Error> {
     let failed = |error| file_error(shown, error);
     if weakened!("blocking-open") {
         path::open(absolute, OFlag::O_RDONLY).map_err(failed)?;

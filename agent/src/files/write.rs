@@ -8,6 +8,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Write},
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
         Arc,
@@ -29,13 +30,43 @@ use crate::openat::{How, openat2};
 /// Mode of a new file, unless the caller says otherwise.
 const NEW_FILE: u32 = 0o644;
 
-/// A file that is not in its place yet. It goes with this, unless it was put there: wherever that happens. A caller
-/// may go away while it is being made, when it was made and nobody has heard of it, or later.
-struct Temporary {
+/// A file (or link) that is not in its place yet. It goes with this, unless it was put there: wherever that happens. A
+/// caller may go away while it is being made, when it was made and nobody has heard of it, or later.
+pub(super) struct Temporary {
     files: Arc<Files>,
     place: Arc<Place>,
     name: OsString,
     kept: AtomicBool,
+}
+
+impl Temporary {
+    /// Beside that place. Nothing is made yet.
+    pub fn new(files: Arc<Files>, place: Place) -> Self {
+        let name = OsString::from(format!(".berth-{}.tmp", berth_proto::TaskId::new()));
+        Self { files, place: Arc::new(place), name, kept: AtomicBool::new(false) }
+    }
+
+    /// With an empty file that only its owner may read.
+    pub fn create(files: Arc<Files>, place: Place) -> io::Result<(Self, File)> {
+        let temporary = Self::new(files, place);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let how = How::new(flags, ResolveFlag::RESOLVE_NO_MAGICLINKS).mode(Mode::from_bits_truncate(0o600));
+        let (dir, name) = temporary.at();
+        let file = File::from(path::retried(|| openat2(dir, name, how))?);
+        Ok((temporary, file))
+    }
+
+    /// Its directory, and its name there.
+    pub fn at(&self) -> (&OwnedFd, &OsStr) {
+        (&self.place.dir, &self.name)
+    }
+
+    /// Puts it in its place, over what is there.
+    pub fn put(&self) -> nix::Result<()> {
+        renameat(&self.place.dir, &*self.name, &self.place.dir, &*self.place.name)?;
+        self.kept.store(true, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl Drop for Temporary {
@@ -111,12 +142,8 @@ fn open(target: Target, files: Arc<Files>) -> Result<(File, Temporary, u32), Err
         Err(nix::errno::Errno::ENOENT) => target.mode.unwrap_or(NEW_FILE),
         Err(errno) => return Err(failed(errno.into())),
     };
-    let name = OsString::from(format!(".berth-{}.tmp", berth_proto::TaskId::new()));
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let how = How::new(flags, ResolveFlag::RESOLVE_NO_MAGICLINKS).mode(Mode::from_bits_truncate(0o600));
-    let file = path::retried(|| openat2(&place.dir, &*name, how)).map_err(|e| failed(e.into()))?;
-    let temporary = Temporary { files, place: Arc::new(place), name, kept: AtomicBool::new(false) };
-    Ok((File::from(file), temporary, mode))
+    let (temporary, file) = Temporary::create(files, place).map_err(failed)?;
+    Ok((file, temporary, mode))
 }
 
 impl Writing {
@@ -138,9 +165,7 @@ impl Writing {
             .run(move |_| {
                 let run = || -> nix::Result<v1::FileInfo> {
                     fchmod(&*file, path::bits(mode))?;
-                    let dir = &temporary.place.dir;
-                    renameat(dir, &*temporary.name, dir, &*temporary.place.name)?;
-                    temporary.kept.store(true, Ordering::Relaxed);
+                    temporary.put()?;
                     Ok(path::info(OsStr::new(&shown), &fstat(&*file)?, None))
                 };
                 run().map_err(|errno| file_error(&shown, errno))

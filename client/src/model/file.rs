@@ -131,3 +131,96 @@ impl TryFrom<v1::FileChange> for FileChange {
         })
     }
 }
+
+/// A line that matches a search, with those around it. Of each line as much as is told.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SearchMatch {
+    /// Below the path that was searched; that path itself if it is a file.
+    pub path: String,
+    /// The whole path, set only when it is not UTF-8; `path` then has U+FFFD in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<Vec<u8>>,
+    /// Counted from 1.
+    pub line: u64,
+    pub text: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+}
+
+impl From<v1::SearchMatch> for SearchMatch {
+    fn from(wire: v1::SearchMatch) -> Self {
+        Self {
+            path: wire.path,
+            path_bytes: (!wire.path_bytes.is_empty()).then(|| wire.path_bytes.to_vec()),
+            line: wire.line,
+            text: wire.text,
+            before: wire.before,
+            after: wire.after,
+        }
+    }
+}
+
+/// Why a search may not have told all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SearchLimit {
+    /// There are as many matches as were asked for.
+    Matches,
+    /// The time was over.
+    Time,
+}
+
+/// How a search ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct SearchEnd {
+    pub files_searched: u64,
+    /// No text, too large, or not to be read.
+    pub files_skipped: u64,
+    /// `None`: it went to its end.
+    pub limit: Option<SearchLimit>,
+}
+
+impl TryFrom<v1::SearchEnd> for SearchEnd {
+    type Error = Error;
+
+    fn try_from(wire: v1::SearchEnd) -> Result<Self, Error> {
+        let limit = match v1::SearchLimit::try_from(wire.limit) {
+            Ok(v1::SearchLimit::Unspecified) => None,
+            Ok(v1::SearchLimit::Matches) => Some(SearchLimit::Matches),
+            Ok(v1::SearchLimit::Time) => Some(SearchLimit::Time),
+            Err(_) => return Err(Error::strange("a search ended for a reason that is none")),
+        };
+        Ok(Self { files_searched: wire.files_searched, files_skipped: wire.files_skipped, limit })
+    }
+}
+
+/// What an archive holds, or what of one was unpacked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Archived {
+    pub files: u64,
+    pub directories: u64,
+    /// Symbolic and hard ones.
+    pub links: u64,
+    /// Of content.
+    pub bytes: u64,
+    /// What was left out: pipes, sockets, devices, and what may not be read; and files that became shorter meanwhile.
+    pub skipped: u64,
+    /// The first 100 of them.
+    pub skipped_paths: Vec<String>,
+}
+
+impl From<v1::PackEnd> for Archived {
+    fn from(wire: v1::PackEnd) -> Self {
+        let v1::PackEnd { files, directories, links, bytes, skipped, skipped_paths } = wire;
+        Self { files, directories, links, bytes, skipped, skipped_paths }
+    }
+}
+
+impl From<v1::UnpackResponse> for Archived {
+    fn from(wire: v1::UnpackResponse) -> Self {
+        let v1::UnpackResponse { files, directories, links, bytes } = wire;
+        Self { files, directories, links, bytes, ..Self::default() }
+    }
+}

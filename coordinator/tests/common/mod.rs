@@ -543,6 +543,8 @@ not_here! {
 impl FileService for Tiny {
     type ReadStream = Pin<Box<dyn Stream<Item = Result<v1::ReadResponse, Status>> + Send>>;
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
+    type SearchStream = Pin<Box<dyn Stream<Item = Result<v1::SearchEvent, Status>> + Send>>;
+    type PackStream = Pin<Box<dyn Stream<Item = Result<v1::PackResponse, Status>> + Send>>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let path = request.into_inner().path;
@@ -587,6 +589,18 @@ impl FileService for Tiny {
         Err(Status::unimplemented("not here"))
     }
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn search(&self, _: Request<v1::SearchRequest>) -> Result<Response<Self::SearchStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn pack(&self, _: Request<v1::PackRequest>) -> Result<Response<Self::PackStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn unpack(
+        &self,
+        _: Request<Streaming<v1::UnpackRequest>>,
+    ) -> Result<Response<v1::UnpackResponse>, Status> {
         Err(Status::unimplemented("not here"))
     }
 }

@@ -28,7 +28,6 @@ mod problem;
 mod progress;
 mod reached;
 mod resources;
-mod search;
 mod server;
 mod sessions;
 pub mod stdio;

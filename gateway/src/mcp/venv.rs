@@ -2,7 +2,8 @@
 //!
 //! Debian's Python refuses to install anything outside of a venv, and a session's packages are nobody else's. It is made
 //! on the first use of a program, from what the sandbox has (Python's own `venv` and `ensurepip`, which need no network),
-//! and is in checkpoints like any other file. Where there is no Python, or it can't be made, programs run without it.
+//! and is in checkpoints like any other file. What the sandbox's own Python has (an image's numpy) is found in it too,
+//! behind what is installed in it. Where there is no Python, or it can't be made, programs run without it.
 //!
 //! Programs find it by PATH. What a session's PATH is, its template and its env decide, so the session is asked, by the
 //! very task that makes the environment.
@@ -29,8 +30,8 @@ const MAKING: Duration = Duration::from_secs(180);
 /// The mark comes last: an environment whose making was cut off is made anew. Who makes it has a lock, which ends with the
 /// task: several clients may use one session, and each begins by this.
 ///
-/// pip itself would take most of the time (ten times the rest), and most sessions never use it. So there is a stand-in by
-/// its name, which puts pip in its own place (`ensurepip`, which needs no network) when it is first called, however it is
+/// Where the sandbox's own Python has pip, that one installs. Else pip would take most of the time (ten times the rest), and
+/// most sessions never use it. So there is a stand-in by its name, which puts pip in its own place (`ensurepip`, which needs no network) when it is first called, however it is
 /// called.
 const MAKE: &str = r#"
 v=/home/user/.venv
@@ -39,12 +40,13 @@ if [ ! -e "$v/.complete" ]; then
     exec 9>"$v.lock" && python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' || exit 4
 fi
 if [ ! -e "$v/.complete" ]; then
-    python3 -m venv --clear --without-pip "$v" >&2 && "$v/bin/python" - >&2 <<'PY' && : > "$v/.complete" || exit 4
-import os, sysconfig
-pip = os.path.join(sysconfig.get_paths()["purelib"], "pip")
-os.mkdir(pip)
-with open(os.path.join(pip, "__main__.py"), "w") as file:
-    file.write('''# pip itself comes with its first use, from what Python brings along.
+    python3 -m venv --clear --without-pip --system-site-packages "$v" >&2 && "$v/bin/python" - >&2 <<'PY' && : > "$v/.complete" || exit 4
+import importlib.util, os, sysconfig
+if importlib.util.find_spec("pip") is None:
+    pip = os.path.join(sysconfig.get_paths()["purelib"], "pip")
+    os.mkdir(pip)
+    with open(os.path.join(pip, "__main__.py"), "w") as file:
+        file.write('''# pip itself comes with its first use, from what Python brings along.
 import os, subprocess, sys
 if os.environ.get("_PIP_MADE"):
     sys.exit("there is no pip, and python -m ensurepip did not make it")

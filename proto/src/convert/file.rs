@@ -1,4 +1,4 @@
-//! Uploads: the one stream of which the end must be said.
+//! Uploads: streams of which the end must be said.
 
 use crate::{
     error::{Error, Reason},
@@ -21,6 +21,22 @@ impl v1::WriteRequest {
     }
 }
 
+/// The same of an archive.
+impl v1::UnpackRequest {
+    pub fn header(header: v1::UnpackHeader) -> Self {
+        Self { part: Some(v1::unpack_request::Part::Header(header)) }
+    }
+
+    pub fn data(data: impl Into<bytes::Bytes>) -> Self {
+        Self { part: Some(v1::unpack_request::Part::Data(data.into())) }
+    }
+
+    /// The archive is complete.
+    pub fn end() -> Self {
+        Self { part: Some(v1::unpack_request::Part::End(v1::UnpackEnd {})) }
+    }
+}
+
 /// The error for an upload that ended without [`v1::WriteRequest::end`].
 pub fn upload_broken(path: &str) -> Error {
     Error::new(
@@ -29,4 +45,14 @@ pub fn upload_broken(path: &str) -> Error {
         format!("{path}: the upload ended before it was complete, and nothing was written"),
     )
     .hint("send it again; the last message of an upload is `end`")
+}
+
+/// The error for an archive that ended without [`v1::UnpackRequest::end`].
+pub fn unpack_broken(path: &str) -> Error {
+    Error::new(
+        crate::Code::Aborted,
+        Reason::UploadBroken,
+        format!("{path}: the archive ended before it was complete"),
+    )
+    .hint("send it again; the last message of an archive is `end`")
 }

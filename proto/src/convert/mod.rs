@@ -24,7 +24,7 @@ use crate::{
     ids::{SessionId, TaskId},
 };
 
-pub use file::upload_broken;
+pub use file::{unpack_broken, upload_broken};
 pub use limits::full_limits;
 pub use port::{connection_broken, dial_header, port, too_many_connections};
 pub use state::{end_reason, session_state};

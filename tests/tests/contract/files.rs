@@ -17,8 +17,19 @@ fn data(bytes: &[u8]) -> v1::WriteRequest {
     v1::WriteRequest::data(bytes.to_vec())
 }
 
+/// With what is missing above it.
+pub async fn put(hop: &Hop, path: &str, bytes: &[u8]) {
+    let (session_id, path) = (hop.session.clone(), path.to_owned());
+    let header = v1::WriteHeader { session_id, path, make_parents: true, mode: None };
+    send(hop, v1::WriteRequest::header(header), bytes).await.expect("it is written");
+}
+
 pub async fn write(hop: &Hop, path: &str, bytes: &[u8]) -> Result<v1::FileInfo, Status> {
-    let mut parts = vec![header(hop, path)];
+    send(hop, header(hop, path), bytes).await
+}
+
+async fn send(hop: &Hop, header: v1::WriteRequest, bytes: &[u8]) -> Result<v1::FileInfo, Status> {
+    let mut parts = vec![header];
     parts.extend(bytes.chunks(256 << 10).map(data));
     parts.push(v1::WriteRequest::end());
     Ok(hop.files.clone().write(tokio_stream::iter(parts)).await?.into_inner())
@@ -47,11 +58,11 @@ async fn read_range(hop: &Hop, path: &str, offset: u64, length: u64) -> Result<V
     Ok(bytes)
 }
 
-async fn read(hop: &Hop, path: &str) -> Result<Vec<u8>, Status> {
+pub async fn read(hop: &Hop, path: &str) -> Result<Vec<u8>, Status> {
     read_range(hop, path, 0, 0).await
 }
 
-async fn stat(hop: &Hop, path: &str) -> Result<v1::FileInfo, Status> {
+pub async fn stat(hop: &Hop, path: &str) -> Result<v1::FileInfo, Status> {
     let request = v1::StatRequest { session_id: hop.session.clone(), path: path.into(), follow: false };
     Ok(hop.files.clone().stat(request).await?.into_inner())
 }

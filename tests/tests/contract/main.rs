@@ -1,12 +1,14 @@
 //! One suite, aimed at every hop: the data-plane services are the same on coordinator,
 //! worker and agent, so the same cases must hold on each, on every backend.
 
+mod archive;
 mod cases;
 mod files;
 mod hop;
 mod interpreter;
 mod isolation;
 mod ports;
+mod search;
 mod secrets;
 mod tasks;
 mod usage;
@@ -62,6 +64,10 @@ contract!(fake:
     ports::so_many_connections_and_no_more,
     usage::tasks_and_files_are_counted,
     watch::a_fake_sandbox_can_not_be_watched,
+    search::lines_are_found_with_their_context,
+    search::what_is_no_search_is_refused,
+    archive::a_directory_goes_out_and_in,
+    archive::what_is_no_archive_is_refused,
 );
 
 macro_rules! on_real_backends {
@@ -118,6 +124,15 @@ macro_rules! on_real_backends {
         watch::what_is_too_much_is_told,
         watch::so_many_directories_and_streams_and_no_more,
         watch::what_can_not_be_watched_is_refused,
+        search::lines_are_found_with_their_context,
+        search::what_is_no_search_is_refused,
+        search::a_search_goes_through_no_link_and_waits_for_nothing,
+        search::a_search_is_bounded_and_ends_with_its_caller,
+        archive::a_directory_goes_out_and_in,
+        archive::what_is_no_archive_is_refused,
+        archive::an_archive_leads_nowhere_else,
+        archive::links_and_modes_come_along,
+        archive::large_archives_go_both_ways,
     );)* };
 }
 

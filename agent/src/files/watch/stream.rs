@@ -28,7 +28,7 @@ use super::{
     told,
     tree::{Confused, Tree},
 };
-use crate::files::{export, file_error, list, path};
+use crate::files::{export, file_error, path, walk};
 
 /// Directories that one stream watches.
 const DIRECTORIES: usize = 4096;
@@ -277,7 +277,7 @@ impl Stream {
                 return Ok(true);
             }
             let at = parent.map(|parent| self.tree.path(parent, &name)).unwrap_or_default();
-            let dir = match list::open_below(&root, &at).and_then(|dir| {
+            let dir = match walk::open_below(&root, &at, walk::BELOW).and_then(|dir| {
                 path::refuse_proc(&dir)?;
                 let readable = path::open_at(&dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
                 if self.identity.is_none_or(|(device, _)| Ok(device) != fstat(&readable).map(|s| s.st_dev)) {
@@ -389,7 +389,7 @@ impl Stream {
         let root = self.open_known().ok()?;
         let cut = at.iter().rposition(|byte| *byte == b'/');
         let (dir, name) = cut.map_or((&b""[..], at), |cut| (&at[..cut], &at[cut + 1..]));
-        let dir = list::open_below(&root, dir).ok()?;
+        let dir = walk::open_below(&root, dir, walk::BELOW).ok()?;
         let name = OsStr::from_bytes(if name.is_empty() { b"." } else { name });
         let stat = fstatat(&dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
         let link = path::kind(&stat) == v1::FileType::Symlink;

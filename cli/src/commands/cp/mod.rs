@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod download;
+mod stream;
 pub(super) mod tree;
 mod upload;
 
@@ -27,14 +28,16 @@ pub use upload::is_helper;
 
 const HELP: &str = "\
 One side is SESSION:PATH. A PATH there is relative to the workspace unless it begins with `/`.
-A local path with a colon in it is written ./a:b.
+A local path with a colon in it is written ./a:b. `-` is a tar archive, to stdout or from stdin.
 
 Examples:
   berth cp notes.txt web:notes.txt
   berth cp -r ./project web:.              makes project/ in the workspace
   berth cp -r ./project/. web:.            its contents into the workspace
   berth cp -r web:results ./out
-  berth cp web:/etc/os-release .";
+  berth cp web:/etc/os-release .
+  berth cp web:results - > results.tar     an archive of results/
+  tar -c ./src | berth cp - web:.          what is in an archive, into the workspace";
 
 /// Copies files into or out of a session.
 #[derive(Args, Debug)]
@@ -44,11 +47,11 @@ pub struct CpArgs {
     #[arg(long, short = 'r', visible_short_alias = 'R')]
     pub recursive: bool,
 
-    /// What to copy: PATH or SESSION:PATH
+    /// What to copy: PATH, SESSION:PATH, or - for a tar archive from stdin
     #[arg(value_name = "SRC")]
     pub source: String,
 
-    /// Where to: SESSION:PATH or PATH
+    /// Where to: SESSION:PATH, PATH, or - for a tar archive to stdout
     #[arg(value_name = "DST")]
     pub destination: String,
 }
@@ -57,7 +60,12 @@ pub struct CpArgs {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Side {
     Local(PathBuf),
-    Remote { session: String, path: String },
+    /// An archive, from stdin or to stdout.
+    Stream,
+    Remote {
+        session: String,
+        path: String,
+    },
 }
 
 impl Side {
@@ -65,6 +73,9 @@ impl Side {
     pub fn parse(text: &str) -> Result<Self, Failure> {
         if text.is_empty() {
             return Err(Failure::usage("a path is empty").hint("`.` is this directory"));
+        }
+        if text == "-" {
+            return Ok(Self::Stream);
         }
         match text.split_once(':') {
             Some(("", _)) => Err(Failure::usage(format!("{text:?} names no session"))
@@ -110,6 +121,10 @@ impl Tally {
 
 pub async fn run(global: &Global, args: CpArgs) -> CommandResult {
     let sides = (Side::parse(&args.source)?, Side::parse(&args.destination)?);
+    if global.json() && sides.1 == Side::Stream {
+        return Err(Failure::usage("stdout is the archive's, and takes no JSON beside it")
+            .hint("leave --format json out, or copy to a directory"));
+    }
     let client = global.client().await?;
     let mut interrupts = Interrupts::new()?;
     let progress = progress();
@@ -149,8 +164,18 @@ async fn copy(
             let session = select::session(client, &session).await?;
             download::copy(&session, &path, &destination, recursive, progress).await
         }
-        (Side::Local(_), Side::Local(_)) => Err(Failure::usage("neither side is in a session")
-            .hint("write one side as SESSION:PATH; `berth ps` lists sessions")),
+        (Side::Remote { session, path }, Side::Stream) => {
+            let session = select::session(client, &session).await?;
+            stream::out(&session, &path, progress).await
+        }
+        (Side::Stream, Side::Remote { session, path }) => {
+            let session = select::session(client, &session).await?;
+            stream::into(&session, &path, progress).await
+        }
+        (Side::Local(_) | Side::Stream, Side::Local(_) | Side::Stream) => {
+            Err(Failure::usage("neither side is in a session")
+                .hint("write one side as SESSION:PATH; `berth ps` lists sessions"))
+        }
         (Side::Remote { .. }, Side::Remote { .. }) => Err(Failure::usage("both sides are in sessions")
             .hint("copy to a local path first, or use `berth run --session … -- cp` within one session")),
     }
@@ -201,6 +226,8 @@ mod tests {
         assert_eq!(Side::parse("web:").unwrap(), remote("web", "."));
         assert_eq!(Side::parse("./a:b").unwrap(), Side::Local("./a:b".into()));
         assert_eq!(Side::parse("/x/a:b").unwrap(), Side::Local("/x/a:b".into()));
+        assert_eq!(Side::parse("-").unwrap(), Side::Stream);
+        assert_eq!(Side::parse("./-").unwrap(), Side::Local("./-".into()));
         assert_eq!(Side::parse("dir/").unwrap(), Side::Local("dir/".into()));
         assert!(Side::parse(":a").is_err() && Side::parse("").is_err());
     }

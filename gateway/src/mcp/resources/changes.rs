@@ -1,16 +1,16 @@
 //! Word of resources that changed, for clients that want it.
 //!
-//! There is nothing in a sandbox that would tell of it. So what a resource was when it was last looked at (time and size
-//! of a file, length of an output) is compared with what it is: at once when a tool of this client may have changed files or
-//! a task that it started has ended, and every few seconds for what else may have. That poll is a use of the session, and
-//! would keep it alive for ever: it stops when the client has asked for nothing for a while.
+//! What a resource was when it was last looked at (time and size of a file, length of an output) is compared with what it is
+//! (`seen.rs`): at once when a tool of this client may have changed files, when a task that it started has ended, and when
+//! the session's own watch of its files says so, whoever changed them (`watches.rs`). What no watch tells of is looked at
+//! every few seconds: outputs, and files of sessions that can't be watched. That is a use of the session, and so is a
+//! watch, and would keep it alive for ever: both stop when the client has asked for nothing for a while.
 //!
 //! Who is told is a [`Listener`]: up to 2025-11-25 the conversation, which subscribes to one resource after another; from
-//! 2026-07-28 on each `subscriptions/listen`. All of it is here and in `seen.rs`, so that a watch of files can take
-//! its place.
+//! 2026-07-28 on each `subscriptions/listen`.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -32,11 +32,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     listing::{self, DEPTH},
     seen::{Seen, Subscribed},
+    uri::What,
+    watches::{Changed, Hears, Watches, watched},
 };
 use crate::mcp::{problem::Problem, sessions::Sessions};
 
-/// Between two looks at what nobody here is known to have changed.
+/// Between two looks at what no watch tells of.
 const EVERY: Duration = Duration::from_secs(5);
+/// At each of so many looks, at everything: a path may lead through a link, and then a watch doesn't tell of it.
+const ALL_EVERY: u32 = 12;
+/// What is told at once comes together: a build changes hundreds of files.
+const GATHER: Duration = Duration::from_millis(50);
 /// A client that asked for nothing for so long is not looked for any more, until it asks again.
 const QUIET: Duration = Duration::from_secs(300);
 /// A stream of events of a client whose other requests are not seen here ends after so long, and is begun again.
@@ -55,10 +61,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The files of each session, as one number.
 type Listed = BTreeMap<SessionId, u64>;
 
-/// What tools of the client may have changed, with the beginning of the first of their calls.
+/// What may have changed since it was last looked at.
+#[derive(Default)]
 struct Touched {
+    /// By tools of the client, with the beginning of the first of their calls.
     sessions: BTreeMap<SessionId, Instant>,
-    first: Instant,
+    /// The beginning of the first call of all.
+    first: Option<Instant>,
+    /// By whomever, as a watch says.
+    watched: BTreeMap<SessionId, Changed>,
 }
 
 enum To {
@@ -76,6 +87,18 @@ struct Listener {
     /// `None`: nothing since it last looked.
     touched: Mutex<Option<Touched>>,
     wake: Notify,
+    watches: Watches,
+    /// There may be another session to watch.
+    other: Notify,
+}
+
+impl Hears for Listener {
+    fn changed(&self, session: SessionId, changed: Changed) {
+        let mut touched = locked(&self.touched);
+        let watched = &mut touched.get_or_insert_default().watched;
+        watched.entry(session).or_insert_with(|| Changed::Paths(BTreeSet::new())).add(changed);
+        self.wake.notify_one();
+    }
 }
 
 impl Listener {
@@ -86,13 +109,15 @@ impl Listener {
             listed: tokio::sync::Mutex::default(),
             touched: Mutex::default(),
             wake: Notify::new(),
+            watches: Watches::default(),
+            other: Notify::new(),
         })
     }
 
     fn touched(&self, session: Option<SessionId>, began: Instant) {
         let mut touched = locked(&self.touched);
-        let touched = touched.get_or_insert_with(|| Touched { sessions: BTreeMap::new(), first: began });
-        touched.first = touched.first.min(began);
+        let touched = touched.get_or_insert_default();
+        touched.first = Some(touched.first.map_or(began, |first| first.min(began)));
         if let Some(session) = session {
             let first = touched.sessions.entry(session).or_insert(began);
             *first = began.min(*first);
@@ -100,33 +125,60 @@ impl Listener {
         self.wake.notify_one();
     }
 
-    /// Looks when it is woken, and at all of it from time to time while `wanted`.
-    async fn attend(&self, sessions: &Arc<Sessions>, wanted: impl Fn() -> bool) {
+    /// Looks when it is woken, and at what no watch tells of from time to time while `wanted`.
+    async fn attend(self: &Arc<Self>, sessions: &Arc<Sessions>, wanted: impl Fn() -> bool) {
         let mut tick = interval(EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = 0u32;
         loop {
             tokio::select! {
                 () = self.wake.notified() => {
+                    tokio::time::sleep(GATHER).await;
                     let Some(touched) = locked(&self.touched).take() else { continue };
-                    self.look(|session| touched.sessions.get(&session).copied()).await;
+                    let now = Instant::now();
+                    self.look(|session, what| {
+                        let watched = touched.watched.get(&session).filter(|changed| changed.concerns(what));
+                        touched.sessions.get(&session).copied().or(watched.map(|_| now))
+                    }).await;
                     self.look_at_list(sessions, &touched).await;
                 }
+                () = self.other.notified() => self.watch(wanted()).await,
                 _ = tick.tick() => {
+                    self.watch(wanted()).await;
+                    ticks = ticks.wrapping_add(1);
                     if wanted() {
-                        self.look(|_| Some(Instant::now())).await;
+                        let now = Instant::now();
+                        let all = ticks.is_multiple_of(ALL_EVERY);
+                        let told = |session, what: &What| watched(what).is_some() && self.watches.stands(session);
+                        self.look(|session, what| (all || !told(session, what)).then_some(now)).await;
                     }
                 }
             }
         }
     }
 
-    /// `began`: when what may have changed a session's files did; `None`: nothing did.
-    async fn look(&self, began: impl Fn(SessionId) -> Option<Instant>) {
+    /// Has a watch in each session of which a file is subscribed to.
+    async fn watch(self: &Arc<Self>, wanted: bool) {
+        let mut sessions = Vec::new();
+        if wanted {
+            let all: Vec<_> = locked(&self.subscribed).values().map(Arc::clone).collect();
+            for one in all {
+                let one = one.lock().await;
+                if watched(&one.what).is_some() {
+                    sessions.push(one.session.clone());
+                }
+            }
+        }
+        self.watches.keep(sessions, &Arc::downgrade(self));
+    }
+
+    /// `began`: when what may have changed a resource of a session did; `None`: nothing did.
+    async fn look(&self, began: impl Fn(SessionId, &What) -> Option<Instant>) {
         let all: Vec<_> =
             locked(&self.subscribed).iter().map(|(uri, one)| (uri.clone(), Arc::clone(one))).collect();
         for (uri, one) in all {
             let mut one = one.lock().await;
-            let Some(began) = began(one.session.id()) else { continue };
+            let Some(began) = began(one.session.id(), &one.what) else { continue };
             match Seen::look(&one.session, &one.what).await {
                 Ok(seen) if seen == one.seen && began > one.since => {}
                 Ok(seen) => {
@@ -145,9 +197,9 @@ impl Listener {
 
     async fn look_at_list(&self, sessions: &Arc<Sessions>, touched: &Touched) {
         let mut listed = self.listed.lock().await;
-        let Some((before, since)) = &mut *listed else { return };
+        let (Some((before, since)), Some(first)) = (&mut *listed, touched.first) else { return };
         let now = list(sessions, before, |id| touched.sessions.contains_key(&id)).await;
-        if now != *before || touched.first <= *since {
+        if now != *before || first <= *since {
             *before = now;
             self.tell_listed().await;
         }
@@ -317,6 +369,7 @@ impl Changes {
             ));
         }
         all.insert(uri.to_owned(), Arc::new(tokio::sync::Mutex::new(one)));
+        listener.other.notify_one();
         Ok(())
     }
 
@@ -324,6 +377,7 @@ impl Changes {
     pub fn unsubscribe(&self, uri: &str) {
         if let Some(listener) = &*locked(&self.conversation) {
             locked(&listener.subscribed).remove(uri);
+            listener.other.notify_one();
         }
     }
 

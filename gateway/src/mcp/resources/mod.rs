@@ -8,6 +8,7 @@ mod listing;
 mod read;
 mod seen;
 mod uri;
+mod watches;
 
 pub use changes::{Changes, MOST as MOST_SUBSCRIBED};
 pub use listing::{list, templates};

@@ -1,43 +1,27 @@
 //! fs_search: a regular expression over files.
 //!
-//! Done here over the file service, and not by a program in the sandbox: it works alike whatever image a session has,
-//! what it answers was not made by anything that a task could have replaced, and its bounds are ours. It costs a call for
-//! each file (half a millisecond); for trees of tens of thousands of files `grep` in run_shell is faster.
+//! The session's agent searches, by `FileService.Search`, and not a program in the sandbox: so it works alike whatever image
+//! a session has, and what it answers was not made by anything that a task could have replaced.
 
-use std::time::Duration;
-
-use berth_client::{Files, model::FileInfo};
-use futures::{StreamExt, stream};
-use regex::bytes::Regex;
+use berth_client::{
+    SearchOptions,
+    model::{SearchEnd, SearchLimit, SearchMatch},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Semaphore, time::Instant};
 
 use super::SessionArgument;
 use crate::mcp::{
     problem::Problem,
-    search::{self, Found, Hit},
     text,
     tool::{Answer, Call, Effect, Entry},
 };
 
-/// Entries that are looked at.
-const MOST_ENTRIES: usize = 20_000;
-/// Levels below the directory.
-const MOST_DEPTH: u32 = 64;
-/// A larger file is passed over.
-const LARGEST_FILE: u64 = 4 << 20;
-/// Bytes that are read in all.
-const MOST_READ: u64 = 256 << 20;
-/// For how long.
-const LONGEST: Duration = Duration::from_secs(60);
-/// Files that are read at once.
-const AT_ONCE: usize = 8;
-/// Files that are searched at once, for all clients together: this is the only work of the gateway that takes a processor.
-static SEARCHING: Semaphore = Semaphore::const_new(2);
-const USUAL_MATCHES: usize = 100;
-const MOST_MATCHES: usize = 1000;
-const MOST_CONTEXT: usize = 20;
+const USUAL_MATCHES: u32 = 100;
+const MOST_MATCHES: u32 = 1000;
+const MOST_CONTEXT: u32 = 20;
+/// Bytes of a line that are shown.
+const LINE: usize = 400;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -56,9 +40,9 @@ struct SearchArgs {
     ignore_case: bool,
     /// Lines before and after each match to answer with. Left out: 0; at most 20.
     #[serde(default)]
-    context: usize,
+    context: u32,
     /// Left out: 100; at most 1000.
-    max_matches: Option<usize>,
+    max_matches: Option<u32>,
 }
 
 fn workspace() -> String {
@@ -102,16 +86,6 @@ pub fn tools() -> Vec<Entry> {
 }
 
 async fn find(call: Call, args: SearchArgs) -> Result<Answer<Searched>, Problem> {
-    let pattern = search::pattern(&args.pattern, args.ignore_case).map_err(|error| {
-        Problem::new(
-            format!("`pattern` is no regular expression: {error}"),
-            "escape what is meant as it is with \\, for example \\( for a parenthesis",
-        )
-    })?;
-    let glob =
-        args.glob.as_deref().map(search::glob).transpose().map_err(|_| {
-            Problem::new("`glob` is none", "write for example *.py, src/**/*.rs or *.{js,ts}")
-        })?;
     let most = args.max_matches.unwrap_or(USUAL_MATCHES);
     if !(1..=MOST_MATCHES).contains(&most) || args.context > MOST_CONTEXT {
         return Err(Problem::new(
@@ -119,117 +93,47 @@ async fn find(call: Call, args: SearchArgs) -> Result<Answer<Searched>, Problem>
             format!("give 1 to {MOST_MATCHES} matches, and 0 to {MOST_CONTEXT} lines of context"),
         ));
     }
+    let options = SearchOptions::new().ignore_case(args.ignore_case).context(args.context).max_matches(most);
+    let options = match args.glob {
+        Some(glob) => options.glob(glob),
+        None => options.exclude(".git"),
+    };
     let session = call.session(args.session.as_deref()).await?;
     let files = session.files();
-    let search = Search { files: &files, pattern: &pattern, context: args.context, most };
-    let mut searched = call.wait("files are searched", search.run(&args.path, glob.as_ref())).await?;
-    searched.session = session.id().to_string();
+    let search = async {
+        let search = files.search(&args.path, &args.pattern, options).await?;
+        Ok::<_, Problem>(search.collect().await?)
+    };
+    let (matches, end) = call.wait("files are searched", search).await?;
+    let searched = Searched {
+        session: session.id().to_string(),
+        matches: matches.into_iter().map(of).collect(),
+        files_searched: end.files_searched,
+        files_skipped: end.files_skipped,
+        incomplete: incomplete(&end, most),
+    };
     let text = shown(&searched);
     Ok(Answer { data: searched, text })
 }
 
-struct Search<'a> {
-    files: &'a Files,
-    pattern: &'a Regex,
-    context: usize,
-    most: usize,
+fn incomplete(end: &SearchEnd, most: u32) -> Option<String> {
+    Some(match end.limit? {
+        SearchLimit::Matches => {
+            format!("there are {most} matches: ask for more with max_matches, or for less with glob")
+        }
+        SearchLimit::Time => "it took too long: search a directory below, or give a glob".to_owned(),
+    })
 }
 
-impl Search<'_> {
-    async fn run(&self, root: &str, glob: Option<&Regex>) -> Result<Searched, Problem> {
-        let (paths, mut searched) = self.paths(root, glob).await?;
-        let until = Instant::now() + LONGEST;
-        let mut bytes = 0;
-        // A byte more than there may be: a file may have grown since it was listed, or be one that never ends.
-        let read = |path: String| async move { self.files.read_range(&path, 0, LARGEST_FILE + 1).await };
-        let reads = paths.into_iter().map(|(shown, path)| async move { (shown, read(path).await) });
-        // In their order, so that the same search answers the same.
-        let mut reads = stream::iter(reads).buffered(AT_ONCE);
-        while let Some((path, data)) = reads.next().await {
-            // It may be gone by now, or not ours to read.
-            let Some(data) = data.ok().filter(|data| data.len() as u64 <= LARGEST_FILE) else {
-                searched.files_skipped += 1;
-                continue;
-            };
-            let room = self.most - searched.matches.len();
-            bytes += data.len() as u64;
-            let late = match self.lines(data, room, until).await {
-                Found::Binary => {
-                    searched.files_skipped += 1;
-                    false
-                }
-                Found::Hits { hits, late } => {
-                    searched.files_searched += 1;
-                    searched.matches.extend(hits.into_iter().map(|hit| of(&path, hit)));
-                    late
-                }
-            };
-            let why = if searched.matches.len() >= self.most {
-                format!(
-                    "there are {} matches: ask for more with max_matches, or for less with glob",
-                    self.most
-                )
-            } else if late || bytes > MOST_READ || Instant::now() > until {
-                "it took too long: search a directory below, or give a glob".to_owned()
-            } else {
-                continue;
-            };
-            searched.incomplete = Some(why);
-            break;
-        }
-        Ok(searched)
+fn of(found: SearchMatch) -> Match {
+    let line = |line: String| text::clipped(&line, LINE);
+    Match {
+        path: found.path,
+        line: found.line,
+        text: line(found.text),
+        before: found.before.into_iter().map(line).collect(),
+        after: found.after.into_iter().map(line).collect(),
     }
-
-    /// Off the threads that serve everybody: a hard pattern takes long for a single line.
-    async fn lines(&self, data: Vec<u8>, room: usize, until: Instant) -> Found {
-        let (pattern, context) = (self.pattern.clone(), self.context);
-        let _turn = SEARCHING.acquire().await;
-        let search = move || search::lines(&data, &pattern, context, room, until.into_std());
-        // Only a panic of it has no answer.
-        tokio::task::spawn_blocking(search).await.unwrap_or(Found::Binary)
-    }
-
-    /// What to search: as it is shown, and as it is read.
-    async fn paths(
-        &self,
-        root: &str,
-        glob: Option<&Regex>,
-    ) -> Result<(Vec<(String, String)>, Searched), Problem> {
-        let mut searched = Searched {
-            session: String::new(),
-            matches: Vec::new(),
-            files_searched: 0,
-            files_skipped: 0,
-            incomplete: None,
-        };
-        if self.files.stat_follow(root).await?.is_file() {
-            return Ok((vec![(root.to_owned(), root.to_owned())], searched));
-        }
-        let (entries, more) = self.files.list_at_most(root, MOST_DEPTH, MOST_ENTRIES).await?;
-        if more {
-            searched.incomplete =
-                Some(format!("there are more than {MOST_ENTRIES} files: search a directory below"));
-        }
-        let wanted = |file: &FileInfo| match glob {
-            Some(glob) => search::fits(glob, &file.path),
-            None => !file.path.starts_with(".git/") && !file.path.contains("/.git/"),
-        };
-        let mut paths = Vec::new();
-        for file in entries.into_iter().filter(FileInfo::is_file).filter(wanted) {
-            // A name that is no UTF-8 can't be asked for here.
-            if file.size > LARGEST_FILE || file.path_bytes.is_some() {
-                searched.files_skipped += 1;
-            } else {
-                let path = format!("{}/{}", root.trim_end_matches('/'), file.path);
-                paths.push((file.path, path));
-            }
-        }
-        Ok((paths, searched))
-    }
-}
-
-fn of(path: &str, hit: Hit) -> Match {
-    Match { path: path.to_owned(), line: hit.line, text: hit.text, before: hit.before, after: hit.after }
 }
 
 fn shown(searched: &Searched) -> String {

@@ -32,12 +32,17 @@ static REQUIREMENT: LazyLock<Regex> = LazyLock::new(|| {
     .expect("a constant pattern is good")
 });
 
-/// What is installed, as the environment itself says: pip's own words change with its versions.
+/// What is installed, as the environment itself says: pip's own words change with its versions. Of what is there twice the
+/// first counts, as it does for an import: the sandbox's own Python may have another version.
 const REPORT: &str = r#"
 import importlib.metadata, json, re, sys
 plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
 before = set(map(tuple, json.loads(sys.argv[1])))
-now = {(plain(d.metadata["Name"]), d.version) for d in importlib.metadata.distributions()}
+first = {}
+for d in importlib.metadata.distributions():
+    if d.metadata["Name"]:
+        first.setdefault(plain(d.metadata["Name"]), d.version)
+now = set(first.items())
 wanted = {plain(re.match(r"[A-Za-z0-9._-]+", name).group()) for name in sys.argv[2:]}
 print(json.dumps([{"name": n, "version": v, "requested": n in wanted, "new": (n, v) not in before}
                   for n, v in sorted(now) if n in wanted or (n, v) not in before]))
@@ -45,7 +50,11 @@ print(json.dumps([{"name": n, "version": v, "requested": n in wanted, "new": (n,
 const LIST: &str = r#"
 import importlib.metadata, json, re
 plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
-print(json.dumps(sorted({(plain(d.metadata["Name"]), d.version) for d in importlib.metadata.distributions()})))
+first = {}
+for d in importlib.metadata.distributions():
+    if d.metadata["Name"]:
+        first.setdefault(plain(d.metadata["Name"]), d.version)
+print(json.dumps(sorted(first.items())))
 "#;
 
 #[derive(Deserialize, JsonSchema)]

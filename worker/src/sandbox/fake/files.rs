@@ -8,13 +8,13 @@ use berth_proto::{
     agent_config::{HOME, WORKSPACE},
     convert,
     transport::CHUNK,
-    v1::{self, file_service_server::FileService, read_response, write_request},
+    v1::{self, file_service_server::FileService, read_response, unpack_request, write_request},
 };
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{agent::Served, lock};
+use super::{agent::Served, lock, pack};
 
 /// Absolute and without `.` or `..`; relative paths begin at the workspace.
 pub(super) fn resolve(path: &str) -> String {
@@ -48,7 +48,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn new(content: Option<Bytes>, mode: u32) -> Self {
+    pub(super) fn new(content: Option<Bytes>, mode: u32) -> Self {
         Self { content, mode, modified_at: berth_proto::world::now() }
     }
 }
@@ -74,7 +74,7 @@ impl Tree {
         self.nodes.get(&resolve(path))?.content.clone()
     }
 
-    fn get(&self, path: &str) -> Result<&Node, Error> {
+    pub(super) fn get(&self, path: &str) -> Result<&Node, Error> {
         self.nodes.get(path).ok_or_else(|| missing(path))
     }
 
@@ -88,7 +88,7 @@ impl Tree {
     }
 
     /// The parent must be a directory; with `make` it is made.
-    fn need_parent(&mut self, path: &str, make: bool) -> Result<(), Error> {
+    pub(super) fn need_parent(&mut self, path: &str, make: bool) -> Result<(), Error> {
         let dir = parent(path).to_owned();
         match self.nodes.get(&dir) {
             Some(node) if node.content.is_none() => Ok(()),
@@ -102,7 +102,7 @@ impl Tree {
         }
     }
 
-    fn below(&self, path: &str) -> Vec<String> {
+    pub(super) fn below(&self, path: &str) -> Vec<String> {
         let prefix = if path == "/" { "/".to_owned() } else { format!("{path}/") };
         self.nodes
             .range(prefix.clone()..)
@@ -112,7 +112,7 @@ impl Tree {
             .collect()
     }
 
-    fn write(&mut self, path: &str, data: Bytes, header: &v1::WriteHeader) -> Result<(), Error> {
+    pub(super) fn write(&mut self, path: &str, data: Bytes, header: &v1::WriteHeader) -> Result<(), Error> {
         self.need_parent(path, header.make_parents)?;
         let replaced = match self.nodes.get(path) {
             Some(Node { content: None, .. }) => return Err(kind(path, "is a directory")),
@@ -175,7 +175,7 @@ impl Tree {
     }
 }
 
-fn missing(path: &str) -> Error {
+pub(super) fn missing(path: &str) -> Error {
     Error::not_found(Reason::FileNotFound, format!("{path}: no such file or directory"))
 }
 
@@ -183,7 +183,7 @@ fn exists(path: &str) -> Error {
     Error::new(Code::AlreadyExists, Reason::FileExists, format!("{path} is there already"))
 }
 
-fn kind(path: &str, what: &str) -> Error {
+pub(super) fn kind(path: &str, what: &str) -> Error {
     Error::precondition(Reason::FileKind, format!("{path} {what}"))
 }
 
@@ -195,6 +195,8 @@ fn not_empty(path: &str) -> Error {
 impl FileService for Served {
     type ReadStream = Pin<Box<dyn Stream<Item = Result<v1::ReadResponse, Status>> + Send>>;
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
+    type SearchStream = Pin<Box<dyn Stream<Item = Result<v1::SearchEvent, Status>> + Send>>;
+    type PackStream = Pin<Box<dyn Stream<Item = Result<v1::PackResponse, Status>> + Send>>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let wire = request.into_inner();
@@ -354,4 +356,59 @@ impl FileService for Served {
             .hint("use a template of the native or docker backend")
             .into())
     }
+
+    async fn search(
+        &self,
+        request: Request<v1::SearchRequest>,
+    ) -> Result<Response<Self::SearchStream>, Status> {
+        let wire = request.into_inner();
+        let call = self.0.enter(&wire.session_id)?;
+        let shown = convert::path("path", wire.path.clone())?;
+        let events = pack::search(&lock(&self.0.files), &shown, &wire)?;
+        Ok(Response::new(stream(events, call)))
+    }
+
+    async fn pack(&self, request: Request<v1::PackRequest>) -> Result<Response<Self::PackStream>, Status> {
+        let wire = request.into_inner();
+        let call = self.0.enter(&wire.session_id)?;
+        let shown = convert::path("path", wire.path.clone())?;
+        let parts = pack::pack(&lock(&self.0.files), &shown, &wire)?;
+        Ok(Response::new(stream(parts, call)))
+    }
+
+    async fn unpack(
+        &self,
+        request: Request<Streaming<v1::UnpackRequest>>,
+    ) -> Result<Response<v1::UnpackResponse>, Status> {
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.and_then(|message| message.part);
+        let Some(unpack_request::Part::Header(header)) = first else {
+            return Err(Error::invalid("header", "must come first").into());
+        };
+        let _call = self.0.enter(&header.session_id)?;
+        let shown = convert::path("path", header.path)?;
+        let mut unpacking = pack::Unpacking::begin(&mut lock(&self.0.files), &shown, header.make_parents)?;
+        loop {
+            match incoming.message().await?.map(|message| message.part) {
+                Some(Some(unpack_request::Part::Data(data))) => {
+                    unpacking.take(&mut lock(&self.0.files), &data)?;
+                }
+                Some(Some(unpack_request::Part::End(_))) => return Ok(Response::new(unpacking.finish()?)),
+                Some(_) => return Err(Error::invalid("header", "comes once").into()),
+                None => return Err(convert::unpack_broken(&shown).into()),
+            }
+        }
+    }
+}
+
+/// All that is there, for as long as the call holds.
+fn stream<T: Send + 'static>(
+    all: Vec<T>,
+    call: impl Send + 'static,
+) -> Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>> {
+    let rest = (all.into_iter(), call);
+    Box::pin(futures::stream::unfold(
+        rest,
+        |(mut all, call)| async move { Some((Ok(all.next()?), (all, call))) },
+    ))
 }

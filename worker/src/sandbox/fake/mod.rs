@@ -26,6 +26,7 @@ mod feed;
 mod files;
 mod interpreter;
 mod output;
+mod pack;
 mod ports;
 mod service;
 mod tasks;

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Calls that are let through to the last: those that change nothing, and those to a task that runs already. What
 /// still runs when the checkpoint is taken is not in it, and neither is what it was told.
-const LET_THROUGH: [&str; 17] = [
+const LET_THROUGH: [&str; 19] = [
     "GetTask",
     "ListTasks",
     "GetUsage",
@@ -39,6 +39,8 @@ const LET_THROUGH: [&str; 17] = [
     "Read",
     "Stat",
     "List",
+    "Search",
+    "Pack",
     "Export",
     "ListContexts",
     "WatchExecution",
@@ -46,7 +48,7 @@ const LET_THROUGH: [&str; 17] = [
 ];
 
 /// Calls that change files. They go on in a paused session too.
-const WRITES: [&str; 4] = ["Write", "MakeDir", "Move", "Remove"];
+const WRITES: [&str; 5] = ["Write", "MakeDir", "Move", "Remove", "Unpack"];
 
 /// The session is parting for as long as this lives, and a while longer if it was [kept](Parting::keep).
 pub struct Parting {
