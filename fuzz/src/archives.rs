@@ -11,6 +11,10 @@ use berth_agent::files::{Gone, import::import};
 use berth_checkpoint::{
     Digest, PIECE_MAX, check_manifest, open, pack_manifest, seal, unpack_manifest, unpack_root,
 };
+use berth_files::{
+    search::{Next, Search, Text},
+    tar::{self, Bad, Entry, Event, Kind, Reader},
+};
 use berth_proto::{
     Code,
     archive::check_entry,
@@ -285,4 +289,89 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Stat> {
         }
     }
     found
+}
+
+/// A tar archive says the same however its bytes come, names nothing that leads elsewhere, and what was read of it is read
+/// again when it is written.
+pub fn tarball(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let (piece, mend) = (1 + input.short() % 1500, input.byte() % 2 == 1);
+    let mut archive = input.rest().to_vec();
+    if mend {
+        // A fuzzer finds no checksum: else hardly anything of it gets behind the first header.
+        for block in archive.chunks_exact_mut(512) {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+    let whole = listed(&archive, archive.len().max(1));
+    assert_eq!(listed(&archive, piece), whole, "in pieces of {piece}");
+    for (entry, content) in whole.0 {
+        let strange = |name: &[u8]| name.is_empty() || name == b"." || name == b".." || name.contains(&0);
+        let path = &entry.path;
+        assert!(path.is_empty() || !path.split(|byte| *byte == b'/').any(strange), "{entry:?}");
+        assert!(!path.is_empty() || entry.kind == Kind::Directory, "{entry:?}");
+        assert!(path.len() < 4096 && entry.target.len() < 4096 && entry.mode <= 0o777, "{entry:?}");
+        assert!(entry.kind != Kind::HardLink || !entry.target.split(|byte| *byte == b'/').any(strange));
+        assert!(content <= entry.size && (entry.kind == Kind::File || entry.size == 0), "{entry:?}");
+        let again = listed(&tar::header(&entry), 512);
+        assert_eq!(again.0, [(entry, 0)]);
+    }
+}
+
+/// Its entries, each with the bytes that came of its content, and how it ended.
+fn listed(archive: &[u8], piece: usize) -> (Vec<(Entry, u64)>, Result<(), Bad>) {
+    let (mut reader, mut all) = (Reader::default(), Vec::<(Entry, u64)>::new());
+    for mut piece in archive.chunks(piece) {
+        loop {
+            match reader.next(&mut piece) {
+                Ok(None) => break,
+                Ok(Some(Event::Entry(entry))) => all.push((entry, 0)),
+                Ok(Some(Event::Data(data))) => {
+                    all.last_mut().expect("content is of an entry").1 += data.len() as u64
+                }
+                Err(bad) => return (all, Err(bad)),
+            }
+        }
+    }
+    let end = reader.finish();
+    (all, end)
+}
+
+/// A search that is taken finds lines that are there, in their order, and no more than were asked for.
+pub fn search(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let most = 1 + input.choice(20) as u32;
+    let (context, literal) = (input.choice(22) as u32, input.byte() % 2 == 1);
+    let length = input.choice(64);
+    let pattern = String::from_utf8_lossy(input.take(length)).into_owned();
+    let length = input.choice(64);
+    let glob = String::from_utf8_lossy(input.take(length)).into_owned();
+    let wire = v1::SearchRequest {
+        pattern: pattern.clone(),
+        literal,
+        globs: vec![glob.clone()],
+        exclude: vec![glob],
+        context,
+        max_matches: most,
+        ..Default::default()
+    };
+    let Ok(search) = Search::new(&wire) else { return };
+    let text = input.rest();
+    assert!(!search.wants(text), "what is left out is not wanted");
+    let Some(mut scan) = Text::new(text.to_vec()) else { return };
+    let (mut left, mut last, mut found) = (u64::from(most), 0, 0);
+    let lines = text.split(|byte| *byte == b'\n').count() as u64;
+    while let Next::Hit(hit) = scan.next(&search, &mut left, || false) {
+        assert!(hit.line > last && hit.line <= lines, "{hit:?}");
+        assert!(hit.before.len() as u32 <= context && hit.after.len() as u32 <= context, "{hit:?}");
+        assert!(hit.text.len() <= 512, "{hit:?}");
+        assert!(
+            !literal || !pattern.is_ascii() || hit.text.len() > 500 || hit.text.contains(&pattern),
+            "{hit:?}"
+        );
+        (last, found) = (hit.line, found + 1);
+    }
+    assert_eq!(found, u64::from(most) - left);
 }

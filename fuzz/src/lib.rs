@@ -31,7 +31,7 @@ pub struct Target {
 }
 
 /// All targets. Each has an executable of its name in `fuzz/targets`, and a directory in `fuzz/corpus`.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "requests", run: requests::requests },
     Target { name: "validation", run: requests::validation },
     Target { name: "status", run: requests::status },
@@ -40,6 +40,8 @@ pub const TARGETS: [Target; 15] = [
     Target { name: "client_hello", run: egress::client_hello },
     Target { name: "manifest", run: archives::manifest },
     Target { name: "archive_import", run: archives::archive_import },
+    Target { name: "tarball", run: archives::tarball },
+    Target { name: "search", run: archives::search },
     Target { name: "spool", run: disk::spool },
     Target { name: "ledger", run: disk::ledger },
     Target { name: "packets", run: disk::packets },

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use berth_agent::{ledger::BodyHash, wire};
 use berth_checkpoint::Digest;
+use berth_files::tar;
 use berth_proto::{
     Epoch, Error, SessionId, TaskId,
     agent_config::{AgentConfig, Cgroups, User},
@@ -350,7 +351,34 @@ fn archives() -> Vec<Seed> {
         of("manifest", &[&[2], &manifest().encode_to_vec()]),
         of("manifest", &[&[3], &(0..60).collect::<Vec<u8>>()]),
         of("archive_import", &[&[1], &(0..90).collect::<Vec<u8>>()]),
+        of("tarball", &[&[0, 99, 0], &tarball()]),
+        of("tarball", &[&[2, 0, 1], &tarball()]),
+        of("search", &[&[3, 2, 0, 3], b"o+.", &[4], b"*.rs", b"one\ntwo\nthree\n"]),
+        of("search", &[&[9, 0, 1, 1], b"x", &[9], b"[!a]{b,c}", b"a\nx\n\nx"]),
     ]
+}
+
+fn tarball() -> Vec<u8> {
+    let entry = |path: &[u8], kind, target: &[u8]| tar::Entry {
+        path: path.to_vec(),
+        kind,
+        mode: 0o755,
+        uid: 1000,
+        gid: 1000,
+        mtime: (1_700_000_000, 5),
+        size: 0,
+        target: target.to_vec(),
+    };
+    let file = tar::Entry { size: 3, ..entry(&[b'n'; 120], tar::Kind::File, b"") };
+    let parts = [
+        tar::header(&entry(b"d", tar::Kind::Directory, b"")),
+        tar::header(&file),
+        [&b"one"[..], &[0; 509]].concat(),
+        tar::header(&entry(b"d/link", tar::Kind::Symlink, b"../x")),
+        tar::header(&entry(b"d/again", tar::Kind::HardLink, &[b'n'; 120])),
+        tar::END.to_vec(),
+    ];
+    parts.concat()
 }
 
 fn disk() -> Vec<Seed> {

@@ -2,8 +2,10 @@
 """The client against a real cluster, which BERTH_ADDRESS and BERTH_TOKEN name. test_client.py is this without `await`."""
 
 import datetime
+import io
 import os
 import signal
+import tarfile
 import unittest
 import uuid
 
@@ -240,6 +242,48 @@ class ClientTest(unittest.TestCase):
         self.session.run("ln -s text link")
         self.assertEqual((files.stat("link")).symlink_target, "text")
         self.assertEqual((files.stat("link", follow=True)).type, "file")
+
+    def test_files_are_searched(self) -> None:
+        files = self.session.files
+        files.write("s/a.py", "one\nNeedle 1\nthree\n", make_parents=True)
+        files.write("s/deep/b.py", "needle 2\n", make_parents=True)
+        files.write("s/c.txt", "needle.3\n")
+        found = files.search(r"needle \d", "s", ignore_case=True, context=1)
+        self.assertEqual([(one.path, one.line) for one in found.matches], [("a.py", 2), ("deep/b.py", 1)])
+        self.assertEqual((found.matches[0].before, found.matches[0].after), (["one"], ["three"]))
+        self.assertEqual((found.files_searched, found.files_skipped, found.limit), (3, 0, None))
+        found = files.search("e.3", "s", literal=True, globs=["*.txt"], exclude=["deep"], time_limit=30)
+        self.assertEqual([one.text for one in found.matches], ["needle.3"])
+        self.assertEqual((files.search("needle", "s", max_matches=1)).limit, "matches")
+        self.refused(berth.Reason.INVALID_FIELD, files.search, "(")
+
+    def test_archives_go_out_and_in(self) -> None:
+        files = self.session.files
+        files.write("d/a", "one", make_parents=True)
+        files.write("d/b/c", b"x" * 1_000_000, make_parents=True)
+        archive = b""
+        for piece in files.pack("d", prefix="top", exclude=["nothing"]):
+            archive += piece
+        with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+            self.assertEqual(sorted(opened.getnames()), ["top", "top/a", "top/b", "top/b/c"])
+        done = files.unpack("e/f", [archive[:700], archive[700:]], make_parents=True)
+        self.assertEqual((done.files, done.directories, done.bytes), (2, 2, 1_000_003))
+        self.assertEqual(files.read_text("e/f/top/a"), "one")
+        error = self.refused(berth.Reason.INVALID_FIELD, files.unpack, "e", archive[:1700])
+        self.assertEqual(error.details["files"], "1")
+
+    def test_a_directory_is_watched(self) -> None:
+        files = self.session.files
+        files.mkdir("w")
+        with files.watch("w", recursive=True, include_entry=True) as changes:
+            files.mkdir("w/in")
+            change = changes.__next__()
+            self.assertEqual((change.kind, change.path, change.directory), ("created", "in", True))
+            self.assertEqual(change.entry.type, "directory")
+            files.remove("w", recursive=True)
+            kinds = {change.kind for change in changes}
+            self.assertIn("removed", kinds)
+        self.refused(berth.Reason.FILE_NOT_FOUND, files.watch, "w")
 
     def test_files_are_moved_and_removed(self) -> None:
         files = self.session.files

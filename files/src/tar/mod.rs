@@ -90,6 +90,7 @@ mod tests {
             (Entry { mtime: (-5, 7), ..entry(&long, Kind::File) }, Vec::new()),
             (Entry { target: b"../../y\xe4".to_vec(), ..entry(b"d/link", Kind::Symlink) }, Vec::new()),
             (Entry { target: long.clone(), ..entry(b"d/again", Kind::HardLink) }, Vec::new()),
+            (entry(&[&[b'p'; 99][..], b"/cut"].concat(), Kind::File), Vec::new()),
             (Entry { uid: u32::MAX, ..entry(b"d/whose", Kind::File) }, Vec::new()),
         ];
         let archive = written(&all);
@@ -129,6 +130,7 @@ mod tests {
             read(&[b"\x1f\x8b"[..].to_vec(), vec![7; 600]].concat(), 100),
             Err(Bad::Packed("gzip"))
         ));
+        assert_eq!(read(b"\x1f\x8b\x08", 2), Err(Bad::Packed("gzip")));
         assert_eq!(read(&[7; 600], 100), Err(Bad::NoTar));
         let archive = written(&[(Entry { size: 600, ..entry(b"a", Kind::File) }, vec![1; 600])]);
         for cut in [1, 511, 700, 1500] {

@@ -111,7 +111,12 @@ impl Reader {
     /// If there should be.
     pub fn finish(&self) -> Result<(), Bad> {
         let between = matches!(self.at, At::Header) && self.held.is_empty() && self.any;
-        if between || matches!(self.at, At::End) { Ok(()) } else { Err(Bad::Cut) }
+        if between || matches!(self.at, At::End) {
+            return Ok(());
+        }
+        // What is too short for a header may be what something else begins with.
+        let packed = if self.any { None } else { packed(&self.held) };
+        Err(packed.unwrap_or(Bad::Cut))
     }
 
     /// Whether so many are held by now.
@@ -140,8 +145,8 @@ impl Reader {
                 self.at = if size == 0 { At::Header } else { At::Extension(block[156], size) };
                 return Ok(None);
             }
-            // Before POSIX, a directory was a file whose name has a slash at its end.
-            b'0' | 0 | b'7' if name.ends_with(b"/") => Kind::Directory,
+            // Before POSIX, a directory was a file whose name has a slash at its end. (That of a long one is cut here.)
+            b'0' | 0 | b'7' if self.next.path.as_ref().unwrap_or(&name).ends_with(b"/") => Kind::Directory,
             b'0' | 0 | b'7' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
@@ -271,15 +276,19 @@ fn check_sum(block: &[u8], first: bool) -> Result<(), Bad> {
     if said.is_some_and(|said| said == sum(i64::from) || said == sum(|byte| i64::from(byte as i8))) {
         return Ok(());
     }
-    let magic: [(&[u8], &str); 5] = [
+    Err(if first { packed(block) } else { None }.unwrap_or(Bad::NoTar))
+}
+
+/// What compressed it, by what it begins with.
+fn packed(bytes: &[u8]) -> Option<Bad> {
+    let magic: [(&[u8], &'static str); 5] = [
         (b"\x1f\x8b", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
         (b"\xfd7zXZ", "xz"),
         (b"BZh", "bzip2"),
         (b"PK\x03\x04", "zip"),
     ];
-    let packed = magic.iter().find(|(magic, _)| first && block.starts_with(magic));
-    Err(packed.map_or(Bad::NoTar, |(_, name)| Bad::Packed(name)))
+    magic.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, name)| Bad::Packed(name))
 }
 
 /// Octal digits, or with the first bit set the number itself.

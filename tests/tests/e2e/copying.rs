@@ -123,3 +123,92 @@ async fn what_a_copy_runs_is_not_the_users_newest_task() {
     assert_eq!(cluster.berth(&["tasks", "box", "-q", "--all"]).await.ok().lines().count(), 4);
     cluster.stop().await;
 }
+
+/// The machine's own tar, on bytes from its stdin.
+fn tar(dir: &Path, args: &[&str], input: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut child = std::process::Command::new("tar")
+        .args(args)
+        .current_dir(dir)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("there is a tar");
+    // It fits into the pipe.
+    child.stdin.take().expect("it is piped").write_all(input).expect("it is read");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "tar {args:?}");
+    output.stdout
+}
+
+/// Red when another's tar reads ours otherwise than it was meant, or ours another's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_goes_through_a_pipe_both_ways() {
+    let Some(cluster) = native("an_archive_goes_through_a_pipe_both_ways").await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("{}/{}", "d".repeat(120), "f".repeat(120));
+    let make = format!(
+        "mkdir -p t/sub t/$(dirname {long}); echo 1 > t/sub/one; echo 2 > t/{long}; ln -s ../x t/link; ln t/sub/one t/two; \
+         chmod 750 t/sub/one; echo ü > t/ü"
+    );
+    shell(&cluster, &make).await;
+    let out = cluster.berth(&["cp", "box:t", "-"]).await;
+    let archive = out.ok().into_bytes();
+    tar(dir.path(), &["-x"], &archive);
+    let at = |name: &str| dir.path().join("t").join(name);
+    assert_eq!(std::fs::read_to_string(at(&long)).unwrap(), "2\n");
+    assert_eq!(std::fs::read_to_string(at("ü")).unwrap(), "ü\n");
+    assert_eq!(std::fs::read_link(at("link")).unwrap(), Path::new("../x"));
+    let (one, two) = (std::fs::metadata(at("sub/one")).unwrap(), std::fs::metadata(at("two")).unwrap());
+    assert_eq!((one.ino(), one.mode() & 0o7777), (two.ino(), 0o750));
+    // Its contents, and one file.
+    let inside = cluster.berth(&["cp", "box:t/.", "-"]).await.ok();
+    let listed = String::from_utf8(tar(dir.path(), &["-t"], inside.as_bytes())).unwrap();
+    assert!(listed.lines().any(|line| line == "sub/one") && !listed.contains("t/sub"), "{listed}");
+    // Back in, as several programs write them.
+    for (place, format) in [("gnu", "gnu"), ("pax", "pax"), ("ustar", "ustar")] {
+        let what = if format == "ustar" { "t/sub" } else { "t" };
+        let archive = tar(dir.path(), &["-c", "--format", format, what], b"");
+        shell(&cluster, &format!("mkdir {place}")).await;
+        let seen = cluster.berth_with(&["cp", "-", &format!("box:{place}")], &archive).await;
+        assert_eq!(seen.code, Some(0), "{seen:?}");
+        let same = format!(
+            "diff -r --no-dereference t/{0} {place}/t/{0} && stat -c %a {place}/t/sub/one",
+            &what[1..]
+        );
+        assert_eq!(shell(&cluster, &same).await, "750\n", "{format}");
+    }
+    for (args, says) in [
+        (&["cp", "-", "box:nowhere"][..], "nowhere"),
+        (&["cp", "box:nowhere", "-"], "nowhere"),
+        (&["cp", "-", "-"], "SESSION:PATH"),
+        (&["cp", "box:t", "-", "--format", "json"], "stdout is the archive's"),
+    ] {
+        let seen = cluster.berth_with(args, &archive).await;
+        assert!(seen.code != Some(0) && seen.stderr.contains(says), "{args:?}: {seen:?}");
+        assert_eq!(seen.stdout.matches("ustar").count(), 0, "{seen:?}");
+    }
+    let seen = cluster.berth_with(&["cp", "-", "box:."], b"no archive at all").await;
+    assert!(seen.code == Some(1) && seen.stderr.contains("hint"), "{seen:?}");
+    let told = cluster.berth_with(&["cp", "-", "box:.", "--format", "json"], &archive).await.ok();
+    let tally: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&tally["files"], &tally["links"]), (&3.into(), &2.into()), "{tally}");
+    cluster.stop().await;
+}
+
+/// Red when a full disk is no error, or what came before it is gone or torn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_that_is_too_large_says_how_far_it_came() {
+    let Some(cluster) = native("an_archive_that_is_too_large_says_how_far_it_came").await else { return };
+    cluster.berth(&["create", "--name", "small", "--disk", "16MiB"]).await.ok();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a"), "first").unwrap();
+    std::fs::write(dir.path().join("b"), vec![7; 64 << 20]).unwrap();
+    let out = tar(dir.path(), &["-c", "a", "b"], b"");
+    let seen = cluster.berth_with(&["cp", "-", "small:."], &out).await;
+    assert_eq!(seen.code, Some(1), "{seen:?}");
+    assert!(seen.stderr.contains("b: ") && seen.stderr.contains("1 files"), "{seen:?}");
+    let left = cluster.berth(&["run", "--session", "small", "--shell", "--", "cat a; ls -A"]).await.ok();
+    assert_eq!(left.trim_end(), "firsta", "the first is whole, and nothing is half: {left}");
+    cluster.stop().await;
+}

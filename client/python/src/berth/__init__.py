@@ -16,7 +16,7 @@
 """
 
 from ._sync._client import Client
-from ._sync._files import Files
+from ._sync._files import Changes, Files
 from ._sync._session import Session, SessionContext
 from ._sync._stream import TaskStream
 from ._sync._task import Task
@@ -26,12 +26,15 @@ from .model import (
     CheckpointPolicy,
     Egress,
     Ended,
+    FileChange,
     FileInfo,
     Limits,
     Lost,
     Outcome,
     Output,
     PtySize,
+    SearchMatch,
+    SearchResult,
     SessionInfo,
     Stderr,
     Stdout,
@@ -40,6 +43,7 @@ from .model import (
     TaskEvent,
     TaskFailed,
     TaskInfo,
+    Unpacked,
     Usage,
 )
 
@@ -47,9 +51,11 @@ __all__ = [
     "BerthError",
     "CheckpointInfo",
     "CheckpointPolicy",
+    "Changes",
     "Client",
     "Egress",
     "Ended",
+    "FileChange",
     "FileInfo",
     "Files",
     "Limits",
@@ -58,6 +64,8 @@ __all__ = [
     "Output",
     "PtySize",
     "Reason",
+    "SearchMatch",
+    "SearchResult",
     "Session",
     "SessionContext",
     "SessionInfo",
@@ -70,5 +78,6 @@ __all__ = [
     "TaskFailed",
     "TaskInfo",
     "TaskStream",
+    "Unpacked",
     "Usage",
 ]

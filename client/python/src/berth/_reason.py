@@ -61,7 +61,7 @@ class Reason(str, enum.Enum):
     DIRECTORY_NOT_EMPTY = "DIRECTORY_NOT_EMPTY"
     """The directory has entries, and the call was not recursive."""
     UPLOAD_BROKEN = "UPLOAD_BROKEN"
-    """The upload ended before it was complete. Nothing was written."""
+    """The upload ended before it was complete. Of a file nothing was written, of an archive what came before."""
     DISK_FULL = "DISK_FULL"
     """No space, or a quota is reached."""
     CWD_NOT_FOUND = "CWD_NOT_FOUND"

@@ -281,6 +281,48 @@ def file_info(wire: file_pb2.FileInfo) -> model.FileInfo:
     )
 
 
+def search_match(wire: file_pb2.SearchMatch) -> model.SearchMatch:
+    """A line that was found."""
+    return model.SearchMatch(
+        path=wire.path,
+        line=wire.line,
+        text=wire.text,
+        before=list(wire.before),
+        after=list(wire.after),
+        path_bytes=wire.path_bytes or None,
+    )
+
+
+def search_result(found: List[model.SearchMatch], wire: file_pb2.SearchEnd) -> model.SearchResult:
+    """What was found, and how it ended."""
+    whole = wire.limit == file_pb2.SEARCH_LIMIT_UNSPECIFIED
+    limit = None if whole else _word(file_pb2.SearchLimit, wire.limit, "SEARCH_LIMIT_")
+    return model.SearchResult(found, wire.files_searched, wire.files_skipped, limit)
+
+
+def unpacked(wire: file_pb2.UnpackResponse) -> model.Unpacked:
+    """What was in an archive."""
+    return model.Unpacked(wire.files, wire.directories, wire.links, wire.bytes)
+
+
+def file_change(wire: file_pb2.FileChange) -> model.FileChange:
+    """A change."""
+    return model.FileChange(
+        kind=_word(file_pb2.ChangeKind, wire.kind, "CHANGE_KIND_"),
+        path=wire.path,
+        new_path=wire.new_path or None,
+        directory=wire.directory,
+        entry=file_info(wire.entry) if wire.HasField("entry") else None,
+        path_bytes=wire.path_bytes or None,
+        new_path_bytes=wire.new_path_bytes or None,
+    )
+
+
+def overflow() -> model.FileChange:
+    """Changes were lost."""
+    return model.FileChange("overflow", "", None, False, None, None, None)
+
+
 def checkpoint_info(wire: checkpoint_pb2.Checkpoint) -> model.CheckpointInfo:
     """A checkpoint."""
     return model.CheckpointInfo(

@@ -308,6 +308,64 @@ class FileInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchMatch:
+    """A line that matches a search. Of each line as much as is told: 512 bytes."""
+
+    path: str
+    """Below the path that was searched; that path itself if it is a file."""
+    line: int
+    """Counted from 1."""
+    text: str
+    before: List[str]
+    """Lines before it, if they were asked for."""
+    after: List[str]
+    path_bytes: Optional[bytes]
+    """The whole path, set only when it is not UTF-8; `path` then has U+FFFD in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """What a search found."""
+
+    matches: List[SearchMatch]
+    """In the order of paths and lines."""
+    files_searched: int
+    files_skipped: int
+    """No text, too large, or not to be read."""
+    limit: Optional[str]
+    """Why there may be more: `matches` (as many as were asked for) or `time`. None: these are all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpacked:
+    """What was in an archive."""
+
+    files: int
+    directories: int
+    links: int
+    bytes: int
+    """Of content."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileChange:
+    """Something has changed in a watched directory."""
+
+    kind: str
+    """`created`, `written`, `removed`, `renamed` or `chmod`; or `overflow`: changes were lost, list again."""
+    path: str
+    """Relative to the watched directory; empty: that itself. When renamed, the old name."""
+    new_path: Optional[str]
+    """When renamed, and still within what is watched."""
+    directory: bool
+    entry: Optional[FileInfo]
+    """What is there, if that was asked for and it still is."""
+    path_bytes: Optional[bytes]
+    """The whole path, set only when it is not UTF-8; `path` then has U+FFFD in it."""
+    new_path_bytes: Optional[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
     """A restorable copy of a session's files and of what its finished tasks said."""
 

@@ -22,60 +22,87 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x65rth/v1/file.proto\x12\x08\x62\x65rth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\x08\x46ileInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12 \n\x04type\x18\x02 \x01(\x0e\x32\x12.berth.v1.FileType\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\x12\x0b\n\x03uid\x18\x05 \x01(\r\x12\x0b\n\x03gid\x18\x06 \x01(\r\x12/\n\x0bmodified_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0esymlink_target\x18\x08 \x01(\t\x12\x12\n\npath_bytes\x18\t \x01(\x0c\"a\n\x0bReadRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x10\n\x08no_links\x18\x05 \x01(\x08\"J\n\x0cReadResponse\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x12.berth.v1.FileInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"r\n\x0cWriteRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.berth.v1.WriteHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.berth.v1.WriteEndH\x00\x42\x06\n\x04part\"\n\n\x08WriteEnd\"a\n\x0bWriteHeader\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\x04mode\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cmake_parents\x18\x04 \x01(\x08\x42\x07\n\x05_mode\"?\n\x0bStatRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"w\n\x0bListRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\r\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x10\n\x08no_links\x18\x06 \x01(\x08\"L\n\x0cListResponse\x12#\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x12.berth.v1.FileInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"_\n\x0eMakeDirRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07parents\x18\x03 \x01(\x08\x12\x11\n\x04mode\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_mode\"Y\n\x0bMoveRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x11\n\toverwrite\x18\x04 \x01(\x08\"D\n\rRemoveRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\"\x10\n\x0eRemoveResponse\"Z\n\x0cWatchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\x12\x15\n\rinclude_entry\x18\x04 \x01(\x08\"\xbd\x02\n\nWatchEvent\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.berth.v1.WatchEvent.ReadyH\x00\x12&\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x14.berth.v1.FileChangeH\x00\x12\x31\n\x08overflow\x18\x03 \x01(\x0b\x32\x1d.berth.v1.WatchEvent.OverflowH\x00\x12\x33\n\tkeepalive\x18\x04 \x01(\x0b\x32\x1e.berth.v1.WatchEvent.KeepaliveH\x00\x12+\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x1a.berth.v1.WatchEvent.EndedH\x00\x1a\x07\n\x05Ready\x1a\x1d\n\x08Overflow\x12\x11\n\tunwatched\x18\x01 \x01(\x08\x1a\x0b\n\tKeepalive\x1a\x07\n\x05\x45ndedB\x07\n\x05\x65vent\"\xb2\x01\n\nFileChange\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.berth.v1.ChangeKind\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\npath_bytes\x18\x03 \x01(\x0c\x12\x10\n\x08new_path\x18\x04 \x01(\t\x12\x16\n\x0enew_path_bytes\x18\x05 \x01(\x0c\x12\x11\n\tdirectory\x18\x06 \x01(\x08\x12!\n\x05\x65ntry\x18\x07 \x01(\x0b\x32\x12.berth.v1.FileInfo*~\n\x08\x46ileType\x12\x19\n\x15\x46ILE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46ILE_TYPE_FILE\x10\x01\x12\x17\n\x13\x46ILE_TYPE_DIRECTORY\x10\x02\x12\x15\n\x11\x46ILE_TYPE_SYMLINK\x10\x03\x12\x13\n\x0f\x46ILE_TYPE_OTHER\x10\x04*\xa4\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_CREATED\x10\x01\x12\x17\n\x13\x43HANGE_KIND_WRITTEN\x10\x02\x12\x17\n\x13\x43HANGE_KIND_REMOVED\x10\x03\x12\x17\n\x13\x43HANGE_KIND_RENAMED\x10\x04\x12\x15\n\x11\x43HANGE_KIND_CHMOD\x10\x05\x32\xc9\x03\n\x0b\x46ileService\x12\x37\n\x04Read\x12\x15.berth.v1.ReadRequest\x1a\x16.berth.v1.ReadResponse0\x01\x12\x35\n\x05Write\x12\x16.berth.v1.WriteRequest\x1a\x12.berth.v1.FileInfo(\x01\x12\x31\n\x04Stat\x12\x15.berth.v1.StatRequest\x1a\x12.berth.v1.FileInfo\x12\x35\n\x04List\x12\x15.berth.v1.ListRequest\x1a\x16.berth.v1.ListResponse\x12\x37\n\x07MakeDir\x12\x18.berth.v1.MakeDirRequest\x1a\x12.berth.v1.FileInfo\x12\x31\n\x04Move\x12\x15.berth.v1.MoveRequest\x1a\x12.berth.v1.FileInfo\x12;\n\x06Remove\x12\x17.berth.v1.RemoveRequest\x1a\x18.berth.v1.RemoveResponse\x12\x37\n\x05Watch\x12\x16.berth.v1.WatchRequest\x1a\x14.berth.v1.WatchEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x65rth/v1/file.proto\x12\x08\x62\x65rth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\x08\x46ileInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12 \n\x04type\x18\x02 \x01(\x0e\x32\x12.berth.v1.FileType\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04mode\x18\x04 \x01(\r\x12\x0b\n\x03uid\x18\x05 \x01(\r\x12\x0b\n\x03gid\x18\x06 \x01(\r\x12/\n\x0bmodified_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0esymlink_target\x18\x08 \x01(\t\x12\x12\n\npath_bytes\x18\t \x01(\x0c\"O\n\x0bReadRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\"J\n\x0cReadResponse\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x12.berth.v1.FileInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"r\n\x0cWriteRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.berth.v1.WriteHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.berth.v1.WriteEndH\x00\x42\x06\n\x04part\"\n\n\x08WriteEnd\"a\n\x0bWriteHeader\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\x04mode\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cmake_parents\x18\x04 \x01(\x08\x42\x07\n\x05_mode\"?\n\x0bStatRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"e\n\x0bListRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\r\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\"L\n\x0cListResponse\x12#\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x12.berth.v1.FileInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"_\n\x0eMakeDirRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07parents\x18\x03 \x01(\x08\x12\x11\n\x04mode\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_mode\"Y\n\x0bMoveRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x11\n\toverwrite\x18\x04 \x01(\x08\"D\n\rRemoveRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\"\x10\n\x0eRemoveResponse\"Z\n\x0cWatchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\x12\x15\n\rinclude_entry\x18\x04 \x01(\x08\"\xbd\x02\n\nWatchEvent\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.berth.v1.WatchEvent.ReadyH\x00\x12&\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x14.berth.v1.FileChangeH\x00\x12\x31\n\x08overflow\x18\x03 \x01(\x0b\x32\x1d.berth.v1.WatchEvent.OverflowH\x00\x12\x33\n\tkeepalive\x18\x04 \x01(\x0b\x32\x1e.berth.v1.WatchEvent.KeepaliveH\x00\x12+\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x1a.berth.v1.WatchEvent.EndedH\x00\x1a\x07\n\x05Ready\x1a\x1d\n\x08Overflow\x12\x11\n\tunwatched\x18\x01 \x01(\x08\x1a\x0b\n\tKeepalive\x1a\x07\n\x05\x45ndedB\x07\n\x05\x65vent\"\xb2\x01\n\nFileChange\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.berth.v1.ChangeKind\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\npath_bytes\x18\x03 \x01(\x0c\x12\x10\n\x08new_path\x18\x04 \x01(\t\x12\x16\n\x0enew_path_bytes\x18\x05 \x01(\x0c\x12\x11\n\tdirectory\x18\x06 \x01(\x08\x12!\n\x05\x65ntry\x18\x07 \x01(\x0b\x32\x12.berth.v1.FileInfo\"\xf5\x01\n\rSearchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07pattern\x18\x03 \x01(\t\x12\x0f\n\x07literal\x18\x04 \x01(\x08\x12\x13\n\x0bignore_case\x18\x05 \x01(\x08\x12\r\n\x05globs\x18\x06 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x07 \x03(\t\x12\x0f\n\x07\x63ontext\x18\x08 \x01(\r\x12\x13\n\x0bmax_matches\x18\t \x01(\r\x12\x16\n\x0emax_file_bytes\x18\n \x01(\x04\x12-\n\ntime_limit\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa5\x01\n\x0bSearchEvent\x12&\n\x05match\x18\x01 \x01(\x0b\x32\x15.berth.v1.SearchMatchH\x00\x12\x34\n\tkeepalive\x18\x02 \x01(\x0b\x32\x1f.berth.v1.SearchEvent.KeepaliveH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.berth.v1.SearchEndH\x00\x1a\x0b\n\tKeepaliveB\x07\n\x05\x65vent\"j\n\x0bSearchMatch\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\npath_bytes\x18\x02 \x01(\x0c\x12\x0c\n\x04line\x18\x03 \x01(\x04\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x03(\t\x12\r\n\x05\x61\x66ter\x18\x06 \x03(\t\"`\n\tSearchEnd\x12\x16\n\x0e\x66iles_searched\x18\x01 \x01(\x04\x12\x15\n\rfiles_skipped\x18\x02 \x01(\x04\x12$\n\x05limit\x18\x03 \x01(\x0e\x32\x15.berth.v1.SearchLimit\"c\n\x0bPackRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12\x0f\n\x07\x65xclude\x18\x04 \x03(\t\x12\x11\n\tmax_bytes\x18\x05 \x01(\x04\"H\n\x0cPackResponse\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12 \n\x03\x65nd\x18\x02 \x01(\x0b\x32\x11.berth.v1.PackEndH\x00\x42\x06\n\x04part\"s\n\x07PackEnd\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\x13\n\x0b\x64irectories\x18\x02 \x01(\x04\x12\r\n\x05links\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07skipped\x18\x05 \x01(\x04\x12\x15\n\rskipped_paths\x18\x06 \x03(\t\"u\n\rUnpackRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.berth.v1.UnpackHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\"\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x13.berth.v1.UnpackEndH\x00\x42\x06\n\x04part\"F\n\x0cUnpackHeader\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0cmake_parents\x18\x03 \x01(\x08\"\x0b\n\tUnpackEnd\"R\n\x0eUnpackResponse\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\x13\n\x0b\x64irectories\x18\x02 \x01(\x04\x12\r\n\x05links\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04*~\n\x08\x46ileType\x12\x19\n\x15\x46ILE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46ILE_TYPE_FILE\x10\x01\x12\x17\n\x13\x46ILE_TYPE_DIRECTORY\x10\x02\x12\x15\n\x11\x46ILE_TYPE_SYMLINK\x10\x03\x12\x13\n\x0f\x46ILE_TYPE_OTHER\x10\x04*\xa4\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_CREATED\x10\x01\x12\x17\n\x13\x43HANGE_KIND_WRITTEN\x10\x02\x12\x17\n\x13\x43HANGE_KIND_REMOVED\x10\x03\x12\x17\n\x13\x43HANGE_KIND_RENAMED\x10\x04\x12\x15\n\x11\x43HANGE_KIND_CHMOD\x10\x05*\\\n\x0bSearchLimit\x12\x1c\n\x18SEARCH_LIMIT_UNSPECIFIED\x10\x00\x12\x18\n\x14SEARCH_LIMIT_MATCHES\x10\x01\x12\x15\n\x11SEARCH_LIMIT_TIME\x10\x02\x32\xfd\x04\n\x0b\x46ileService\x12\x37\n\x04Read\x12\x15.berth.v1.ReadRequest\x1a\x16.berth.v1.ReadResponse0\x01\x12\x35\n\x05Write\x12\x16.berth.v1.WriteRequest\x1a\x12.berth.v1.FileInfo(\x01\x12\x31\n\x04Stat\x12\x15.berth.v1.StatRequest\x1a\x12.berth.v1.FileInfo\x12\x35\n\x04List\x12\x15.berth.v1.ListRequest\x1a\x16.berth.v1.ListResponse\x12\x37\n\x07MakeDir\x12\x18.berth.v1.MakeDirRequest\x1a\x12.berth.v1.FileInfo\x12\x31\n\x04Move\x12\x15.berth.v1.MoveRequest\x1a\x12.berth.v1.FileInfo\x12;\n\x06Remove\x12\x17.berth.v1.RemoveRequest\x1a\x18.berth.v1.RemoveResponse\x12\x37\n\x05Watch\x12\x16.berth.v1.WatchRequest\x1a\x14.berth.v1.WatchEvent0\x01\x12:\n\x06Search\x12\x17.berth.v1.SearchRequest\x1a\x15.berth.v1.SearchEvent0\x01\x12\x37\n\x04Pack\x12\x15.berth.v1.PackRequest\x1a\x16.berth.v1.PackResponse0\x01\x12=\n\x06Unpack\x12\x17.berth.v1.UnpackRequest\x1a\x18.berth.v1.UnpackResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'berth.v1.file_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILETYPE']._serialized_start=1809
-  _globals['_FILETYPE']._serialized_end=1935
-  _globals['_CHANGEKIND']._serialized_start=1938
-  _globals['_CHANGEKIND']._serialized_end=2102
-  _globals['_FILEINFO']._serialized_start=67
-  _globals['_FILEINFO']._serialized_end=272
-  _globals['_READREQUEST']._serialized_start=274
-  _globals['_READREQUEST']._serialized_end=371
-  _globals['_READRESPONSE']._serialized_start=373
-  _globals['_READRESPONSE']._serialized_end=447
-  _globals['_WRITEREQUEST']._serialized_start=449
-  _globals['_WRITEREQUEST']._serialized_end=563
-  _globals['_WRITEEND']._serialized_start=565
-  _globals['_WRITEEND']._serialized_end=575
-  _globals['_WRITEHEADER']._serialized_start=577
-  _globals['_WRITEHEADER']._serialized_end=674
-  _globals['_STATREQUEST']._serialized_start=676
-  _globals['_STATREQUEST']._serialized_end=739
-  _globals['_LISTREQUEST']._serialized_start=741
-  _globals['_LISTREQUEST']._serialized_end=860
-  _globals['_LISTRESPONSE']._serialized_start=862
-  _globals['_LISTRESPONSE']._serialized_end=938
-  _globals['_MAKEDIRREQUEST']._serialized_start=940
-  _globals['_MAKEDIRREQUEST']._serialized_end=1035
-  _globals['_MOVEREQUEST']._serialized_start=1037
-  _globals['_MOVEREQUEST']._serialized_end=1126
-  _globals['_REMOVEREQUEST']._serialized_start=1128
-  _globals['_REMOVEREQUEST']._serialized_end=1196
-  _globals['_REMOVERESPONSE']._serialized_start=1198
-  _globals['_REMOVERESPONSE']._serialized_end=1214
-  _globals['_WATCHREQUEST']._serialized_start=1216
-  _globals['_WATCHREQUEST']._serialized_end=1306
-  _globals['_WATCHEVENT']._serialized_start=1309
-  _globals['_WATCHEVENT']._serialized_end=1626
-  _globals['_WATCHEVENT_READY']._serialized_start=1557
-  _globals['_WATCHEVENT_READY']._serialized_end=1564
-  _globals['_WATCHEVENT_OVERFLOW']._serialized_start=1566
-  _globals['_WATCHEVENT_OVERFLOW']._serialized_end=1595
-  _globals['_WATCHEVENT_KEEPALIVE']._serialized_start=1597
-  _globals['_WATCHEVENT_KEEPALIVE']._serialized_end=1608
-  _globals['_WATCHEVENT_ENDED']._serialized_start=1610
-  _globals['_WATCHEVENT_ENDED']._serialized_end=1617
-  _globals['_FILECHANGE']._serialized_start=1629
-  _globals['_FILECHANGE']._serialized_end=1807
-  _globals['_FILESERVICE']._serialized_start=2105
-  _globals['_FILESERVICE']._serialized_end=2562
+  _globals['_FILETYPE']._serialized_start=3007
+  _globals['_FILETYPE']._serialized_end=3133
+  _globals['_CHANGEKIND']._serialized_start=3136
+  _globals['_CHANGEKIND']._serialized_end=3300
+  _globals['_SEARCHLIMIT']._serialized_start=3302
+  _globals['_SEARCHLIMIT']._serialized_end=3394
+  _globals['_FILEINFO']._serialized_start=99
+  _globals['_FILEINFO']._serialized_end=304
+  _globals['_READREQUEST']._serialized_start=306
+  _globals['_READREQUEST']._serialized_end=385
+  _globals['_READRESPONSE']._serialized_start=387
+  _globals['_READRESPONSE']._serialized_end=461
+  _globals['_WRITEREQUEST']._serialized_start=463
+  _globals['_WRITEREQUEST']._serialized_end=577
+  _globals['_WRITEEND']._serialized_start=579
+  _globals['_WRITEEND']._serialized_end=589
+  _globals['_WRITEHEADER']._serialized_start=591
+  _globals['_WRITEHEADER']._serialized_end=688
+  _globals['_STATREQUEST']._serialized_start=690
+  _globals['_STATREQUEST']._serialized_end=753
+  _globals['_LISTREQUEST']._serialized_start=755
+  _globals['_LISTREQUEST']._serialized_end=856
+  _globals['_LISTRESPONSE']._serialized_start=858
+  _globals['_LISTRESPONSE']._serialized_end=934
+  _globals['_MAKEDIRREQUEST']._serialized_start=936
+  _globals['_MAKEDIRREQUEST']._serialized_end=1031
+  _globals['_MOVEREQUEST']._serialized_start=1033
+  _globals['_MOVEREQUEST']._serialized_end=1122
+  _globals['_REMOVEREQUEST']._serialized_start=1124
+  _globals['_REMOVEREQUEST']._serialized_end=1192
+  _globals['_REMOVERESPONSE']._serialized_start=1194
+  _globals['_REMOVERESPONSE']._serialized_end=1210
+  _globals['_WATCHREQUEST']._serialized_start=1212
+  _globals['_WATCHREQUEST']._serialized_end=1302
+  _globals['_WATCHEVENT']._serialized_start=1305
+  _globals['_WATCHEVENT']._serialized_end=1622
+  _globals['_WATCHEVENT_READY']._serialized_start=1553
+  _globals['_WATCHEVENT_READY']._serialized_end=1560
+  _globals['_WATCHEVENT_OVERFLOW']._serialized_start=1562
+  _globals['_WATCHEVENT_OVERFLOW']._serialized_end=1591
+  _globals['_WATCHEVENT_KEEPALIVE']._serialized_start=1593
+  _globals['_WATCHEVENT_KEEPALIVE']._serialized_end=1604
+  _globals['_WATCHEVENT_ENDED']._serialized_start=1606
+  _globals['_WATCHEVENT_ENDED']._serialized_end=1613
+  _globals['_FILECHANGE']._serialized_start=1625
+  _globals['_FILECHANGE']._serialized_end=1803
+  _globals['_SEARCHREQUEST']._serialized_start=1806
+  _globals['_SEARCHREQUEST']._serialized_end=2051
+  _globals['_SEARCHEVENT']._serialized_start=2054
+  _globals['_SEARCHEVENT']._serialized_end=2219
+  _globals['_SEARCHEVENT_KEEPALIVE']._serialized_start=1593
+  _globals['_SEARCHEVENT_KEEPALIVE']._serialized_end=1604
+  _globals['_SEARCHMATCH']._serialized_start=2221
+  _globals['_SEARCHMATCH']._serialized_end=2327
+  _globals['_SEARCHEND']._serialized_start=2329
+  _globals['_SEARCHEND']._serialized_end=2425
+  _globals['_PACKREQUEST']._serialized_start=2427
+  _globals['_PACKREQUEST']._serialized_end=2526
+  _globals['_PACKRESPONSE']._serialized_start=2528
+  _globals['_PACKRESPONSE']._serialized_end=2600
+  _globals['_PACKEND']._serialized_start=2602
+  _globals['_PACKEND']._serialized_end=2717
+  _globals['_UNPACKREQUEST']._serialized_start=2719
+  _globals['_UNPACKREQUEST']._serialized_end=2836
+  _globals['_UNPACKHEADER']._serialized_start=2838
+  _globals['_UNPACKHEADER']._serialized_end=2908
+  _globals['_UNPACKEND']._serialized_start=2910
+  _globals['_UNPACKEND']._serialized_end=2921
+  _globals['_UNPACKRESPONSE']._serialized_start=2923
+  _globals['_UNPACKRESPONSE']._serialized_end=3005
+  _globals['_FILESERVICE']._serialized_start=3397
+  _globals['_FILESERVICE']._serialized_end=4034
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -26,6 +27,12 @@ class ChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHANGE_KIND_REMOVED: _ClassVar[ChangeKind]
     CHANGE_KIND_RENAMED: _ClassVar[ChangeKind]
     CHANGE_KIND_CHMOD: _ClassVar[ChangeKind]
+
+class SearchLimit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEARCH_LIMIT_UNSPECIFIED: _ClassVar[SearchLimit]
+    SEARCH_LIMIT_MATCHES: _ClassVar[SearchLimit]
+    SEARCH_LIMIT_TIME: _ClassVar[SearchLimit]
 FILE_TYPE_UNSPECIFIED: FileType
 FILE_TYPE_FILE: FileType
 FILE_TYPE_DIRECTORY: FileType
@@ -37,6 +44,9 @@ CHANGE_KIND_WRITTEN: ChangeKind
 CHANGE_KIND_REMOVED: ChangeKind
 CHANGE_KIND_RENAMED: ChangeKind
 CHANGE_KIND_CHMOD: ChangeKind
+SEARCH_LIMIT_UNSPECIFIED: SearchLimit
+SEARCH_LIMIT_MATCHES: SearchLimit
+SEARCH_LIMIT_TIME: SearchLimit
 
 class FileInfo(_message.Message):
     __slots__ = ("path", "type", "size", "mode", "uid", "gid", "modified_at", "symlink_target", "path_bytes")
@@ -237,3 +247,142 @@ class FileChange(_message.Message):
     directory: bool
     entry: FileInfo
     def __init__(self, kind: _Optional[_Union[ChangeKind, str]] = ..., path: _Optional[str] = ..., path_bytes: _Optional[bytes] = ..., new_path: _Optional[str] = ..., new_path_bytes: _Optional[bytes] = ..., directory: bool = ..., entry: _Optional[_Union[FileInfo, _Mapping]] = ...) -> None: ...
+
+class SearchRequest(_message.Message):
+    __slots__ = ("session_id", "path", "pattern", "literal", "ignore_case", "globs", "exclude", "context", "max_matches", "max_file_bytes", "time_limit")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PATTERN_FIELD_NUMBER: _ClassVar[int]
+    LITERAL_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_CASE_FIELD_NUMBER: _ClassVar[int]
+    GLOBS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    MAX_MATCHES_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIME_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    path: str
+    pattern: str
+    literal: bool
+    ignore_case: bool
+    globs: _containers.RepeatedScalarFieldContainer[str]
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    context: int
+    max_matches: int
+    max_file_bytes: int
+    time_limit: _duration_pb2.Duration
+    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., pattern: _Optional[str] = ..., literal: bool = ..., ignore_case: bool = ..., globs: _Optional[_Iterable[str]] = ..., exclude: _Optional[_Iterable[str]] = ..., context: _Optional[int] = ..., max_matches: _Optional[int] = ..., max_file_bytes: _Optional[int] = ..., time_limit: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SearchEvent(_message.Message):
+    __slots__ = ("match", "keepalive", "end")
+    class Keepalive(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
+    MATCH_FIELD_NUMBER: _ClassVar[int]
+    KEEPALIVE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    match: SearchMatch
+    keepalive: SearchEvent.Keepalive
+    end: SearchEnd
+    def __init__(self, match: _Optional[_Union[SearchMatch, _Mapping]] = ..., keepalive: _Optional[_Union[SearchEvent.Keepalive, _Mapping]] = ..., end: _Optional[_Union[SearchEnd, _Mapping]] = ...) -> None: ...
+
+class SearchMatch(_message.Message):
+    __slots__ = ("path", "path_bytes", "line", "text", "before", "after")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PATH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    path_bytes: bytes
+    line: int
+    text: str
+    before: _containers.RepeatedScalarFieldContainer[str]
+    after: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., path_bytes: _Optional[bytes] = ..., line: _Optional[int] = ..., text: _Optional[str] = ..., before: _Optional[_Iterable[str]] = ..., after: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SearchEnd(_message.Message):
+    __slots__ = ("files_searched", "files_skipped", "limit")
+    FILES_SEARCHED_FIELD_NUMBER: _ClassVar[int]
+    FILES_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    files_searched: int
+    files_skipped: int
+    limit: SearchLimit
+    def __init__(self, files_searched: _Optional[int] = ..., files_skipped: _Optional[int] = ..., limit: _Optional[_Union[SearchLimit, str]] = ...) -> None: ...
+
+class PackRequest(_message.Message):
+    __slots__ = ("session_id", "path", "prefix", "exclude", "max_bytes")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    path: str
+    prefix: str
+    exclude: _containers.RepeatedScalarFieldContainer[str]
+    max_bytes: int
+    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., prefix: _Optional[str] = ..., exclude: _Optional[_Iterable[str]] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class PackResponse(_message.Message):
+    __slots__ = ("data", "end")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    end: PackEnd
+    def __init__(self, data: _Optional[bytes] = ..., end: _Optional[_Union[PackEnd, _Mapping]] = ...) -> None: ...
+
+class PackEnd(_message.Message):
+    __slots__ = ("files", "directories", "links", "bytes", "skipped", "skipped_paths")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_PATHS_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    directories: int
+    links: int
+    bytes: int
+    skipped: int
+    skipped_paths: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, files: _Optional[int] = ..., directories: _Optional[int] = ..., links: _Optional[int] = ..., bytes: _Optional[int] = ..., skipped: _Optional[int] = ..., skipped_paths: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UnpackRequest(_message.Message):
+    __slots__ = ("header", "data", "end")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    header: UnpackHeader
+    data: bytes
+    end: UnpackEnd
+    def __init__(self, header: _Optional[_Union[UnpackHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., end: _Optional[_Union[UnpackEnd, _Mapping]] = ...) -> None: ...
+
+class UnpackHeader(_message.Message):
+    __slots__ = ("session_id", "path", "make_parents")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MAKE_PARENTS_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    path: str
+    make_parents: bool
+    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., make_parents: bool = ...) -> None: ...
+
+class UnpackEnd(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UnpackResponse(_message.Message):
+    __slots__ = ("files", "directories", "links", "bytes")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    directories: int
+    links: int
+    bytes: int
+    def __init__(self, files: _Optional[int] = ..., directories: _Optional[int] = ..., links: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...

@@ -75,6 +75,21 @@ class FileServiceStub(object):
                 request_serializer=berth_dot_v1_dot_file__pb2.WatchRequest.SerializeToString,
                 response_deserializer=berth_dot_v1_dot_file__pb2.WatchEvent.FromString,
                 _registered_method=True)
+        self.Search = channel.unary_stream(
+                '/berth.v1.FileService/Search',
+                request_serializer=berth_dot_v1_dot_file__pb2.SearchRequest.SerializeToString,
+                response_deserializer=berth_dot_v1_dot_file__pb2.SearchEvent.FromString,
+                _registered_method=True)
+        self.Pack = channel.unary_stream(
+                '/berth.v1.FileService/Pack',
+                request_serializer=berth_dot_v1_dot_file__pb2.PackRequest.SerializeToString,
+                response_deserializer=berth_dot_v1_dot_file__pb2.PackResponse.FromString,
+                _registered_method=True)
+        self.Unpack = channel.stream_unary(
+                '/berth.v1.FileService/Unpack',
+                request_serializer=berth_dot_v1_dot_file__pb2.UnpackRequest.SerializeToString,
+                response_deserializer=berth_dot_v1_dot_file__pb2.UnpackResponse.FromString,
+                _registered_method=True)
 
 
 class FileServiceServicer(object):
@@ -133,6 +148,29 @@ class FileServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Search(self, request, context):
+        """The lines of files that match a pattern, as they are found, in the order of their paths. It ends with `end`, which
+        says what was left out. Who goes away ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pack(self, request, context):
+        """A directory (or one file) as a tar archive. It ends with `end`; without that it is not whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpack(self, request_iterator, context):
+        """What is in a tar archive, into a directory. Each file is put in its place in one step, so that none is torn; what came
+        before a failure stays, and the failure says how much that is. A stream that ends without `end` is ABORTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FileServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +213,21 @@ def add_FileServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=berth_dot_v1_dot_file__pb2.WatchRequest.FromString,
                     response_serializer=berth_dot_v1_dot_file__pb2.WatchEvent.SerializeToString,
+            ),
+            'Search': grpc.unary_stream_rpc_method_handler(
+                    servicer.Search,
+                    request_deserializer=berth_dot_v1_dot_file__pb2.SearchRequest.FromString,
+                    response_serializer=berth_dot_v1_dot_file__pb2.SearchEvent.SerializeToString,
+            ),
+            'Pack': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pack,
+                    request_deserializer=berth_dot_v1_dot_file__pb2.PackRequest.FromString,
+                    response_serializer=berth_dot_v1_dot_file__pb2.PackResponse.SerializeToString,
+            ),
+            'Unpack': grpc.stream_unary_rpc_method_handler(
+                    servicer.Unpack,
+                    request_deserializer=berth_dot_v1_dot_file__pb2.UnpackRequest.FromString,
+                    response_serializer=berth_dot_v1_dot_file__pb2.UnpackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +447,87 @@ class FileService(object):
             '/berth.v1.FileService/Watch',
             berth_dot_v1_dot_file__pb2.WatchRequest.SerializeToString,
             berth_dot_v1_dot_file__pb2.WatchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Search(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/berth.v1.FileService/Search',
+            berth_dot_v1_dot_file__pb2.SearchRequest.SerializeToString,
+            berth_dot_v1_dot_file__pb2.SearchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/berth.v1.FileService/Pack',
+            berth_dot_v1_dot_file__pb2.PackRequest.SerializeToString,
+            berth_dot_v1_dot_file__pb2.PackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpack(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/berth.v1.FileService/Unpack',
+            berth_dot_v1_dot_file__pb2.UnpackRequest.SerializeToString,
+            berth_dot_v1_dot_file__pb2.UnpackResponse.FromString,
             options,
             channel_credentials,
             insecure,
