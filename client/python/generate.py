@@ -22,9 +22,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 PACKAGE = HERE / "src" / "berth"
 PROTOS = HERE.parent.parent / "proto"
 #: What a client of the coordinator needs.
-SERVICES = ["common", "session", "task", "file", "checkpoint"]
+SERVICES = ["common", "session", "task", "file", "checkpoint", "interpreter"]
 #: The modules of the async client that have a sync twin.
-TWINS = ["_client", "_session", "_task", "_stream", "_files"]
+TWINS = ["_client", "_session", "_task", "_stream", "_files", "_interpreter"]
 HEAD = "# Made by generate.py of {what}: don't change it here.\n"
 
 REASONS = '''

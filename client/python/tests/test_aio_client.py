@@ -242,6 +242,23 @@ class ClientTest(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((await files.stat("link")).symlink_target, "text")
         self.assertEqual((await files.stat("link", follow=True)).type, "file")
 
+    async def test_a_context_remembers(self) -> None:
+        context = await self.session.create_context(cwd="/tmp", env={"A": "1"})
+        self.assertTrue((await context.run("import os; x = 20")).ok)
+        ran = await context.run("print(os.getcwd(), os.environ['A']); x + 1", env={"B": "2"})
+        self.assertEqual((ran.stdout, ran.text, ran.error, ran.number), (b"/tmp 1\n", "21", None, 2))
+        ran = await context.run("1 / 0")
+        self.assertEqual((ran.ok, ran.outcome, ran.error.name), (False, "error", "ZeroDivisionError"))
+        self.assertIn("1 / 0", ran.error.traceback)
+        self.assertEqual((await context.run("while True: pass", timeout=0.5)).outcome, "timed_out")
+        [info] = await self.session.contexts()
+        self.assertEqual((info.id, info.executions, info.cwd), (context.id, 4, "/tmp"))
+        await context.interrupt()
+        await context.restart()
+        self.assertEqual((await self.session.context(context.id).run("x")).error.name, "NameError")
+        await context.delete()
+        await self.refused(berth.Reason.CONTEXT_NOT_FOUND, context.run, "1")
+
     async def test_files_are_searched(self) -> None:
         files = self.session.files
         await files.write("s/a.py", "one\nNeedle 1\nthree\n", make_parents=True)

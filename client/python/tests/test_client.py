@@ -243,6 +243,23 @@ class ClientTest(unittest.TestCase):
         self.assertEqual((files.stat("link")).symlink_target, "text")
         self.assertEqual((files.stat("link", follow=True)).type, "file")
 
+    def test_a_context_remembers(self) -> None:
+        context = self.session.create_context(cwd="/tmp", env={"A": "1"})
+        self.assertTrue((context.run("import os; x = 20")).ok)
+        ran = context.run("print(os.getcwd(), os.environ['A']); x + 1", env={"B": "2"})
+        self.assertEqual((ran.stdout, ran.text, ran.error, ran.number), (b"/tmp 1\n", "21", None, 2))
+        ran = context.run("1 / 0")
+        self.assertEqual((ran.ok, ran.outcome, ran.error.name), (False, "error", "ZeroDivisionError"))
+        self.assertIn("1 / 0", ran.error.traceback)
+        self.assertEqual((context.run("while True: pass", timeout=0.5)).outcome, "timed_out")
+        [info] = self.session.contexts()
+        self.assertEqual((info.id, info.executions, info.cwd), (context.id, 4, "/tmp"))
+        context.interrupt()
+        context.restart()
+        self.assertEqual((self.session.context(context.id).run("x")).error.name, "NameError")
+        context.delete()
+        self.refused(berth.Reason.CONTEXT_NOT_FOUND, context.run, "1")
+
     def test_files_are_searched(self) -> None:
         files = self.session.files
         files.write("s/a.py", "one\nNeedle 1\nthree\n", make_parents=True)

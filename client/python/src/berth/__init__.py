@@ -17,15 +17,20 @@
 
 from ._sync._client import Client
 from ._sync._files import Changes, Files
+from ._sync._interpreter import Context
 from ._sync._session import Session, SessionContext
 from ._sync._stream import TaskStream
 from ._sync._task import Task
 from .errors import BerthError, Reason
 from .model import (
+    Bundle,
     CheckpointInfo,
     CheckpointPolicy,
+    ContextInfo,
     Egress,
     Ended,
+    Execution,
+    ExecutionError,
     FileChange,
     FileInfo,
     Limits,
@@ -49,12 +54,17 @@ from .model import (
 
 __all__ = [
     "BerthError",
+    "Bundle",
     "CheckpointInfo",
     "CheckpointPolicy",
     "Changes",
     "Client",
+    "Context",
+    "ContextInfo",
     "Egress",
     "Ended",
+    "Execution",
+    "ExecutionError",
     "FileChange",
     "FileInfo",
     "Files",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import uuid
-from typing import Any, Iterable, Mapping, Optional, Sequence, Union
+from typing import Any, Iterable, List, Mapping, Optional, Sequence, Union
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from . import model
-from ._proto import checkpoint_pb2, common_pb2, file_pb2, session_pb2, task_pb2
+from ._proto import checkpoint_pb2, common_pb2, file_pb2, interpreter_pb2, session_pb2, task_pb2
 from .errors import BerthError, strange
 from .model import Seconds, seconds
 
@@ -321,6 +321,44 @@ def file_change(wire: file_pb2.FileChange) -> model.FileChange:
 def overflow() -> model.FileChange:
     """Changes were lost."""
     return model.FileChange("overflow", "", None, False, None, None, None)
+
+
+def context_info(wire: interpreter_pb2.InterpreterContext) -> model.ContextInfo:
+    """An interpreter."""
+    return model.ContextInfo(
+        id=wire.id,
+        state=_word(interpreter_pb2.ContextState, wire.state, "CONTEXT_STATE_"),
+        kernel=_word(interpreter_pb2.Kernel, wire.kernel, "KERNEL_"),
+        version=wire.version,
+        cwd=wire.cwd,
+        created_at=_time(wire, "created_at"),
+        executions=wire.executions,
+        message=wire.message,
+    )
+
+
+def _bundle(wire: interpreter_pb2.MimeBundle) -> model.Bundle:
+    return model.Bundle({form.type: form.data for form in wire.data}, list(wire.left_out))
+
+
+def execution(events: List[interpreter_pb2.ExecuteEvent]) -> model.Execution:
+    """What came of an execution, from its beginning to its end."""
+    started, ended = events[0].started, events[-1].ended
+    of = {kind: [event for event in events if event.HasField(kind)] for kind in ("result", "error", "display")}
+    error = of["error"][-1].error if of["error"] else None
+    return model.Execution(
+        number=started.execution,
+        kernel=_word(interpreter_pb2.Kernel, started.kernel, "KERNEL_"),
+        outcome=_word(interpreter_pb2.ExecutionOutcome, ended.outcome, "EXECUTION_OUTCOME_"),
+        message=ended.message,
+        stdout=b"".join(event.stdout.data for event in events if event.HasField("stdout")),
+        stderr=b"".join(event.stderr.data for event in events if event.HasField("stderr")),
+        result=_bundle(of["result"][-1].result) if of["result"] else None,
+        displays=[_bundle(event.display) for event in of["display"]],
+        error=None if error is None else model.ExecutionError(error.name, error.value, error.traceback),
+        duration=_duration(ended.duration),
+        output_lost=ended.output_lost,
+    )
 
 
 def checkpoint_info(wire: checkpoint_pb2.Checkpoint) -> model.CheckpointInfo:

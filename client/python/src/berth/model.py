@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from typing import Mapping, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Union
 
 import grpc
 
@@ -363,6 +363,83 @@ class FileChange:
     path_bytes: Optional[bytes]
     """The whole path, set only when it is not UTF-8; `path` then has U+FFFD in it."""
     new_path_bytes: Optional[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextInfo:
+    """A stateful interpreter of a session."""
+
+    id: str
+    state: str
+    """`starting`, `idle`, `busy` or `dead`."""
+    kernel: str
+    """`ipykernel`, or `builtin`: results are text."""
+    version: str
+    """Of the interpreter."""
+    cwd: str
+    created_at: Time
+    executions: int
+    message: str
+    """Why it is dead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """One thing in several forms, such as a plot: the reader takes the best that it can show."""
+
+    data: Dict[str, bytes]
+    """By type, such as `text/plain` and `image/png`. Text is UTF-8."""
+    left_out: List[str]
+    """Types that were too large."""
+
+    @property
+    def text(self) -> Optional[str]:
+        """As plain text, if it has that form."""
+        plain = self.data.get("text/plain")
+        return None if plain is None else plain.decode(errors="replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionError:
+    """The exception that ended an execution."""
+
+    name: str
+    value: str
+    traceback: str
+    """For people; without colours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What came of an execution."""
+
+    number: int
+    """Of the context, counted from 1."""
+    kernel: str
+    outcome: str
+    """`ok`, `error`, `interrupted`, `timed_out`, `died`, `cancelled` or `session_ended`."""
+    message: str
+    stdout: bytes
+    stderr: bytes
+    result: Optional[Bundle]
+    """The last expression's value, unless that is None."""
+    displays: List[Bundle]
+    """What the code shows: plots, tables."""
+    error: Optional[ExecutionError]
+    duration: float
+    """In seconds."""
+    output_lost: int
+    """Bytes that were left out."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it went through."""
+        return self.outcome == "ok"
+
+    @property
+    def text(self) -> Optional[str]:
+        """The result as plain text, if there is one."""
+        return None if self.result is None else self.result.text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import grpc
 from .. import _channel, errors
 from .._local import Target
 from .._policy import SILENCE
-from .._proto import checkpoint_pb2_grpc, file_pb2_grpc, session_pb2_grpc, task_pb2_grpc
+from .._proto import checkpoint_pb2_grpc, file_pb2_grpc, interpreter_pb2_grpc, session_pb2_grpc, task_pb2_grpc
 
 Lock = threading.Lock
 sleep = time.sleep
@@ -37,6 +37,7 @@ class Transport:
         self.sessions: Any = session_pb2_grpc.SessionServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.tasks: Any = task_pb2_grpc.TaskServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.files: Any = file_pb2_grpc.FileServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.contexts: Any = interpreter_pb2_grpc.InterpreterServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.checkpoints: Any = checkpoint_pb2_grpc.CheckpointServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     def error(self, error: Any, waited: Optional[float] = None) -> errors.BerthError:

@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Iterable, List, Mapping, Optional, Tuple, Type, Union
 
 from .. import _policy, _wire, model
-from .._proto import checkpoint_pb2, session_pb2, task_pb2
+from .._proto import checkpoint_pb2, interpreter_pb2, session_pb2, task_pb2
 from ..errors import BerthError, strange
 from ._files import Files
+from ._interpreter import START, Context
 from ._stream import Run, TaskStream
 from ._task import Task
 from ._transport import Background, sleep
@@ -255,6 +256,38 @@ class Session:
         )
         sessions = [Session(self._client, session.id, session.epoch) for session in wire.sessions]
         return sessions, _wire.checkpoint_info(wire.checkpoint)
+
+    async def create_context(
+        self,
+        *,
+        cwd: str = "",
+        env: Optional[Mapping[str, str]] = None,
+        executable: str = "",
+    ) -> Context:
+        """Starts a Python interpreter whose state stays from one execution to the next: a Jupyter kernel where the sandbox has one,
+        else a small one with text results. Returns when it takes code.
+
+        executable: the interpreter, such as that of a virtual environment. If left out `python3`.
+        """
+        request = interpreter_pb2.CreateContextRequest(
+            session_id=self.id, cwd=cwd, env=env, executable=executable, request_id=_wire.new_id()
+        )
+        wire: interpreter_pb2.InterpreterContext = await self._client._call(
+            _policy.repeatable(START), self._transport.contexts.CreateContext, request
+        )
+        return Context(self._client, self.id, wire.id)
+
+    def context(self, context_id: str) -> Context:
+        """One that is there. It is not asked whether it is."""
+        return Context(self._client, self.id, context_id)
+
+    async def contexts(self) -> List[model.ContextInfo]:
+        """Its interpreters, oldest first."""
+        request = interpreter_pb2.ListContextsRequest(session_id=self.id)
+        wire: interpreter_pb2.ListContextsResponse = await self._client._call(
+            _policy.repeatable(), self._transport.contexts.ListContexts, request
+        )
+        return [_wire.context_info(context) for context in wire.contexts]
 
     def __repr__(self) -> str:
         return f"Session({self.id})"
