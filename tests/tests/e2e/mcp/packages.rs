@@ -4,7 +4,7 @@ use berth_tests::{Cluster, Setup, mcp::Mcp, skip};
 use serde_json::{Value, json};
 
 use super::{USUAL, finish, native};
-use crate::egress::packages::without_index;
+use crate::{egress::packages::without_index, interpreter::full_root};
 
 /// Red when a shell or run_python goes by another Python, or when a checkpoint leaves the environment out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,5 +65,41 @@ async fn two_sessions_have_two_versions_of_a_package() {
     assert_eq!(again["packages"][0]["new"], false, "{again}");
     let said = mcp.refused("pkg_install", json!({"packages": ["six==0.0.0.1"]})).await;
     assert!(said.contains("six") && said.contains("pip failed"), "{said}");
+    finish(cluster, mcp).await;
+}
+
+/// Red when the environment is shut off from the sandbox's own Python, or when what that has can't be replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sandboxs_own_packages_are_there_too() {
+    const NAME: &str = "e2e mcp the_sandboxs_own_packages_are_there_too";
+    let Some(root) = full_root(NAME) else { return };
+    let mut setup = Setup::new("native");
+    if !root.is_empty() {
+        setup.templates = Some(format!("[[template]]\nname = \"base\"\nroot = \"{root}\"\n"));
+    }
+    let cluster = Cluster::start(setup).await;
+    let mut mcp = Mcp::start(&cluster, &["--egress", "packages"], USUAL).await;
+    let code = "import numpy, pandas, sys; print(sys.prefix, numpy.ones(3).sum())";
+    let ran = mcp.ok("run_python", json!({"code": code})).await;
+    assert_eq!(ran["stdout"], "/home/user/.venv 3.0\n", "{ran}");
+    let shell = json!({"command": "python -c 'import six; print(six.__file__)'; pip --version"});
+    let said = mcp.ok("run_shell", shell).await["stdout"].as_str().unwrap().to_owned();
+    let own = said.lines().next().unwrap();
+    assert!(own.starts_with("/usr/") && said.contains("pip "), "{said}");
+    if !without_index(NAME) {
+        // What is there counts as installed; another version goes before it, and takes nothing away from the sandbox's.
+        let there = mcp.ok("pkg_install", json!({"packages": ["six"]})).await;
+        assert_eq!(there["packages"][0]["new"], false, "{there}");
+        let other = mcp.ok("pkg_install", json!({"packages": ["six==1.15.0"]})).await;
+        let packages = other["packages"].as_array().unwrap();
+        assert_eq!(packages.len(), 1, "{other}");
+        assert_eq!(
+            (&packages[0]["version"], &packages[0]["new"]),
+            (&json!("1.15.0"), &json!(true)),
+            "{other}"
+        );
+        let code = "import six; print(six.__version__, six.__file__.startswith('/home/user/.venv/'))";
+        assert_eq!(mcp.ok("run_python", json!({"code": code})).await["stdout"], "1.15.0 True\n");
+    }
     finish(cluster, mcp).await;
 }

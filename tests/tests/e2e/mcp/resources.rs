@@ -288,6 +288,53 @@ async fn who_subscribed_is_told_of_changes() {
     finish(cluster, first).await;
 }
 
+/// By whom a file is changed does not matter. Red without the watch: each change is then told at the next look, 5 s after the
+/// one before; and where nothing can be watched, red without that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_by_others_are_told_at_once() {
+    const CHANGES: u32 = 16;
+    let Some((cluster, mut mcp)) = native("changes_by_others_are_told_at_once").await else { return };
+    let session = mcp.ok("session_info", json!({})).await["session"].as_str().unwrap().to_owned();
+    let uri = |path: &str| json!(format!("berth://{session}/{path}"));
+    let shell = async |line: &str| {
+        cluster.berth(&["run", "--session", &session, "--shell", "--", line]).await.ok();
+    };
+    shell("mkdir -p d/e; echo > d/e/f; ln -s e d/link").await;
+    mcp.request("resources/subscribe", json!({"uri": uri("d/e/f")})).await;
+    let subscribed = std::time::Instant::now();
+    let mut began = subscribed;
+    for i in 0..CHANGES {
+        let line = match i % 4 {
+            0 => "echo more >> d/e/f",
+            1 => "echo new > d/e/g; mv d/e/g d/e/f",
+            2 => "mv d/e d/x",
+            _ => "mv d/x d/e",
+        };
+        shell(line).await;
+        mcp.notified(UPDATED, |params| params["uri"] == uri("d/e/f")).await;
+        if i == 0 {
+            // The watch stands, or never does.
+            began = std::time::Instant::now();
+        }
+    }
+    let by_looks = std::time::Duration::from_secs(5) * (CHANGES - 1);
+    assert!(began.elapsed() < by_looks * 3 / 4, "{CHANGES} changes were told after {:?}", began.elapsed());
+    // What no watch tells of: a session with too many directories.
+    let made =
+        mcp.ok("session_create", json!({"name": "wide"})).await["session"].as_str().unwrap().to_owned();
+    let line = "seq 4200 | xargs mkdir; echo > f";
+    cluster.berth(&["run", "--session", &made, "--shell", "--", line]).await.ok();
+    let wide = json!(format!("berth://{made}/f"));
+    mcp.request("resources/subscribe", json!({"uri": wide})).await;
+    for line in ["echo one > f", "echo three > f"] {
+        cluster.berth(&["run", "--session", &made, "--shell", "--", line]).await.ok();
+        mcp.notified(UPDATED, |params| params["uri"] == wide).await;
+    }
+    mcp.ok("session_end", json!({"session": made})).await;
+    mcp.notified(UPDATED, |params| params["uri"] == wide).await;
+    finish(cluster, mcp).await;
+}
+
 /// Without a conversation, where a stream of events is a request of its own. Red when it is not told there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_over_http_tells_of_changes() {
