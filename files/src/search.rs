@@ -18,7 +18,7 @@ const GLOBS: usize = 32;
 /// Bytes of a glob.
 const GLOB: usize = 1024;
 /// Bytes of a line that are searched: a pattern may take its size times the line's.
-const SEARCHED: usize = 64 << 10;
+const SEARCHED: usize = 16 << 10;
 /// Bytes of a line that are told.
 const LINE: usize = 512;
 /// A file with a zero byte among its first is taken for no text.

@@ -230,8 +230,8 @@ pub async fn an_archive_leads_nowhere_else(hop: &Hop) {
     // A file replaces a link, and does not go through it; set-uid bits are left out.
     let replaced = Entry { mode: 0o4755, ..entry("link", Kind::File, "") };
     unpack(hop, "in", &archive(&[(replaced, b"new")])).await.expect("it is replaced");
-    let seen = hop.run(shell("cat out/canary in/link; stat -c %a in/link; ls out; ls /tmp/owned 2>&1 | tail -c 20; ls -A in | grep -c berth")).await;
-    assert_eq!(seen.text(), "canary\nnew755\ncanary\nfile or directory\n0", "{seen:?}");
+    let seen = hop.run(shell("cat out/canary in/link; stat -c %a in/link; ls out; [ -e /tmp/owned ] || echo none; ls -A in | grep -c berth")).await;
+    assert_eq!(seen.text(), "canary\nnew755\ncanary\nnone\n0", "{seen:?}");
     // Neither does a directory become a file, nor a file a directory.
     for (path, kind) in [("sub", Kind::File), ("link", Kind::Directory)] {
         let refused = unpack(hop, "in", &archive(&[(entry(path, kind, ""), b"")])).await.expect_err(path);
@@ -261,7 +261,7 @@ pub async fn links_and_modes_come_along(hop: &Hop) {
 }
 
 pub async fn large_archives_go_both_ways(hop: &Hop) {
-    let line = "mkdir big && head -c 20000000 /dev/urandom > big/one && mkdir big/many && cd big/many && seq 3000 | split -l 1 -a 4 && cd ../.. && tar -c big | sha256sum > /dev/null; cat big/one big/many/* | sha256sum";
+    let line = "mkdir big && head -c 20000000 /dev/urandom > big/one && mkdir big/many && cd big/many && seq 3000 | split -l 1 -a 4 && cd ../.. && cat big/one big/many/* | sha256sum";
     let sum = hop.run(shell(line)).await.ok().to_owned();
     let (bytes, end) = pack(hop, request(hop, "big")).await.expect("it is packed");
     assert_eq!((end.files, end.directories), (3001, 1));

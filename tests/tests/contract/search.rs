@@ -149,15 +149,17 @@ pub async fn a_search_goes_through_no_link_and_waits_for_nothing(hop: &Hop) {
 
 /// Red without the bound on time, on streams, or on what one that nobody reads holds.
 pub async fn a_search_is_bounded_and_ends_with_its_caller(hop: &Hop) {
-    let line = "mkdir -p h l; head -c 4000000 /dev/zero | tr '\\0' a | fold -w 60000 > h/a; cp h/a h/b; cp h/a h/c; \
+    let line = "mkdir -p h l; head -c 20000000 /dev/urandom | LC_ALL=C tr -dc abcd | fold -w 60000 > h/a; cp h/a h/b; \
         seq -f %0400g 9000 > l/many";
     hop.run(shell(line)).await.ok();
-    let hard = v1::SearchRequest { time_limit: seconds(1), ..request(hop, "h", "(?:a?){400}b") };
-    let (found, end) = search(hop, hard.clone()).await.unwrap();
+    // No search of megabytes is over by then.
+    let moment = prost_types::Duration { seconds: 0, nanos: 1000 };
+    let late = v1::SearchRequest { time_limit: Some(moment), ..request(hop, "h", "nowhere") };
+    let (found, end) = search(hop, late).await.unwrap();
     assert_eq!((found.len(), end.limit()), (0, SearchLimit::Time));
-    // Files are served meanwhile.
-    let running = search(hop, hard);
-    let (ended, ()) = tokio::join!(running, put(hop, "meanwhile", b"x"));
+    // Files are served while a pattern that is hard is looked for, and then it is over.
+    let hard = v1::SearchRequest { time_limit: seconds(2), ..request(hop, "h", "(?:[a-d]{1,20}a){20}[xy]") };
+    let (ended, ()) = tokio::join!(search(hop, hard), put(hop, "meanwhile", b"x"));
     assert!(ended.is_ok());
     // More than the windows of all hops hold: it waits for its reader.
     let much = v1::SearchRequest { max_matches: 10_000, context: 20, ..request(hop, "l", "0") };

@@ -185,7 +185,8 @@ async fn an_archive_goes_through_a_pipe_both_ways() {
         (&["cp", "box:t", "-", "--format", "json"], "stdout is the archive's"),
     ] {
         let seen = cluster.berth_with(args, &archive).await;
-        assert!(seen.code != Some(0) && seen.stderr.contains(says), "{args:?}: {seen:?}");
+        let said = format!("{}{}", seen.stdout, seen.stderr);
+        assert!(seen.code != Some(0) && said.contains(says), "{args:?}: {seen:?}");
         assert_eq!(seen.stdout.matches("ustar").count(), 0, "{seen:?}");
     }
     let seen = cluster.berth_with(&["cp", "-", "box:."], b"no archive at all").await;
