@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use berth_net::Limits;
+use berth_net::{Bounds, Limits};
 
 use crate::{
     artifacts, audit,
@@ -25,6 +25,8 @@ pub struct Config {
     pub connections: Limits,
     /// Calls that may wait for an answer at once. A few more are taken of those that must get through.
     pub calls: usize,
+    /// How long a call's stream may stand still.
+    pub patience: Bounds,
     /// Listen beyond loopback although there is no TLS.
     pub insecure_listen: bool,
     /// Where checkpoints are kept. `None`: `blobs` in the state directory.
@@ -67,6 +69,7 @@ impl Default for Config {
             tls: None,
             connections: Limits::default(),
             calls: 4096,
+            patience: Bounds::default(),
             insecure_listen: false,
             blobs: None,
             lease: fleet.lease,

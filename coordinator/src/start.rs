@@ -4,8 +4,9 @@
 
 use std::{net::SocketAddr, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
-use berth_net::{Acceptor, Files};
+use berth_net::{Acceptor, Files, Patience};
 use berth_proto::{
+    DESCRIPTORS,
     spawn::{spawn, spawn_fallible},
     v1,
     world::{self, TcpListener},
@@ -315,9 +316,10 @@ async fn run(
     let clients = listen(listener, acceptor, config.connections, shared.links.clone(), stopping.clone());
     let until = stopping.clone().cancelled_owned();
     let room = rpc::Room::new(config.calls);
+    let patience = Patience::new(config.patience, DESCRIPTORS);
     let server = spawn_fallible("grpc server", async move {
         let incoming = ReceiverStream::new(clients);
-        rpc::server().layer(room).add_routes(routes).serve_with_incoming_shutdown(incoming, until).await
+        rpc::server().layer(patience).layer(room).add_routes(routes).serve_with_incoming_shutdown(incoming, until).await
     });
     rpc::set_health(&health, true).await;
     tracing::info!(%addr, "the coordinator is ready");

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use berth_coordinator::store::memory::MemoryStore;
 use berth_proto::{
     Code, Reason,
@@ -24,10 +26,12 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 /// Why a connection ends that asks for too much (RFC 9113, 7).
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// What the attacks may cost in memory, all together (the coordinator is in this process).
 const GROWTH: usize = 96 << 20;
@@ -352,4 +356,149 @@ async fn too_many_calls_are_shed_but_not_what_must_get_through() {
     while waiters.join_next().await.is_some() {}
     list().await.expect("there is room again");
     drop(worker);
+}
+
+/// The frames of a connection as they come: kind, flags, stream, payload.
+struct Frames {
+    stream: TcpStream,
+    seen: Vec<u8>,
+}
+
+impl Frames {
+    fn of(raw: Raw) -> Self {
+        Self { stream: raw.0, seen: Vec::new() }
+    }
+
+    /// `None`: the connection ended.
+    async fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        loop {
+            if let Some(head) = self.seen.get(..9) {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                if self.seen.len() >= 9 + length {
+                    let (kind, flags) = (head[3], head[4]);
+                    let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
+                    let payload = self.seen[9..9 + length].to_vec();
+                    self.seen.drain(..9 + length);
+                    return Some((kind, flags, stream, payload));
+                }
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes).await {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => self.seen.extend_from_slice(&bytes[..n]),
+            }
+        }
+    }
+
+    /// Answers pings, and does nothing else, until a frame is as it should be. `false`: the connection ended before.
+    async fn until(&mut self, mut wanted: impl FnMut(u8, u8, u32) -> bool) -> bool {
+        let waiting = async {
+            while let Some((kind, flags, stream, payload)) = self.next().await {
+                if kind == PING
+                    && flags & ACK == 0
+                    && self.stream.write_all(&frame(PING, ACK, 0, &payload)).await.is_err()
+                {
+                    return false;
+                }
+                if wanted(kind, flags, stream) {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::time::timeout(SOON, waiting).await.expect("it is not held for ever")
+    }
+}
+
+/// A call with the whole of its request, which is empty.
+fn asked(stream: u32, path: &str) -> Vec<u8> {
+    let mut bytes = frame(HEADERS, END_HEADERS, stream, &call(path));
+    bytes.extend(frame(DATA, END_STREAM, stream, &[0; 5]));
+    bytes
+}
+
+/// Who answers pings and never ends its request holds a call no longer than the bound. Red without `Patience` around the
+/// services.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_never_comes_whole_is_ended() {
+    let store = std::sync::Arc::new(MemoryStore::default());
+    let host = Host::start_with(store, |config| config.patience.request = Duration::from_millis(300)).await;
+    let worker = host.worker("w").await;
+    let harbour = Harbour { host, _worker: worker, before: resident() };
+    let begun = frame(HEADERS, END_HEADERS, 1, &health());
+    let whole = [begun.clone(), frame(DATA, 0, 1, &[0; 5])].concat();
+    let half = [begun.clone(), frame(DATA, 0, 1, &[0, 0, 0, 0, 9, 1])].concat();
+    for request in [begun.clone(), whole, half] {
+        let mut attacker = Raw::connect(&harbour.host, &[]).await;
+        attacker.0.write_all(&request).await.unwrap();
+        let mut frames = Frames::of(attacker);
+        let over = |kind, flags, stream| stream == 1 && kind == HEADERS && flags & END_STREAM != 0;
+        assert!(frames.until(over).await, "the call has an end, and the connection not");
+    }
+    // A byte now and then is no way round.
+    let mut attacker = Raw::connect(&harbour.host, &[]).await;
+    attacker.0.write_all(&begun).await.unwrap();
+    let mut frames = Frames::of(attacker);
+    let dripping = async {
+        loop {
+            frames.stream.write_all(&frame(DATA, 0, 1, &[0])).await.expect("the connection is kept");
+            let next = tokio::time::timeout(Duration::from_millis(20), frames.next());
+            if let Ok((HEADERS, flags, 1, _)) = next.await.map(|frame| frame.expect("the connection is kept"))
+                && flags & END_STREAM != 0
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, dripping).await.expect("it is ended");
+    // The worker's link, whose request never ends either, is up.
+    harbour.serves().await;
+}
+
+/// An answer that its reader never takes is given up, also where pings are answered; one in which there is nothing to say
+/// is not. Red without `Patience` around the services; red, too, when `waits` stays set for what was written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_nobody_takes_is_given_up() {
+    let store = std::sync::Arc::new(MemoryStore::default());
+    let host = Host::start_with(store, |config| config.patience.still = Duration::from_millis(400)).await;
+    let worker = host.worker("w").await;
+    let harbour = Harbour { host, _worker: worker, before: resident() };
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0
+    let shut = [0, 4, 0, 0, 0, 0];
+    let watch = "/grpc.health.v1.Health/Watch";
+    let opened = |stream| frame(WINDOW_UPDATE, 0, stream, &65_535u32.to_be_bytes());
+
+    // One stream that is never read, and one that is, and has nothing more to say.
+    let mut mixed = Raw::connect(&harbour.host, &shut).await;
+    mixed.0.write_all(&[asked(1, watch), asked(3, watch), opened(3)].concat()).await.unwrap();
+    let mut mixed = Frames::of(mixed);
+    assert!(mixed.until(|kind, _, stream| kind == DATA && stream == 3).await, "it is told how health is");
+
+    // Nothing else on its connection: that is closed. By then the older one was given up, too.
+    let mut alone = Raw::connect(&harbour.host, &shut).await;
+    alone.0.write_all(&asked(1, watch)).await.unwrap();
+    assert!(!Frames::of(alone).until(|_, _, _| false).await);
+
+    // A window of a byte: all of the answer is HTTP/2's to send, and the call itself is over.
+    let mut dripping = Raw::connect(&harbour.host, &[0, 4, 0, 0, 0, 1]).await;
+    dripping.0.write_all(&asked(1, "/grpc.health.v1.Health/Check")).await.unwrap();
+    assert!(!Frames::of(dripping).until(|_, _, _| false).await);
+
+    // Its reader comes back, and is told. The other one lives on.
+    mixed.stream.write_all(&opened(1)).await.unwrap();
+    let mut other_ended = false;
+    let told = mixed.until(|kind, flags, stream| {
+        other_ended |= stream == 3 && (kind == RST_STREAM || flags & END_STREAM != 0);
+        stream == 1 && kind == HEADERS && flags & END_STREAM != 0
+    });
+    assert!(told.await, "the connection is kept for the other stream's sake");
+    assert!(!other_ended, "what has nothing to say is not given up");
+
+    // Too many of them, and the connection is closed for all.
+    let mut crowd = Raw::connect(&harbour.host, &shut).await;
+    let many: Vec<u8> = (1..=10).flat_map(|n| asked(2 * n + 1, watch)).collect();
+    crowd.0.write_all(&[asked(1, watch), opened(1), many].concat()).await.unwrap();
+    assert!(!Frames::of(crowd).until(|_, _, _| false).await);
+    harbour.serves().await;
+    harbour.grew();
 }

@@ -108,7 +108,7 @@ impl Acceptor {
         // It has been verified: here it is only read.
         let shown = session.peer_certificates().and_then(<[_]>::first);
         let worker = shown.and_then(|der| Facts::of(der).ok()?.worker);
-        let peer = Peer { address: Some(address), secure: true, worker };
+        let peer = Peer::new(Some(address), true, worker);
         Ok((Stream::tls(secured.into(), peer), is_data))
     }
 }

@@ -157,7 +157,7 @@ impl Dialer {
         if secured.get_ref().1.alpn_protocol() != Some(protocol) {
             return Err(Error::Handshake("the other side is no coordinator".to_owned()).into());
         }
-        Ok(Stream::tls(secured.into(), Peer { secure: true, ..Peer::default() }))
+        Ok(Stream::tls(secured.into(), Peer::new(None, true, None)))
     }
 }
 

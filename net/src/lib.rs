@@ -20,6 +20,8 @@ mod error;
 mod files;
 pub mod issue;
 mod listen;
+mod patience;
+mod request;
 mod seldom;
 mod stream;
 
@@ -29,6 +31,7 @@ pub use dial::{Dialer, Trust};
 pub use error::{Error, error_in};
 pub use files::{Files, KEY_MODE, Pair};
 pub use listen::{Limits, Place, Rooms, TLS_HANDSHAKE, TOO_MANY, WANTS_TLS, listen};
+pub use patience::{Bounds, Patience, Patient};
 pub use seldom::Seldom;
 pub use stream::{Peer, Stream};
 

@@ -1,15 +1,18 @@
 //! A connection, with TLS or without, and who is at its other end.
 
 use std::{
+    future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
 };
 
 use berth_proto::{Code, Error, Reason, WorkerId, world::TcpStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use crate::listen::Place;
@@ -22,9 +25,44 @@ pub struct Peer {
     pub secure: bool,
     /// Whose certificate it showed.
     pub worker: Option<WorkerId>,
+    connection: Connection,
+}
+
+/// One connection, as its calls know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    number: u64,
+    cut: CancellationToken,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { number: NEXT.fetch_add(1, Ordering::Relaxed), cut: CancellationToken::new() }
+    }
+}
+
+impl Connection {
+    /// No two of a process have the same.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Ends it, with all calls on it.
+    pub(crate) fn cut(&self) {
+        self.cut.cancel();
+    }
 }
 
 impl Peer {
+    pub(crate) fn new(address: Option<SocketAddr>, secure: bool, worker: Option<WorkerId>) -> Self {
+        Self { address, secure, worker, connection: Connection::default() }
+    }
+
+    pub(crate) fn connection(&self) -> Connection {
+        self.connection.clone()
+    }
+
     /// Of a request that came through a server of ours.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
@@ -63,6 +101,8 @@ fn refused(message: String) -> Error {
 pub struct Stream {
     io: Io,
     peer: Peer,
+    /// Somebody here has had enough of it.
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Bytes that were read to tell what it is, for whoever reads next.
     head: Vec<u8>,
     /// What it takes up at the port that it came in at.
@@ -77,11 +117,24 @@ enum Io {
 impl Stream {
     /// Without TLS.
     pub fn plain(io: TcpStream, address: Option<SocketAddr>) -> Self {
-        Self { io: Io::Plain(io), peer: Peer { address, ..Peer::default() }, head: Vec::new(), place: None }
+        Self::new(Io::Plain(io), Peer::new(address, false, None))
     }
 
     pub(crate) fn tls(io: TlsStream<TcpStream>, peer: Peer) -> Self {
-        Self { io: Io::Tls(Box::new(io)), peer, head: Vec::new(), place: None }
+        Self::new(Io::Tls(Box::new(io)), peer)
+    }
+
+    fn new(io: Io, peer: Peer) -> Self {
+        let cut = Box::pin(peer.connection.cut.clone().cancelled_owned());
+        Self { io, peer, cut, head: Vec::new(), place: None }
+    }
+
+    /// Fails when it was cut. `cx` is woken when it is.
+    fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// Gives bytes back that were read from it.
@@ -128,7 +181,12 @@ macro_rules! either {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
         if !self.head.is_empty() {
             let head = &mut self.get_mut().head;
             let taken = head.len().min(buf.remaining());
@@ -141,15 +199,18 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    // A connection that takes no answers is not read either: so writing fails, too.
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.alive(cx)?;
         either!(self, io => io.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.alive(cx)?;
         either!(self, io => io.poll_write_vectored(cx, bufs))
     }
 
@@ -160,7 +221,8 @@ impl AsyncWrite for Stream {
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
         either!(self, io => io.poll_flush(cx))
     }
 
@@ -177,7 +239,7 @@ mod tests {
     #[test]
     fn a_worker_speaks_for_itself_alone() {
         let id = |text: &str| text.parse::<WorkerId>().unwrap();
-        let peer = |secure, worker: Option<&str>| Peer { address: None, secure, worker: worker.map(id) };
+        let peer = |secure, worker: Option<&str>| Peer::new(None, secure, worker.map(id));
         assert!(peer(true, Some("a")).speaks_for(&id("a")).is_ok());
         for wrong in [peer(true, Some("b")), peer(true, None)] {
             let error = wrong.speaks_for(&id("a")).unwrap_err();

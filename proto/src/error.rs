@@ -193,6 +193,10 @@ reasons! {
         "list sessions and workers, then watch anew without a token";
     StoreFailed = "STORE_FAILED": "The coordinator's store refused a write.",
         "look at the disk under the coordinator's state directory, and try again";
+    RequestIncomplete = "REQUEST_INCOMPLETE": "The rest of the request did not come in time.",
+        "send all of it at once; what comes slowly is sent in pieces, by a call that takes a stream";
+    NotRead = "NOT_READ": "The stream waited for its reader for too long, and was given up.",
+        "open it again, from the offset that was read last; end streams that nobody reads";
     Overloaded = "OVERLOADED": "Too many calls wait for an answer.",
         "try again in a moment; fewer at once get through sooner";
     ShuttingDown = "SHUTTING_DOWN": "The component is stopping.",

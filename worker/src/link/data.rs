@@ -16,8 +16,9 @@ use std::{
     time::Duration,
 };
 
-use berth_net::{Acceptor, Dialer, Limits, Stream};
+use berth_net::{Acceptor, Bounds, Dialer, Limits, Patience, Stream};
 use berth_proto::{
+    DESCRIPTORS,
     relay::Relay,
     spawn::spawn,
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
@@ -302,6 +303,7 @@ pub fn listen(
     let incoming = ReceiverStream::new(clients);
     async move {
         let serving = transport::server(transport::CLIENT_STREAMS)
+            .layer(Patience::new(Bounds::default(), DESCRIPTORS))
             .add_routes(services)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let lingered = async {
