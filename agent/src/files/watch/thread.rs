@@ -1,5 +1,5 @@
 //! The thread that watches. All streams share one inotify instance, which is there while there is a stream: the kernel lets
-//! a user have 128, and counts those of every sandbox of a native worker as the worker's own.
+//! a user have 128, and the session's tasks are the same user.
 //!
 //! The thread's *effective* ids are the task's, so that instances and watches count as the session's and not as root's. Its
 //! real and saved ones are not, so no task may signal it. A task may set its priority: so nobody waits for it.
