@@ -92,6 +92,18 @@ struct Kept {
     over: Option<Problem>,
 }
 
+impl Kept {
+    fn add(&mut self, events: Vec<(String, &'static str)>) -> Result<(), Problem> {
+        self.bytes += events.iter().map(|(name, _)| name.len()).sum::<usize>();
+        self.events.extend(events.into_iter().map(event));
+        if self.events.len() > EVENTS || self.bytes > BYTES {
+            self.events = Vec::new();
+            return Err(lost());
+        }
+        Ok(())
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -126,29 +138,45 @@ impl Watchers {
         // Asked before the watch, for a quick answer, and after it, for the truth.
         room(&lock(&self.0), &watching.token)?;
         let stream = wanted.open(&watching.session).await?;
+        let Watching { lease, session, token } = watching;
+        let id = self.begin(session.id(), token, async move |kept| {
+            // What is leased is in use for as long as the stream is.
+            let _lease = lease;
+            keep(stream, &kept).await;
+        })?;
+        Ok(json!({ "watcherId": id }))
+    }
+
+    /// A watcher that `gather` feeds, until it is removed, or nobody asks for what happened.
+    fn begin<F>(
+        &self,
+        session: SessionId,
+        token: String,
+        gather: impl FnOnce(Arc<Mutex<Kept>>) -> F,
+    ) -> Result<String, Problem>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let id = TaskId::new().to_string();
         let kept = Kept { events: Vec::new(), bytes: 0, asked: Instant::now(), over: None };
         let kept = Arc::new(Mutex::new(kept));
         let ends = CancellationToken::new();
-        let Watching { lease, session, token } = watching;
         let over = ends.clone();
         {
             let mut all = lock(&self.0);
             room(&all, &token)?;
-            let (session, kept) = (session.id(), kept.clone());
-            all.insert(id.clone(), Watcher { session, token, kept, _ends: ends.drop_guard() });
+            all.insert(id.clone(), Watcher { session, token, kept: kept.clone(), _ends: ends.drop_guard() });
         }
         let (all, named) = (Arc::downgrade(&self.0), id.clone());
+        let gathering = gather(kept.clone());
         spawn("e2b watcher", async move {
-            // What is leased is in use for as long as the stream is.
-            let _lease = lease;
             tokio::select! {
                 () = over.cancelled() => {}
-                () = keep(stream, &kept) => {}
+                () = gathering => {}
                 () = unasked(&kept) => forget(&all, &named),
             }
         });
-        Ok(json!({ "watcherId": id }))
+        Ok(id)
     }
 
     fn events(&self, session: SessionId, id: &str) -> Result<Value, Problem> {
@@ -203,12 +231,8 @@ async fn keep(mut stream: ChangeStream, kept: &Mutex<Kept>) {
             Ok(events) => events,
             Err(problem) => break problem,
         };
-        let mut kept = lock(kept);
-        kept.bytes += events.iter().map(|(name, _)| name.len()).sum::<usize>();
-        kept.events.extend(events.into_iter().map(event));
-        if kept.events.len() > EVENTS || kept.bytes > BYTES {
-            kept.events = Vec::new();
-            break lost();
+        if let Err(problem) = lock(kept).add(events) {
+            break problem;
         }
     };
     drop(stream);
@@ -327,5 +351,95 @@ mod tests {
         assert_eq!(change(ChangeKind::Renamed, "a", Some("b")), [named("a", old), named("b", new)]);
         assert_eq!(change(ChangeKind::Renamed, "a", None), [named("a", old)]);
         assert_eq!(change(ChangeKind::Chmod, "", None), []);
+    }
+
+    fn begin(watchers: &Watchers, session: SessionId, token: &str) -> Result<String, Problem> {
+        watchers.begin(session, token.to_owned(), |_| std::future::pending())
+    }
+
+    /// Red when `room` leaves one of its two bounds out, or a removed watcher keeps its place.
+    #[tokio::test]
+    async fn watchers_are_bounded_for_a_key_and_for_all() {
+        let (watchers, session) = (Watchers::default(), SessionId::new());
+        let ids: Vec<_> = (0..WATCHERS_EACH).map(|_| begin(&watchers, session, "one").unwrap()).collect();
+        let refused = begin(&watchers, session, "one").expect_err("one too many of this key");
+        assert!(refused.is("resource_exhausted") && refused.to_string().contains("64"), "{refused}");
+        begin(&watchers, SessionId::new(), "other").expect("another's has room");
+        watchers.remove(session, &ids[0]).expect("it is there");
+        begin(&watchers, session, "one").expect("there is room again");
+        for n in watchers.0.lock().unwrap().len()..WATCHERS {
+            begin(&watchers, session, &format!("key {n}")).expect("there is room for so many");
+        }
+        let refused = begin(&watchers, session, "a new key").expect_err("one too many");
+        assert!(refused.is("resource_exhausted"), "{refused}");
+        assert_eq!(lock(&watchers.0).len(), WATCHERS);
+    }
+
+    /// Red when asking does not count, or one that nobody asks keeps its stream.
+    #[tokio::test(start_paused = true)]
+    async fn a_watcher_that_nobody_asks_ends() {
+        let (watchers, session) = (Watchers::default(), SessionId::new());
+        let held = Arc::new(());
+        let stream = Arc::downgrade(&held);
+        let gather = async move |_| {
+            let _held = held;
+            std::future::pending::<()>().await;
+        };
+        let id = watchers.begin(session, "key".into(), gather).unwrap();
+        for _ in 0..3 {
+            tokio::time::sleep(UNASKED - Duration::from_secs(1)).await;
+            watchers.events(session, &id).expect("it was asked in time");
+        }
+        assert!(watchers.events(SessionId::new(), &id).is_err(), "it is of another sandbox");
+        tokio::time::sleep(UNASKED + Duration::from_secs(1)).await;
+        let gone = watchers.events(session, &id).expect_err("it is over");
+        assert!(gone.is("not_found") && gone.to_string().contains("watch again"), "{gone}");
+        assert!(stream.upgrade().is_none() && lock(&watchers.0).is_empty());
+        // So does one that is removed, at once.
+        let held = Arc::new(());
+        let stream = Arc::downgrade(&held);
+        let gather = async move |_| {
+            let _held = held;
+            std::future::pending::<()>().await;
+        };
+        let id = watchers.begin(session, "key".into(), gather).unwrap();
+        watchers.remove(session, &id).expect("it is there");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(stream.upgrade().is_none());
+        assert!(watchers.remove(session, &id).is_err());
+    }
+
+    /// Red when one of the two bounds is missing, or what was left out is not told.
+    #[tokio::test]
+    async fn more_than_is_kept_is_told_as_lost() {
+        let (watchers, session) = (Watchers::default(), SessionId::new());
+        let long = || vec![("n".repeat(BYTES / 4 + 1), "EVENT_TYPE_CREATE")];
+        let short = || vec![("n".to_owned(), "EVENT_TYPE_CREATE")];
+        for (events, most) in [(&long as &dyn Fn() -> Vec<_>, 3), (&short, EVENTS)] {
+            let mut of = None;
+            let gather = |kept| {
+                of = Some(kept);
+                std::future::pending()
+            };
+            let id = watchers.begin(session, "key".into(), gather).unwrap();
+            let kept = of.unwrap();
+            for _ in 0..2 {
+                for _ in 0..most {
+                    lock(&kept).add(events()).expect("that many are kept");
+                }
+                let told = watchers.events(session, &id).expect("they are told");
+                assert_eq!(told["events"].as_array().unwrap().len(), most, "and there is room anew");
+            }
+            for _ in 0..most {
+                lock(&kept).add(events()).unwrap();
+            }
+            let lost = lock(&kept).add(events()).expect_err("one too many");
+            assert!(lock(&kept).events.is_empty(), "a part would pass for the whole");
+            lock(&kept).over = Some(lost);
+            for _ in 0..2 {
+                let told = watchers.events(session, &id).expect_err("it is over");
+                assert!(told.to_string().contains("lost"), "{told}");
+            }
+        }
     }
 }

@@ -12,17 +12,17 @@ use tokio::{
 use super::key;
 
 /// One answer, whose body may be any bytes.
-struct Reply {
-    status: u16,
+pub(super) struct Reply {
+    pub status: u16,
     body: Vec<u8>,
 }
 
 impl Reply {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.text()))
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
@@ -47,23 +47,28 @@ impl Reply {
     }
 }
 
-struct Wire {
+pub(super) struct Wire {
     address: String,
     headers: HashMap<&'static str, String>,
 }
 
 impl Wire {
-    fn new(address: &str) -> Self {
+    pub fn new(address: &str) -> Self {
         Self { address: address.to_owned(), headers: HashMap::new() }
     }
 
-    fn with(mut self, name: &'static str, value: &str) -> Self {
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
         self.headers.insert(name, value.to_owned());
         self
     }
 
+    /// Another one with the same headers.
+    pub fn again(&self) -> Self {
+        Self { address: self.address.clone(), headers: self.headers.clone() }
+    }
+
     /// What is sent is up to the caller, who says of what length it is.
-    async fn raw(&self, head: &str, body: &[u8]) -> TcpStream {
+    pub async fn raw(&self, head: &str, body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).await.expect("it listens");
         let mut text = format!("{head} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
         for (name, value) in &self.headers {
@@ -108,7 +113,7 @@ impl Wire {
         wire.reply(stream).await
     }
 
-    async fn call(&self, method: &str, path: &str, body: &Value) -> Reply {
+    pub async fn call(&self, method: &str, path: &str, body: &Value) -> Reply {
         self.send(method, path, "application/json", body.to_string().as_bytes()).await
     }
 

@@ -3,6 +3,7 @@
 
 mod hostile;
 mod interpret;
+mod killed;
 mod start;
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
