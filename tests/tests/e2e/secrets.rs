@@ -2,6 +2,7 @@
 //! for with the eyes of a neighbour, of the next task, and of whoever gets the disks.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -89,6 +90,91 @@ async fn a_secret_is_its_tasks_alone(sandbox: &str) {
 }
 
 on_both!(a_secret_is_its_tasks_alone: native_a_secret_is_its_tasks_alone, docker_a_secret_is_its_tasks_alone);
+
+/// Red when a value is written in place: a task then reads a part of it, or some of each.
+async fn a_start_beside_a_change_gets_a_whole_value(sandbox: &str) {
+    const LENGTH: usize = 60_000;
+    const VALUES: usize = 12;
+    let cluster = Cluster::start(Setup::new(sandbox)).await;
+    let value = |n: usize| ["old", "new"][n % 2][..1].repeat(LENGTH);
+    set(&cluster, &["key"], &value(0)).await;
+    let session = session(&cluster).await;
+    let look = "python3 -c \"import os; d = open('/run/secrets/key').read(); e = os.environ['KEY']\n\
+                print(d[0], len(set(d)), len(d), e[0], len(set(e)), len(e))\"";
+    let changing = async {
+        for n in 1..VALUES {
+            set(&cluster, &["key"], &value(n)).await;
+        }
+    };
+    let starting = async || {
+        let mut seen = BTreeSet::new();
+        for _ in 0..VALUES / 2 {
+            let told = given(&cluster, &session, look).await;
+            let (file, variable) = (&told[..1], told.split(' ').nth(3).expect("six words"));
+            assert_eq!(told, format!("{file} 1 {LENGTH} {variable} 1 {LENGTH}"), "no whole value");
+            seen.extend([file.to_owned(), variable.to_owned()]);
+        }
+        seen
+    };
+    let ((), one, two) = tokio::join!(changing, starting(), starting());
+    assert!(one.union(&two).all(|seen| ["o", "n"].contains(&seen.as_str())), "{one:?} {two:?}");
+    // What was set is what the next one gets.
+    let last = given(&cluster, &session, look).await;
+    assert_eq!(last, format!("n 1 {LENGTH} n 1 {LENGTH}"));
+    delete(&cluster, &session).await;
+    cluster.stop().await;
+}
+
+on_both!(a_start_beside_a_change_gets_a_whole_value: native_a_start_beside_a_change_gets_a_whole_value, docker_a_start_beside_a_change_gets_a_whole_value);
+
+/// The place for secrets is full: who asks for more is told so, and nothing is changed for those that have theirs. Red when
+/// a start that fails leaves a part behind (no `remove_file` in the agent's `write`), or gives up what others hold.
+async fn a_full_place_for_secrets_breaks_nothing(sandbox: &str) {
+    const EACH: usize = 64 << 10;
+    let cluster = Cluster::start(Setup::new(sandbox)).await;
+    set(&cluster, &["s0"], &"0".repeat(EACH)).await;
+    let store = cluster.dir.path().join("c/secrets/default");
+    for n in 1..66 {
+        let file = store.join(format!("s{n}"));
+        fs::write(&file, "x".repeat(EACH)).expect("it is ours");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    }
+    let session = session(&cluster).await;
+    let with = async |secrets: std::ops::Range<usize>, options: &[&str], program: &[&str]| {
+        let secrets: Vec<String> = secrets.map(|n| format!("--secret=s{n}")).collect();
+        let mut args = vec!["run", "-s", &session];
+        args.extend(options);
+        args.extend(secrets.iter().map(String::as_str));
+        args.push("--");
+        args.extend(program);
+        cluster.berth(&args).await
+    };
+    // 62 of the 64 that 4 MiB hold; a task may have eight of this size.
+    let mut holders = Vec::new();
+    for n in 0..8 {
+        let started = with(n * 8..(n * 8 + 8).min(62), &["-d"], &["sleep", "1000"]).await.ok();
+        holders.push(started.split_whitespace().nth(1).expect("session and task").to_owned());
+    }
+    let full = with(63..66, &["-n"], &["true"]).await;
+    assert_eq!(full.code, Some(125), "{full:?}");
+    assert!(
+        full.stderr.contains("/run/secrets is full") && full.stderr.contains("hint: "),
+        "{}",
+        full.stderr
+    );
+    let all = "cd /run/secrets; ls -A | wc -l; cat s* | wc -c; tail -c 1 s0; tail -c 1 s61";
+    let seen = run(&cluster, &session, all).await.0;
+    assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["62", &(62 * EACH).to_string(), "0x"]);
+    // One that needs none runs, and so does one for which there is room.
+    with(0..0, &["-n"], &["true"]).await.ok();
+    with(63..64, &["-n"], &["true"]).await.ok();
+    cancel(&cluster, &session, &holders[7]).await;
+    with(63..66, &["-n"], &["test", "-s", "/run/secrets/s65"]).await.ok();
+    delete(&cluster, &session).await;
+    cluster.stop().await;
+}
+
+on_both!(a_full_place_for_secrets_breaks_nothing: native_a_full_place_for_secrets_breaks_nothing, docker_a_full_place_for_secrets_breaks_nothing);
 
 /// Files below a directory that hold these bytes.
 fn holding(dir: &Path, needle: &[u8], found: &mut Vec<PathBuf>) {
