@@ -63,6 +63,7 @@ messages! {
     GetUsageRequest SessionUsage
     SearchRequest SearchEvent SearchMatch SearchEnd PackRequest PackResponse PackEnd UnpackRequest UnpackHeader
     UnpackEnd UnpackResponse
+    EgressCarried
 }
 
 /// Every message of the contract is read or refused, and what was read is what was written of it again.

@@ -171,12 +171,14 @@ fn event(
     })
 }
 
-/// What sessions of a worker reached or did not.
+/// What sessions of a worker reached or did not, and what went through.
 fn egress(context: &Context, worker: &WorkerId, told: v1::EgressDecisions) {
     for decision in told.decisions {
-        let v1::EgressDecision { session_id, epoch, allowed, host, port, address, why, at } = decision;
+        let v1::EgressDecision { session_id, epoch, allowed, host, port, address, why, at, carried } =
+            decision;
         let at = at.and_then(|at| convert::time("at", at).ok()).unwrap_or_else(world::now);
-        let mut record = Record::new(at, BERTH, "egress");
+        let what = if carried.is_some() { "egress ended" } else { "egress" };
+        let mut record = Record::new(at, BERTH, what);
         let known = session_id.parse().ok().and_then(|id| context.shared.view.session(&Sight::All, &id));
         // A worker speaks for the sessions that it holds.
         let Some(session) = known.filter(|s| s.worker.as_ref() == Some(worker)) else { continue };
@@ -192,6 +194,18 @@ fn egress(context: &Context, worker: &WorkerId, told: v1::EgressDecisions) {
             ("worker", worker.to_string()),
         ];
         record.details = details.map(|(name, value)| (name.to_owned(), value)).into();
+        if let Some(v1::EgressCarried { sent, received, lasted }) = carried {
+            record.outcome = "ended".to_owned();
+            record.details.remove("why");
+            let seconds =
+                lasted.and_then(|lasted| convert::duration("lasted", lasted).ok()).unwrap_or_default();
+            let carried = [
+                ("sent", sent.to_string()),
+                ("received", received.to_string()),
+                ("seconds", format!("{:.3}", seconds.as_secs_f64())),
+            ];
+            record.details.extend(carried.map(|(name, value)| (name.to_owned(), value)));
+        }
         context.audit.record(record);
     }
     if told.dropped > 0 {

@@ -15,12 +15,13 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     sync::watch,
+    time::Instant,
 };
 use tracing::debug;
 
 use super::{
     Shared, Who,
-    audit::Decision,
+    audit::{Decision, Went},
     carry::{Carried, Upload, carry},
     http::{self, Bad, HEAD_MAX, Request},
     policy::{self, Allowed},
@@ -121,7 +122,7 @@ impl Conversation<'_> {
             Request::Connect(_) => self.tunnel(client, server, &allowed, address, heard).await,
             Request::Plain { head, body, .. } => {
                 self.tell(true, Some(address), &allowed.why);
-                self.pass_on(client, server, &head, body, heard).await;
+                self.pass_on(client, server, address, &head, (body, heard)).await;
                 Ok(())
             }
         }
@@ -182,8 +183,9 @@ impl Conversation<'_> {
             }
         }
         self.tell(true, Some(address), &allowed.why);
-        if server.write_all(&heard).await.is_ok() {
-            self.carry(client, server, Upload::Open).await;
+        let going = self.going(address);
+        if going.say(&mut server, &heard).await {
+            going.carry(client, server, Upload::Open).await;
         }
         Ok(())
     }
@@ -192,21 +194,54 @@ impl Conversation<'_> {
         &self,
         client: &mut UnixStream,
         mut server: TcpStream,
+        address: IpAddr,
         head: &[u8],
-        body: u64,
-        heard: Vec<u8>,
+        (body, heard): (u64, Vec<u8>),
     ) {
         let begun = &heard[..heard.len().min(usize::try_from(body).unwrap_or(usize::MAX))];
-        if server.write_all(head).await.is_ok() && server.write_all(begun).await.is_ok() {
-            self.carry(client, server, Upload::Exactly(body - begun.len() as u64)).await;
+        let going = self.going(address);
+        if going.say(&mut server, head).await && going.say(&mut server, begun).await {
+            going.carry(client, server, Upload::Exactly(body - begun.len() as u64)).await;
         }
     }
 
+    fn going(&self, address: IpAddr) -> Going<'_> {
+        Going { talk: self, address, begun: Instant::now(), carried: Carried::default() }
+    }
+}
+
+/// What was allowed and goes on. When it is over, however that comes, it is told what it carried.
+struct Going<'a> {
+    talk: &'a Conversation<'a>,
+    address: IpAddr,
+    begun: Instant,
+    carried: Carried,
+}
+
+impl Going<'_> {
+    /// What was heard of the client before. Whether the server takes it.
+    async fn say(&self, server: &mut TcpStream, bytes: &[u8]) -> bool {
+        let said = server.write_all(bytes).await.is_ok();
+        if said {
+            self.carried.out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        said
+    }
+
     async fn carry(&self, client: &mut UnixStream, server: TcpStream, upload: Upload) {
-        let carried = Carried::default();
-        let ended = carry(client, server, upload, &carried).await;
-        debug!(session.id = %self.who.session, target = self.target.get().map(ToString::to_string),
-            out = carried.out.load(Ordering::Relaxed), back = carried.back.load(Ordering::Relaxed), ?ended, "carried");
+        let ended = carry(client, server, upload, &self.carried).await;
+        debug!(session.id = %self.talk.who.session, ?ended, "carried");
+    }
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        let went = Went {
+            sent: self.carried.out.load(Ordering::Relaxed),
+            received: self.carried.back.load(Ordering::Relaxed),
+            lasted: self.begun.elapsed(),
+        };
+        self.talk.shared.audit.ended(self.talk.who, self.talk.target.get(), self.address, went);
     }
 }
 

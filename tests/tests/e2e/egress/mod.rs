@@ -128,14 +128,22 @@ async fn what_is_allowed_is_reached_and_nothing_else(sandbox: &str) {
     assert_eq!(told("tunnel.test", false, "6to4"), 2);
     assert_eq!(told("also.test", false, "no rule"), 1);
     let audit = ["audit", "--what", "egress", "--session", &session, "--limit", "1000", "--format", "json"];
-    let recorded = until(READY, "the coordinator to have recorded them", async || {
+    let (recorded, ended) = until(READY, "the coordinator to have recorded them", async || {
         let seen: Vec<serde_json::Value> = serde_json::from_str(&cluster.berth(&audit).await.ok()).ok()?;
-        (seen.len() == own.len()).then_some(seen)
+        let (ended, seen): (Vec<_>, Vec<_>) = seen.into_iter().partition(|row| row["what"] == "egress ended");
+        (seen.len() == own.len() && !ended.is_empty()).then_some((seen, ended))
     })
     .await;
     let outcomes = |outcome: &str| recorded.iter().filter(|record| record["outcome"] == outcome).count();
     let allowed = own.iter().filter(|line| line["allowed"] == true).count();
     assert_eq!((outcomes("allowed"), outcomes("denied")), (allowed, own.len() - allowed));
+    // And how much went through of what was allowed, and of nothing else.
+    let went = &ended[0]["details"];
+    let bytes =
+        |name: &str| went[name].as_str().and_then(|text| text.parse::<usize>().ok()).expect("a number");
+    assert_eq!((ended.len(), &went["host"], &ended[0]["outcome"]), (1, &"good.test".into(), &"ended".into()));
+    assert_eq!(bytes("sent"), heard[0].len(), "what the server heard: {:?}", heard[0]);
+    assert!(bytes("received") > "hello".len() && went["seconds"].is_string(), "{went}");
     cluster.stop().await;
 }
 
