@@ -9,6 +9,9 @@
 //! **A crash in the middle is noticed**: the first thing that happens to the files in place is that `coordinator.db`
 //! becomes an empty file, which no coordinator takes for a store; the last is that it becomes the backup's. So there is
 //! no moment at which a coordinator would start with half of a restore, or with the log of another database.
+//!
+//! **The audit record is not turned back**: what was done since the backup was done. The backup's takes its place only
+//! where there is none.
 
 use std::{
     ffi::OsString,
@@ -22,6 +25,7 @@ use berth_proto::{convert::time_out, domain::SessionState, world};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
+    audit::{AUDIT_FILE, AuditFile},
     checkpoints::Catalog,
     config::Problem,
     start::{CATALOG_FILE, STORE_FILE},
@@ -30,6 +34,8 @@ use crate::{
 
 /// The databases, the one last that a start needs first.
 const FILES: [&str; 2] = [CATALOG_FILE, STORE_FILE];
+/// ... and, of a backup that has it, the audit record.
+const ALL: [&str; 3] = [AUDIT_FILE, CATALOG_FILE, STORE_FILE];
 /// What SQLite puts beside a database.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// Where a restore prepares what it puts in place. One at a time, and of no use after it.
@@ -41,6 +47,8 @@ pub struct Restored {
     /// What was there, if anything was.
     pub aside: Option<PathBuf>,
     pub files: Vec<PathBuf>,
+    /// The audit record is the backup's: there was none.
+    pub audit: bool,
     /// Sessions in the backup that had not ended, and those that had.
     pub live: usize,
     pub ended: usize,
@@ -90,9 +98,11 @@ pub async fn restore(from: &Path, state_dir: &Path) -> Result<Restored, Problem>
     is_backup(from, state_dir)?;
     let _alone = StateDir::alone(state_dir)?;
     let staging = state_dir.join(STAGING);
+    let audit =
+        from.join(AUDIT_FILE).is_file() && !parts(AUDIT_FILE).any(|name| state_dir.join(name).exists());
     let staged = async {
         clear(&staging)?;
-        copy(from, &staging)?;
+        copy(from, &staging, if audit { &ALL } else { &FILES })?;
         try_out(&staging).await
     };
     let result = match staged.await {
@@ -100,8 +110,11 @@ pub async fn restore(from: &Path, state_dir: &Path) -> Result<Restored, Problem>
         Err(problem) => Err(problem),
     };
     let _ = fs::remove_dir_all(&staging);
-    let files = FILES.iter().rev().map(|name| state_dir.join(name)).collect();
-    result.map(|restored| Restored { files, ..restored })
+    result.map(|restored| {
+        let audit = restored.audit.then_some(&AUDIT_FILE);
+        let files = FILES.iter().rev().chain(audit).map(|name| state_dir.join(name)).collect();
+        Restored { files, ..restored }
+    })
 }
 
 /// Whether there is a whole backup to begin with.
@@ -112,8 +125,8 @@ fn is_backup(from: &Path, state_dir: &Path) -> Result<(), Problem> {
     if same.is_some_and(|(from, to)| from == to) {
         return Err(Problem::new(format!("{shown} is the state directory itself"), hint));
     }
-    for name in FILES {
-        if !from.join(name).is_file() {
+    for name in ALL {
+        if name != AUDIT_FILE && !from.join(name).is_file() {
             return Err(Problem::new(format!("{shown} is no backup: there is no file {name} in it"), hint));
         }
         if beside(&from.join(name), "-wal").exists() {
@@ -133,8 +146,8 @@ fn clear(staging: &Path) -> Result<(), Problem> {
     DirBuilder::new().mode(0o700).create(staging).map_err(|error| on_disk(staging, &error))
 }
 
-fn copy(from: &Path, staging: &Path) -> Result<(), Problem> {
-    for name in FILES {
+fn copy(from: &Path, staging: &Path, files: &[&str]) -> Result<(), Problem> {
+    for name in files {
         let (source, target) = (from.join(name), staging.join(name));
         let mut input = File::open(&source).map_err(|error| on_disk(&source, &error))?;
         let copied = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target);
@@ -155,8 +168,14 @@ async fn try_out(staging: &Path) -> Result<Restored, Problem> {
         };
         Problem::new(format!("the backup can't be used: {error}"), hint)
     };
-    for name in FILES {
-        file::check_in_full(&staging.join(name)).await.map_err(refused)?;
+    let files = || ALL.iter().map(|name| staging.join(name)).filter(|path| path.exists());
+    for path in files() {
+        file::check_in_full(&path).await.map_err(refused)?;
+    }
+    let audit = staging.join(AUDIT_FILE);
+    let has_audit = audit.exists();
+    if has_audit {
+        AuditFile::open(Some(&audit)).await.map_err(refused)?.close().await.map_err(refused)?;
     }
     let store = SqliteStore::open(&staging.join(STORE_FILE)).await.map_err(refused)?;
     let loaded = store.load().await.map_err(refused);
@@ -166,14 +185,14 @@ async fn try_out(staging: &Path) -> Result<Restored, Problem> {
     let (owner, totals) = (catalog.owner().await, catalog.totals().await);
     catalog.close().await.map_err(refused)?;
     owner.map_err(refused)?;
-    for name in FILES {
-        let path = staging.join(name);
+    for path in files() {
         File::open(&path).and_then(|file| file.sync_all()).map_err(|error| on_disk(&path, &error))?;
     }
     let ended = sessions.iter().filter(|session| session.state == SessionState::Ended).count();
     Ok(Restored {
         aside: None,
         files: Vec::new(),
+        audit: has_audit,
         live: sessions.len() - ended,
         ended,
         checkpoints: totals.map_err(refused)?.0,
@@ -188,15 +207,17 @@ fn put_in_place(
 ) -> Result<Option<PathBuf>, Problem> {
     let mut there = Vec::new();
     for name in FILES {
-        let ends = [""].into_iter().chain(BESIDE);
-        there.extend(ends.map(|end| format!("{name}{end}")).filter(|name| state_dir.join(name).exists()));
+        there.extend(parts(name).filter(|name| state_dir.join(name).exists()));
     }
     let aside = if there.is_empty() { None } else { Some(make_aside(state_dir)?) };
     let mut exchange = || {
         if let Some(aside) = &aside {
             set_aside(&there, state_dir, aside, staging, &mut step)?;
         }
-        for name in FILES {
+        for name in ALL {
+            if name == AUDIT_FILE && !staging.join(name).exists() {
+                continue;
+            }
             step()?;
             fs::rename(staging.join(name), state_dir.join(name))?;
             sync(state_dir)?;
@@ -256,6 +277,11 @@ fn make_aside(state_dir: &Path) -> Result<PathBuf, Problem> {
             Err(error) => return Err(on_disk(&dir, &error)),
         }
     }
+}
+
+/// A database's file, and what SQLite may have put beside it.
+fn parts(name: &str) -> impl Iterator<Item = String> {
+    [""].into_iter().chain(BESIDE).map(move |end| format!("{name}{end}"))
 }
 
 fn sync(dir: &Path) -> io::Result<()> {
@@ -328,7 +354,7 @@ mod tests {
             let old = state(dir.path(), "old").await;
             let staging = dir.path().join(STAGING);
             clear(&staging).unwrap();
-            copy(from.path(), &staging).unwrap();
+            copy(from.path(), &staging, &FILES).unwrap();
             let mut steps = 0;
             let done = put_in_place(&staging, dir.path(), || {
                 steps += 1;

@@ -18,7 +18,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::{
     artifacts::Artifacts,
-    audit::Audit,
+    audit::{AUDIT_FILE, Audit},
     auth::{Credentials, random_hex},
     checkpoints::{
         Blobs, Catalog, Checkpoints, Claim, Location, keep_parking, keep_policies, sweep_for_ever,
@@ -177,7 +177,7 @@ async fn checkpoint_storage(config: &Config, store: Arc<dyn Store>) -> Result<St
         .await
         .map_err(|e| store_problem(&e, config))?;
     claim(&blobs, &catalog, &location, config).await?;
-    let audit = Audit::open(&config.state_dir, config.audit).await.map_err(|e| store_problem(&e, config))?;
+    let audit = Audit::open(&config.state_dir, config.audit).await.map_err(|e| audit_problem(&e, config))?;
     Ok(Storage { store, catalog: Arc::new(catalog), blobs: Arc::new(blobs), audit })
 }
 
@@ -208,6 +208,19 @@ fn blob_problem(error: &berth_proto::Error) -> Problem {
         error.message().to_owned(),
         "give a directory that this user may write to, or s3://BUCKET/PREFIX with AWS_* set (BERTH_BLOBS)",
     )
+}
+
+/// The record of what was done is put back by hand: a restore of all would turn the sessions back for its sake.
+fn audit_problem(error: &StoreError, config: &Config) -> StartError {
+    let StoreError::Damaged(_) = error else { return store_problem(error, config) };
+    let file = config.state_dir.join(AUDIT_FILE).display().to_string();
+    StartError::one(Problem::new(
+        error.to_string(),
+        format!(
+            "nothing was changed; keep it aside (mv {file}* ELSEWHERE) and start again: a new record begins, or the one \
+             of a backup goes on, if you put that in its place (cp BACKUP/{AUDIT_FILE} {file})"
+        ),
+    ))
 }
 
 fn store_problem(error: &StoreError, config: &Config) -> StartError {
@@ -319,7 +332,12 @@ async fn run(
     let patience = Patience::new(config.patience, DESCRIPTORS);
     let server = spawn_fallible("grpc server", async move {
         let incoming = ReceiverStream::new(clients);
-        rpc::server().layer(patience).layer(room).add_routes(routes).serve_with_incoming_shutdown(incoming, until).await
+        rpc::server()
+            .layer(patience)
+            .layer(room)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, until)
+            .await
     });
     rpc::set_health(&health, true).await;
     tracing::info!(%addr, "the coordinator is ready");

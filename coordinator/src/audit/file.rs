@@ -1,9 +1,13 @@
 //! The record's database: a file of its own, so that nothing here holds up a placement.
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use futures::TryStreamExt;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection, migrate::Migrator};
+use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection, migrate::Migrator};
 use tokio::sync::Mutex;
 
 use super::record::{Record, Row, sum};
@@ -46,6 +50,8 @@ pub struct Verified {
 }
 
 pub struct AuditFile {
+    /// `None`: it is in memory.
+    path: Option<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -65,7 +71,19 @@ impl AuditFile {
         let newest = "SELECT sequence, sum FROM audit UNION ALL SELECT sequence, sum FROM audit_start
              ORDER BY sequence DESC LIMIT 1";
         let (last, bytes): (i64, Vec<u8>) = sqlx::query_as(newest).fetch_one(&mut connection).await?;
-        Ok(Self { state: Mutex::new(State { connection, last, sum: digest(bytes)? }) })
+        let state = State { connection, last, sum: digest(bytes)? };
+        Ok(Self { path: path.map(Path::to_owned), state: Mutex::new(state) })
+    }
+
+    /// A copy of all that is in it: an open file that has no name. Nothing is added meanwhile.
+    pub async fn copy(&self) -> Result<Option<File>, StoreError> {
+        let Some(path) = &self.path else { return Ok(None) };
+        file::copy(&mut self.state.lock().await.connection, path).await.map(Some)
+    }
+
+    /// Lets go of it. When this returns, all is in the one file.
+    pub(crate) async fn close(self) -> Result<(), StoreError> {
+        Ok(self.state.into_inner().connection.close().await?)
     }
 
     /// Adds these, all or none.

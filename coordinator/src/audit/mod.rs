@@ -18,6 +18,7 @@ mod record;
 
 use std::{
     collections::VecDeque,
+    fs::File,
     path::Path,
     str::FromStr,
     sync::{
@@ -150,6 +151,13 @@ impl Audit {
         let Some(file) = &self.file else { return Ok(Vec::new()) };
         self.flush(file).await?;
         file.list(filter, most).await
+    }
+
+    /// A copy of what is recorded by now, to be kept with a backup. `None`: it is in no file.
+    pub async fn copy(&self) -> Result<Option<File>, StoreError> {
+        let Some(file) = &self.file else { return Ok(None) };
+        self.flush(file).await?;
+        file.copy().await
     }
 
     pub async fn verify(&self) -> Result<Verified, StoreError> {

@@ -21,7 +21,7 @@ use super::{
     guard::{caller_of, sight_of},
 };
 use crate::{
-    audit::about,
+    audit::{AUDIT_FILE, about},
     driver::Watcher,
     fleet::{Event, Liveness, Refused},
     start::{CATALOG_FILE, STORE_FILE},
@@ -207,11 +207,16 @@ impl AdminService for Admin {
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let (sender, receiver) = mpsc::channel(BACKUP_QUEUE);
         let (store, checkpoints) = (self.context.shared.store.clone(), self.context.checkpoints.clone());
+        let audit = self.context.audit.clone();
         spawn("backup", async move {
             // The catalog comes second: so what a session names is in it, if it was not deleted since.
             let sent = async {
                 send_file(STORE_FILE, store.copy().await.map_err(uncopied)?, &sender).await?;
-                send_file(CATALOG_FILE, checkpoints.catalog.copy().await.map_err(uncopied)?, &sender).await
+                send_file(CATALOG_FILE, checkpoints.catalog.copy().await.map_err(uncopied)?, &sender).await?;
+                match audit.copy().await.map_err(uncopied)? {
+                    Some(file) => send_file(AUDIT_FILE, file, &sender).await,
+                    None => Ok(()),
+                }
             };
             if let Err(error) = sent.await {
                 let _ = sender.send(Err(error.into())).await;

@@ -56,6 +56,11 @@ async fn a_backup_takes_the_place_of_a_damaged_store_and_the_fleet_goes_on() {
     }
     let (state, backup) = backed_up(&cluster).await;
     let later = cluster.berth(&["create", "--name", "later"]).await.ok();
+    let created = async |cluster: &Cluster| {
+        let asked = ["audit", "--what", "SessionService/CreateSession", "--format", "json"];
+        serde_json::from_str::<Vec<Value>>(&cluster.berth(&asked).await.ok()).unwrap().len()
+    };
+    assert_eq!(created(&cluster).await, 3);
     cluster.coordinator.kill().await;
     let damaged = damage(&state.join(FILES[0]));
     let log = std::fs::read(state.join("coordinator.db-wal")).expect("it was killed");
@@ -107,6 +112,8 @@ async fn a_backup_takes_the_place_of_a_damaged_store_and_the_fleet_goes_on() {
     };
     let names = until(READY, "the sessions to be back", named).await;
     assert_eq!(names, ["amber", "birch"]);
+    assert_eq!(created(&cluster).await, 3, "what was done was done: the record is not turned back");
+    cluster.berth(&["audit", "--verify"]).await.ok();
     cluster.berth(&["run", "--session", "amber", "--", "true"]).await.ok();
     until(READY, "the session that is not known to be ended", async || {
         let dir = cluster.workers[0].state.join("sessions").join(later.trim());
@@ -177,6 +184,25 @@ async fn what_is_no_sound_backup_or_is_in_use_is_refused_and_changes_nothing() {
         ["backup", "restore", "--from", text(&backup), "--state-dir", text(&fresh), "--format", "json"];
     let told: Value = serde_json::from_str(&berth(&args).await.ok()).unwrap();
     assert_eq!(told["aside"], Value::Null, "{told}");
-    assert_eq!(entries(&fresh).into_keys().collect::<Vec<_>>(), ["checkpoints.db", "coordinator.db"]);
+    let put = entries(&fresh);
+    assert_eq!(put.keys().collect::<Vec<_>>(), ["audit.db", "checkpoints.db", "coordinator.db"]);
+    assert!(told["files"].as_array().is_some_and(|files| files.len() == 3), "{told}");
+
+    // Of a backup as they were before, there is no audit record to put back; one that is damaged is told.
+    let (older, rotten) = (cluster.dir.path().join("older"), cluster.dir.path().join("rotten"));
+    for (dir, audit) in [(&older, None), (&rotten, Some(vec![0x5a; 5000]))] {
+        std::fs::create_dir(dir).unwrap();
+        FILES.iter().for_each(|file| drop(std::fs::copy(backup.join(file), dir.join(file)).unwrap()));
+        audit.iter().for_each(|bytes| std::fs::write(dir.join("audit.db"), bytes).unwrap());
+        let to = cluster.dir.path().join("fresh").join(dir.file_name().unwrap());
+        let put = berth(&["backup", "restore", "--from", text(dir), "--state-dir", text(&to)]).await;
+        match audit {
+            None => assert_eq!((put.code, entries(&to).len()), (Some(0), 2), "{put:?}"),
+            Some(_) => {
+                assert!(put.code == Some(1) && put.stderr.contains("audit.db"), "{put:?}");
+                assert_eq!(entries(&to).len(), 0, "nothing is changed");
+            }
+        }
+    }
     cluster.stop().await;
 }

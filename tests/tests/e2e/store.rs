@@ -28,7 +28,7 @@ async fn a_backup_under_load_is_a_coordinator_with_the_same_sessions() {
     };
     let (_, taken) = tokio::join!(load, taking);
     let taken: serde_json::Value = serde_json::from_str(&taken).unwrap();
-    assert_eq!(taken.as_array().map(Vec::len), Some(2), "{taken}");
+    assert_eq!(taken.as_array().map(Vec::len), Some(3), "{taken}");
     let again = cluster.berth(&["backup", "--to", path]).await;
     assert!(again.code == Some(2) && again.stderr.contains("not empty"), "{again:?}");
 
@@ -52,13 +52,22 @@ async fn a_backup_under_load_is_a_coordinator_with_the_same_sessions() {
     for id in &kept {
         assert!(listed.contains(id), "{id} is not in {listed}");
     }
+    let recorded =
+        process::run("berth", &["audit", "--limit", "1000", "--format", "json"], &env, b"").await.ok();
+    assert!(kept.iter().all(|id| recorded.contains(id)), "what was done is in the backup too: {recorded}");
+    let whole = process::run("berth", &["audit", "--verify"], &env, b"").await.ok();
+    assert!(whole.contains("as they were written"), "{whole}");
     second.terminate().await;
     cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_store_is_refused_by_name_and_left_as_it_is() {
-    for file in ["coordinator.db", "checkpoints.db"] {
+    for (file, hint) in [
+        ("coordinator.db", "berth backup restore --from"),
+        ("checkpoints.db", "berth backup restore --from"),
+        ("audit.db", "cp BACKUP/audit.db"),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let env = [
             ("GRPC_PORT".to_owned(), "0".to_owned()),
@@ -77,7 +86,7 @@ async fn a_damaged_store_is_refused_by_name_and_left_as_it_is() {
         let seen = process::run("coordinator", &[], &env, b"").await;
         assert_ne!(seen.code, Some(0), "{seen:?}");
         let words = format!("{}{}", seen.stdout, seen.stderr);
-        assert!(words.contains(file) && words.contains("berth backup restore --from"), "{words}");
+        assert!(words.contains(file) && words.contains(hint), "{words}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "{file} was changed");
     }
 }

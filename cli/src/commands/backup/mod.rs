@@ -25,8 +25,8 @@ use crate::{
 
 const HELP: &str = "\
 A backup is a directory with coordinator.db (sessions, workers, finished tasks) and
-checkpoints.db (the catalog of checkpoints), both as of one moment. It is for its owner alone:
-the env of live sessions is in it. Not in it, to be copied beside it: credentials/, without
+checkpoints.db (the catalog of checkpoints), both as of one moment, and audit.db (what
+`berth audit` shows). It is for its owner alone: the env of live sessions is in it. Not in it, to be copied beside it: credentials/, without
 which workers must be given the new join token, and blobs/, the files of the checkpoints,
 unless they are in S3 (BERTH_BLOBS).
 

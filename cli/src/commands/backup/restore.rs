@@ -18,7 +18,8 @@ const HELP: &str = "\
 For a coordinator that does not run: it is refused while one holds the state directory. The backup is
 looked at as a start would before anything is changed. What is there is kept, in a directory
 damaged-TIME in the state directory; remove that when all is well. credentials/ and blobs/ stay as
-they are.
+they are, and so does the audit record (audit.db): what was done since the backup was done. Where
+there is none, the backup's takes its place.
 
 The coordinator then knows what the backup knows:
   - Sessions that run as they did then go on: their workers bring them.
@@ -59,7 +60,7 @@ pub async fn run(global: &Global, args: RestoreArgs) -> CommandResult {
     };
     let restored = restore(&args.from, &state_dir).await;
     let restored = restored.map_err(|problem| Failure::new(problem.what).hint(problem.hint))?;
-    let Restored { aside, files, live, ended, checkpoints } = restored;
+    let Restored { aside, files, live, ended, checkpoints, .. } = restored;
     if global.json() {
         output::json(&Told { files, aside, sessions_live: live, sessions_ended: ended, checkpoints })?;
         return Ok(0);
