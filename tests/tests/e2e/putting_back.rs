@@ -192,8 +192,12 @@ async fn what_is_no_sound_backup_or_is_in_use_is_refused_and_changes_nothing() {
     let (older, rotten) = (cluster.dir.path().join("older"), cluster.dir.path().join("rotten"));
     for (dir, audit) in [(&older, None), (&rotten, Some(vec![0x5a; 5000]))] {
         std::fs::create_dir(dir).unwrap();
-        FILES.iter().for_each(|file| drop(std::fs::copy(backup.join(file), dir.join(file)).unwrap()));
-        audit.iter().for_each(|bytes| std::fs::write(dir.join("audit.db"), bytes).unwrap());
+        for file in FILES {
+            std::fs::copy(backup.join(file), dir.join(file)).unwrap();
+        }
+        if let Some(bytes) = &audit {
+            std::fs::write(dir.join("audit.db"), bytes).unwrap();
+        }
         let to = cluster.dir.path().join("fresh").join(dir.file_name().unwrap());
         let put = berth(&["backup", "restore", "--from", text(dir), "--state-dir", text(&to)]).await;
         match audit {
