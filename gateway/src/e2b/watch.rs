@@ -367,7 +367,8 @@ mod tests {
         begin(&watchers, SessionId::new(), "other").expect("another's has room");
         watchers.remove(session, &ids[0]).expect("it is there");
         begin(&watchers, session, "one").expect("there is room again");
-        for n in watchers.0.lock().unwrap().len()..WATCHERS {
+        let there = lock(&watchers.0).len();
+        for n in there..WATCHERS {
             begin(&watchers, session, &format!("key {n}")).expect("there is room for so many");
         }
         let refused = begin(&watchers, session, "a new key").expect_err("one too many");

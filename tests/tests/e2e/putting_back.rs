@@ -189,8 +189,8 @@ async fn what_is_no_sound_backup_or_is_in_use_is_refused_and_changes_nothing() {
     assert!(told["files"].as_array().is_some_and(|files| files.len() == 3), "{told}");
 
     // Of a backup as they were before, there is no audit record to put back; one that is damaged is told.
-    let (older, rotten) = (cluster.dir.path().join("older"), cluster.dir.path().join("rotten"));
-    for (dir, audit) in [(&older, None), (&rotten, Some(vec![0x5a; 5000]))] {
+    let [older, spoilt] = ["unrecorded", "spoilt"].map(|name| cluster.dir.path().join(name));
+    for (dir, audit) in [(&older, None), (&spoilt, Some(vec![0x5a; 5000]))] {
         std::fs::create_dir(dir).unwrap();
         for file in FILES {
             std::fs::copy(backup.join(file), dir.join(file)).unwrap();
