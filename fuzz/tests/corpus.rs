@@ -89,7 +89,7 @@ macro_rules! fed {
 
 fed! {
     requests validation status egress_rules proxy_request client_hello manifest archive_import spool ledger packets names
-    worker_words terminal frames
+    worker_words terminal frames tarball search
 }
 
 /// Red when a message was added to the contract and not to the list, or one of the list is gone.

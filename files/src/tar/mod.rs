@@ -85,6 +85,7 @@ mod tests {
         let file = Entry { size: 1500, mode: 0o755, ..entry(b"d/file", Kind::File) };
         let long = [&b"d/"[..], &b"x".repeat(300), b"/\xff\xe4"].concat();
         let all = vec![
+            (entry(b"", Kind::Directory), Vec::new()),
             (entry(b"d", Kind::Directory), Vec::new()),
             (file, content),
             (Entry { mtime: (-5, 7), ..entry(&long, Kind::File) }, Vec::new()),

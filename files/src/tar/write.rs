@@ -19,6 +19,10 @@ pub fn padding(size: u64) -> usize {
 /// The header of an entry. Its content comes next, and after that [`padding`].
 pub fn header(entry: &Entry) -> Vec<u8> {
     let mut path = entry.path.clone();
+    if path.is_empty() {
+        // The directory that all is in.
+        path.push(b'.');
+    }
     if entry.kind == Kind::Directory && !path.ends_with(b"/") {
         path.push(b'/');
     }
