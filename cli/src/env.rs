@@ -54,7 +54,11 @@ pub const KNOWN: &[Variable] = &[
         "coordinator, berth up",
         "certificate of the HTTP port, a PEM file; with it HTTP goes over TLS",
     ),
-    var("BERTH_HTTP_KEY", "coordinator, berth up", "private key of that certificate, a PEM file of mode 0600"),
+    var(
+        "BERTH_HTTP_KEY",
+        "coordinator, berth up",
+        "private key of that certificate, a PEM file of mode 0600",
+    ),
     var(
         "BERTH_HTTP_HOSTS",
         "coordinator, berth up",

@@ -65,11 +65,7 @@ impl Acceptor {
         Self::new(own, None, &[ALPN_HTTP])
     }
 
-    fn new(
-        own: Pair,
-        ca: Option<PathBuf>,
-        alpn: &'static [&'static [u8]],
-    ) -> Result<Arc<Self>, Error> {
+    fn new(own: Pair, ca: Option<PathBuf>, alpn: &'static [&'static [u8]]) -> Result<Arc<Self>, Error> {
         // Before they are read: a change after that is seen.
         let stamp = stamp(&own, ca.as_ref());
         let config = config(&own, ca.as_ref(), alpn)?;

@@ -36,9 +36,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
-
-use self::pace::{Pace, Paced};
 pub use self::door::{CONNECTIONS, Door, Place};
+use self::pace::{Pace, Paced};
 pub use patience::Patience;
 pub use received::Received;
 pub use reply::{Body, bearer, empty, plain, text, unauthorized};
