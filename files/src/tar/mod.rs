@@ -119,7 +119,7 @@ mod tests {
             let archive = written(&[(entry(path.as_bytes(), Kind::Directory), Vec::new())]);
             assert_eq!(read(&archive, 512).expect("it is read")[0].0.path, is.as_bytes(), "{path}");
         }
-        let none = written(&[(entry(b"./", Kind::File), Vec::new())]);
+        let none = written(&[(entry(b".", Kind::File), Vec::new())]);
         assert!(read(&none, 512).is_err(), "a file has a name");
     }
 
