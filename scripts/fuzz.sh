@@ -45,6 +45,8 @@ bounds() {
     printf '%s\n' "-max_len=$length -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512"
 }
 
+# Inputs of a target that are kept at most.
+KEPT=800
 broken=
 table="$tmp/table"
 row target runs new coverage result >"$table"
@@ -68,7 +70,13 @@ for target in $targets; do
     # shellcheck disable=SC2046 # words
     "$bin" $(bounds "$target") -merge=1 -artifact_prefix="$artifacts/" "$corpus" "$found" >"$tmp/merge.log" 2>&1 </dev/null ||
         say "note: the corpus of $target could not be merged: $(tail -n 1 "$tmp/merge.log")"
+    # A corpus is for everybody's tests, too: the smallest inputs that are new, up to so many in all.
     after=$(find "$corpus" -type f | wc -l)
+    if [ "$after" -gt "$KEPT" ]; then
+        git ls-files --others -- "$corpus" | while IFS= read -r file; do printf '%s %s\n' "$(wc -c <"$file")" "$file"; done |
+            sort -rn | head -n $((after - KEPT)) | cut -d ' ' -f 2- | xargs -r rm -f
+        after=$(find "$corpus" -type f | wc -l)
+    fi
     row "$target" "$(stat number_of_executed_units "$log")" "$((after - before))" "${coverage:--}" "$result" >>"$table"
     if [ "$result" != ok ]; then
         file=$(sed -n 's/^.*Test unit written to //p' "$log" | tail -n 1)
