@@ -7,10 +7,14 @@ use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path};
 
 use berth_proto::{Error, convert::bad_page_token, v1};
 use nix::fcntl::OFlag;
+use prost::Message;
 
-use super::{Gone, file_error, path, walk::Walk};
+use super::{
+    Gone, file_error, path,
+    walk::{LONGEST, Walk},
+};
 
-/// Path bytes of one page: far below the message limit, also when every path is long.
+/// Bytes of one page: far below the message limit, also when every path and what every link says is long.
 const PAGE_BYTES: usize = 1 << 20;
 
 /// What to list.
@@ -30,6 +34,10 @@ pub fn cursor(token: &str) -> Result<Option<Vec<u8>>, Error> {
     }
     // In the one spelling that it is written in: to the standard library `+f` is a number, too.
     if !token.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(bad_page_token());
+    }
+    // A directory's path, a slash and a name, of which each byte is two digits.
+    if token.len() > 2 * (LONGEST + 256) {
         return Err(bad_page_token());
     }
     let bytes: Option<Vec<u8>> =
@@ -55,13 +63,14 @@ pub fn list(absolute: &Path, shown: &str, listing: Listing, gone: &Gone) -> Resu
     while let Some(key) = walk.next(listing.page - entries.len()).map_err(failed)? {
         gone.check()?;
         let Some((full, stat)) = walk.look(&key).map_err(failed)? else { continue };
-        if entries.len() == listing.page || (bytes > 0 && bytes + full.len() > PAGE_BYTES) {
-            return Ok(v1::ListResponse { entries, next_page_token: token(&last) });
-        }
-        bytes += full.len();
         let link = path::kind(&stat) == v1::FileType::Symlink;
         let target = if link { walk.link(&key) } else { None };
-        entries.push(path::info(OsStr::from_bytes(&full), &stat, target));
+        let entry = path::info(OsStr::from_bytes(&full), &stat, target);
+        bytes += entry.encoded_len();
+        if entries.len() == listing.page || (!entries.is_empty() && bytes > PAGE_BYTES) {
+            return Ok(v1::ListResponse { entries, next_page_token: token(&last) });
+        }
+        entries.push(entry);
         last = full;
     }
     Ok(v1::ListResponse { entries, next_page_token: String::new() })

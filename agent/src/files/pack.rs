@@ -37,8 +37,9 @@ use super::{
 
 /// Bytes of content in one archive.
 const BYTES_MAX: u64 = 64 << 30;
-/// Files with several names that are remembered. More are in the archive once for each name.
+/// Files with several names that are remembered, and bytes of their paths. More are in the archive once for each name.
 const SEVERAL: usize = 50_000;
+const SEVERAL_BYTES: usize = 8 << 20;
 /// Of what was left out, so many are named.
 const NAMED: usize = 100;
 /// Bytes of such a name.
@@ -51,6 +52,7 @@ pub struct Packing {
     walk: Option<Walk>,
     exclude: Exclude,
     several: HashMap<(u64, u64), Vec<u8>>,
+    several_bytes: usize,
     file: Option<Open>,
     end: v1::PackEnd,
     over: bool,
@@ -81,6 +83,7 @@ pub fn begin(absolute: &Path, shown: &str, wire: &v1::PackRequest) -> Result<Pac
         walk: None,
         exclude,
         several: HashMap::new(),
+        several_bytes: 0,
         file: None,
         end: v1::PackEnd::default(),
         over: false,
@@ -181,7 +184,11 @@ impl Packing {
                 .hint("leave it out with `exclude`; a sparse file counts with its full length"));
         }
         if stat.st_nlink > 1 && self.several.len() < SEVERAL {
-            self.several.insert((stat.st_dev, stat.st_ino), self.full(&at));
+            let full = self.full(&at);
+            if self.several_bytes + full.len() <= SEVERAL_BYTES {
+                self.several_bytes += full.len();
+                self.several.insert((stat.st_dev, stat.st_ino), full);
+            }
         }
         self.head(at.clone(), Kind::File, stat, size, Vec::new());
         self.file = (size > 0).then_some(Open { file, at: 0, size, shown: at });

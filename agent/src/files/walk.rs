@@ -5,7 +5,8 @@
 //!
 //! Memory is bounded by how many are wanted at a time and not by the tree: of each directory only the next
 //! few names are held, and it is read again when they are used up. Few directories are
-//! open at a time; others are opened again from the top.
+//! open at a time; others are opened again from the top. Of the way down there is one path, and it has a longest: a task can
+//! make directories in one another for as long as its disk has room.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -29,6 +30,8 @@ use crate::openat::{How, openat2};
 const HELD_MAX: usize = 16 << 10;
 /// Levels whose directory stays open.
 const OPEN_MAX: usize = 16;
+/// Bytes of the path of a directory that is gone into. (A path of more than 4096 no program can name as a whole.)
+pub(super) const LONGEST: usize = 64 << 10;
 /// Of one openat2 call: below PATH_MAX.
 const WALK: usize = 4000;
 /// Below a directory, through no link.
@@ -37,8 +40,8 @@ pub(super) const BELOW: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
     .union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
 struct Level {
-    /// Below the listed directory: empty, or with a slash at its end.
-    path: Vec<u8>,
+    /// So much of the walk's path is its own: nothing, or up to a slash.
+    path: usize,
     dir: Option<OwnedFd>,
     /// Names, and `name/` for what is in a directory.
     keys: VecDeque<Vec<u8>>,
@@ -55,7 +58,11 @@ type Pruned = Box<dyn Fn(&[u8]) -> bool + Send>;
 pub(super) struct Walk {
     root: OwnedFd,
     depth: usize,
+    /// Of the last level, below the listed directory.
+    path: Vec<u8>,
     levels: Vec<Level>,
+    /// Names in all of them.
+    held: usize,
     resolve: ResolveFlag,
     pruned: Option<Pruned>,
     /// Directories that could not be gone into.
@@ -65,7 +72,16 @@ pub(super) struct Walk {
 impl Walk {
     /// Over so many levels.
     pub fn new(root: OwnedFd, depth: usize) -> Self {
-        Self { root, depth, levels: Vec::new(), resolve: BELOW, pruned: None, closed: 0 }
+        Self {
+            root,
+            depth,
+            path: Vec::new(),
+            levels: Vec::new(),
+            held: 0,
+            resolve: BELOW,
+            pruned: None,
+            closed: 0,
+        }
     }
 
     /// Not into other mounts, and not into directories of which this says so by their paths.
@@ -75,9 +91,7 @@ impl Walk {
 
     /// Stands behind `after`, as far as its directories are still there.
     pub fn begin(&mut self, after: &[u8]) -> Result<(), Error> {
-        let root =
-            Level { path: Vec::new(), dir: None, keys: VecDeque::new(), after: Vec::new(), complete: false };
-        self.levels.push(root);
+        self.push(None);
         let names: Vec<&[u8]> = after.split(|byte| *byte == b'/').collect();
         if names.len() > self.depth {
             return Err(bad_page_token());
@@ -106,8 +120,10 @@ impl Walk {
             let level = &mut self.levels[at];
             let Some(key) = level.keys.pop_front() else {
                 self.levels.pop();
+                self.path.truncate(self.levels.last().map_or(0, |level| level.path));
                 continue;
             };
+            self.held -= 1;
             level.after.clone_from(&key);
             if key.ends_with(b"/") {
                 self.descend(&key);
@@ -120,10 +136,13 @@ impl Walk {
 
     /// Goes into a directory of the last level. False: it is gone, or closed to us.
     fn descend(&mut self, key: &[u8]) -> bool {
-        let at = self.levels.len() - 1;
-        let mut full = self.levels[at].path.clone();
-        full.extend_from_slice(key);
-        if self.pruned.as_ref().is_some_and(|pruned| pruned(&full[..full.len() - 1])) {
+        let mut full = self.whole(key);
+        full.pop();
+        if self.pruned.as_ref().is_some_and(|pruned| pruned(&full)) {
+            return false;
+        }
+        if full.len() >= LONGEST {
+            self.closed += 1;
             return false;
         }
         let Ok(dir) = self.open(&key[..key.len() - 1], OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
@@ -133,30 +152,37 @@ impl Walk {
         if path::refuse_proc(&dir).is_err() {
             return false;
         }
-        self.levels.push(Level {
-            path: full,
-            dir: Some(dir),
-            keys: VecDeque::new(),
-            after: Vec::new(),
-            complete: false,
-        });
+        self.path.extend_from_slice(key);
+        self.push(Some(dir));
         if let Some(old) = self.levels.len().checked_sub(OPEN_MAX + 1) {
             self.levels[old].dir = None;
         }
-        let held: usize = self.levels.iter().map(|level| level.keys.len()).sum();
-        if held > HELD_MAX {
+        if self.held > HELD_MAX {
             let upper = self.levels.len() - 1;
             for level in &mut self.levels[..upper] {
                 level.keys = VecDeque::new();
                 level.complete = false;
             }
+            self.held = 0;
         }
         true
     }
 
+    /// One level more, at the walk's path.
+    fn push(&mut self, dir: Option<OwnedFd>) {
+        let path = self.path.len();
+        self.levels.push(Level { path, dir, keys: VecDeque::new(), after: Vec::new(), complete: false });
+    }
+
+    /// The whole path of a key of the last level.
+    fn whole(&self, key: &[u8]) -> Vec<u8> {
+        [&self.path, key].concat()
+    }
+
     fn directory(&mut self, at: usize) -> io::Result<&OwnedFd> {
         if self.levels[at].dir.is_none() {
-            self.levels[at].dir = Some(open_below(&self.root, &self.levels[at].path, self.resolve)?);
+            let path = &self.path[..self.levels[at].path];
+            self.levels[at].dir = Some(open_below(&self.root, path, self.resolve)?);
         }
         self.levels[at].dir.as_ref().ok_or_else(|| io::Error::other("no directory"))
     }
@@ -207,6 +233,7 @@ impl Walk {
                 add([&name[..], b"/"].concat());
             }
         }
+        self.held += keys.len();
         self.levels[at].keys = keys.into_iter().collect();
         self.levels[at].complete = all;
         Ok(())
@@ -214,10 +241,8 @@ impl Walk {
 
     /// The whole path of a key of the last level, and what is there. `None`: gone since.
     pub fn look(&mut self, key: &[u8]) -> io::Result<Option<(Vec<u8>, FileStat)>> {
-        let at = self.levels.len() - 1;
-        let mut full = self.levels[at].path.clone();
-        full.extend_from_slice(key);
-        let Ok(dir) = self.directory(at) else { return Ok(None) };
+        let full = self.whole(key);
+        let Ok(dir) = self.directory(self.levels.len() - 1) else { return Ok(None) };
         match fstatat(dir, OsStr::from_bytes(key), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some((full, stat))),
             Err(Errno::ENOENT) => Ok(None),

@@ -12,3 +12,4 @@ mod output;
 mod rig;
 mod session;
 mod tasks;
+mod trees;
