@@ -323,7 +323,7 @@ impl std::error::Error for Error {
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
         if let Some(cause) = &error.cause {
-            tracing::warn!(reason = error.reason.as_str(), message = %error.message, %cause, "a call failed");
+            tracing::warn!(reason = error.reason.as_str(), why = %error.message, %cause, "a call failed");
         }
         let mut metadata: HashMap<String, String> =
             error.metadata.into_iter().map(|(k, v)| (k.to_owned(), cut(v, DETAIL_MAX))).collect();

@@ -12,12 +12,13 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 pub use dial::{DialStream, first_message};
 
 use futures::{Stream, StreamExt};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
 
 use crate::{
@@ -66,6 +67,9 @@ pub trait Route: Send + Sync + 'static {
     /// What to answer when the session can't be reached although it should be there.
     fn lost(&self) -> Error;
 
+    /// For this hop's records: the next one's answer to a call has begun, after so long.
+    fn answered(&self, _call: &'static str, _took: Duration) {}
+
     /// For this hop's records: what is known of a call beside its session. Comes before [`Route::route`].
     fn note(&self, _name: &'static str, _value: String) {}
 }
@@ -83,6 +87,18 @@ impl<R: Route> Relay<R> {
     async fn hop(&self, session: &str, call: &'static str, extensions: &Extensions) -> Result<Hop, Status> {
         let session: SessionId = session.parse()?;
         Ok(self.route.route(session, call, extensions).await?)
+    }
+
+    /// What the next hop answers, and how long it took to begin.
+    async fn timed<T>(
+        &self,
+        call: &'static str,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let begun = Instant::now();
+        let answer = answer.await;
+        self.route.answered(call, begun.elapsed());
+        answer
     }
 
     /// A status of the next hop goes through as it is; a broken connection gets our words.
@@ -160,7 +176,7 @@ macro_rules! unary {
                 let mut hop = self.hop(&message.session_id, $call, &extensions).await?;
                 let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
                 let call = async {
-                    let answer = client.$method(passed_on(&metadata, message)).await;
+                    let answer = self.timed($call, client.$method(passed_on(&metadata, message))).await;
                     answer.map_err(|status| self.downstream(status))
                 };
                 unless_over(&mut hop.over, call).await
@@ -180,10 +196,8 @@ macro_rules! streaming {
                 let (metadata, extensions, message) = request.into_parts();
                 let hop = self.hop(&message.session_id, $call, &extensions).await?;
                 let mut client = $client::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
-                let response = client
-                    .$method(passed_on(&metadata, message))
-                    .await
-                    .map_err(|status| self.downstream(status))?;
+                let answer = self.timed($call, client.$method(passed_on(&metadata, message))).await;
+                let response = answer.map_err(|status| self.downstream(status))?;
                 Ok(Response::new(RelayStream {
                     inner: response.into_inner(),
                     lost: Some(self.route.lost()),
@@ -215,7 +229,7 @@ macro_rules! upload {
                 let body = Upload { first: Some(first), incoming, failed: Some(failed) };
                 let mut client = FileServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
                 let call = async {
-                    let answer = client.$method(passed_on(&metadata, body));
+                    let answer = self.timed($call, client.$method(passed_on(&metadata, body)));
                     tokio::select! {
                         biased;
                         // The sender is also dropped, unused, when the upload went through.

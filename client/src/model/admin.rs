@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use berth_proto::v1;
 use serde::Serialize;
 
-use super::{SessionInfo, TaskInfo, json};
+use super::{SessionInfo, TaskInfo, TokenScope, json};
 use crate::{Error, domain::*};
 
 /// What the coordinator sees of a worker.
@@ -178,6 +178,10 @@ pub struct CoordinatorInfo {
     /// They gave their places up, and wait to be resumed.
     pub sessions_parked: u32,
     pub running_tasks: u32,
+    /// What the caller's token is good for. `None`: a coordinator of before it told that.
+    pub scope: Option<TokenScope>,
+    /// Whose sessions it makes.
+    pub tenant: String,
 }
 
 /// What changed.
@@ -292,7 +296,15 @@ impl TryFrom<v1::Info> for CoordinatorInfo {
     type Error = Error;
 
     fn try_from(wire: v1::Info) -> Result<Self, Error> {
+        let scope = match wire.scope() {
+            v1::TokenScope::Client => Some(TokenScope::Client),
+            v1::TokenScope::Worker => Some(TokenScope::Worker),
+            v1::TokenScope::Admin => Some(TokenScope::Admin),
+            v1::TokenScope::Unspecified => None,
+        };
         Ok(Self {
+            scope,
+            tenant: wire.tenant,
             version: wire.version,
             boot_id: wire.boot_id,
             started_at: super::time(wire.started_at)?,

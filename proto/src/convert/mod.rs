@@ -28,7 +28,7 @@ pub use file::{unpack_broken, upload_broken};
 pub use limits::full_limits;
 pub use port::{connection_broken, dial_header, port, too_many_connections};
 pub use state::{end_reason, session_state};
-pub use task::{grace, same_placement, shown_spec, signal};
+pub use task::{grace, outcome_words, same_placement, shown_spec, signal};
 
 /// What a field may hold. The sources: Linux's MAX_ARG_STRLEN (128 KiB for one
 /// argument or variable) and, for the rest, what keeps a request far below the message limit.

@@ -189,6 +189,23 @@ pub fn same_placement(ours: Epoch, first: Epoch) -> Result<(), Error> {
     Err(Error::precondition(reason, what).with("epoch", ours))
 }
 
+/// How a task ended, in the words of logs and the audit record: `exited 0`, `timed_out`. Empty: nobody said.
+pub fn outcome_words(end: &v1::TaskEnd) -> String {
+    use v1::outcome::Kind;
+    match end.outcome.as_ref().and_then(|outcome| outcome.kind.as_ref()) {
+        Some(Kind::Exited(status)) => format!("exited {status}"),
+        Some(Kind::Signaled(signal)) => format!("signaled {signal}"),
+        Some(Kind::TimedOut(_)) => "timed_out".to_owned(),
+        Some(Kind::OutOfMemory(_)) => "out_of_memory".to_owned(),
+        Some(Kind::OutputLimit(_)) => "output_limit".to_owned(),
+        Some(Kind::Cancelled(_)) => "cancelled".to_owned(),
+        Some(Kind::SessionEnded(_)) => "session_ended".to_owned(),
+        Some(Kind::WorkerLost(_)) => "worker_lost".to_owned(),
+        Some(Kind::SandboxFailed(_)) => "sandbox_failed".to_owned(),
+        None => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

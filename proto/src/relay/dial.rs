@@ -99,8 +99,11 @@ impl<R: Route> PortService for Relay<R> {
         };
         let mut client = PortServiceClient::new(hop.channel).max_decoding_message_size(MESSAGE_LIMIT);
         let mut ends = hop.over;
-        let call =
-            async { client.dial(passed_on(&metadata, up)).await.map_err(|status| self.downstream(status)) };
+        let call = async {
+            self.timed("Dial", client.dial(passed_on(&metadata, up)))
+                .await
+                .map_err(|status| self.downstream(status))
+        };
         let response = unless_over(&mut ends, call).await?;
         let inner = RelayStream {
             inner: response.into_inner(),
