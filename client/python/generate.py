@@ -22,9 +22,22 @@ HERE = pathlib.Path(__file__).resolve().parent
 PACKAGE = HERE / "src" / "berth"
 PROTOS = HERE.parent.parent / "proto"
 #: What a client of the coordinator needs.
-SERVICES = ["common", "session", "task", "file", "checkpoint", "interpreter"]
+SERVICES = [
+    "common",
+    "session",
+    "task",
+    "file",
+    "checkpoint",
+    "interpreter",
+    "port",
+    "artifact",
+    "secret",
+    "audit",
+]
 #: The modules of the async client that have a sync twin.
-TWINS = ["_client", "_session", "_task", "_stream", "_files", "_interpreter"]
+TWINS = ["_caller", "_client", "_files", "_interpreter", "_kept", "_ports", "_session", "_stream", "_task"]
+#: Tests of the async client, and what those of the sync one are called.
+TESTS = {"aio_case": "case", "test_aio_client": "test_client", "test_aio_services": "test_services"}
 HEAD = "# Made by generate.py of {what}: don't change it here.\n"
 
 REASONS = '''
@@ -45,6 +58,7 @@ SYNC = [
     (r"\bAsync(Iterator|Iterable)\b", r"\1"),
     (r"\bberth\.aio\b", "berth"),
     # Of the tests.
+    (r"\baio_case\b", "case"),
     (r"\bIsolatedAsyncioTestCase\b", "TestCase"),
     (r"\basync(SetUp|TearDown)\b", lambda match: match[1][0].lower() + match[1][1:]),
 ]
@@ -98,8 +112,9 @@ def twins() -> Dict[str, str]:
         text = (PACKAGE / "aio" / f"{name}.py").read_text()
         texts[f"_sync/{name}.py"] = HEAD.format(what=f"aio/{name}.py") + sync_of(text)
     # The tests of the one are those of the other.
-    text = (HERE / "tests" / "test_aio_client.py").read_text()
-    texts["../../tests/test_client.py"] = HEAD.format(what="test_aio_client.py") + sync_of(text)
+    for name, twin in TESTS.items():
+        text = (HERE / "tests" / f"{name}.py").read_text()
+        texts[f"../../tests/{twin}.py"] = HEAD.format(what=f"{name}.py") + sync_of(text)
     return texts
 
 

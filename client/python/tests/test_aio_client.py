@@ -11,28 +11,13 @@ import uuid
 import berth
 import berth.aio
 
+from .aio_case import Case
 from .proxy import Proxy
 
 LINES = 400
 
 
-class ClientTest(unittest.IsolatedAsyncioTestCase):
-    async def asyncSetUp(self) -> None:
-        self.client = await berth.aio.Client.connect()
-        self.session = await self.client.create_session(ttl=600, labels={"made-by": "test"})
-
-    async def asyncTearDown(self) -> None:
-        await self.session.delete()
-        await self.client.close()
-
-    async def refused(self, reason, call, *args, **options):
-        """The error of a call that is refused for this reason."""
-        with self.assertRaises(berth.BerthError) as caught:
-            await call(*args, **options)
-        self.assertEqual(caught.exception.reason, reason, caught.exception)
-        self.assertGreater(len(caught.exception.hint), 10)
-        return caught.exception
-
+class ClientTest(Case):
     # ---- what runs ---------------------------------------------------------
 
     async def test_a_program_says_how_it_ended_and_what_it_used(self) -> None:

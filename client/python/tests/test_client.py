@@ -12,28 +12,13 @@ import uuid
 import berth
 import berth
 
+from .case import Case
 from .proxy import Proxy
 
 LINES = 400
 
 
-class ClientTest(unittest.TestCase):
-    def setUp(self) -> None:
-        self.client = berth.Client.connect()
-        self.session = self.client.create_session(ttl=600, labels={"made-by": "test"})
-
-    def tearDown(self) -> None:
-        self.session.delete()
-        self.client.close()
-
-    def refused(self, reason, call, *args, **options):
-        """The error of a call that is refused for this reason."""
-        with self.assertRaises(berth.BerthError) as caught:
-            call(*args, **options)
-        self.assertEqual(caught.exception.reason, reason, caught.exception)
-        self.assertGreater(len(caught.exception.hint), 10)
-        return caught.exception
-
+class ClientTest(Case):
     # ---- what runs ---------------------------------------------------------
 
     def test_a_program_says_how_it_ended_and_what_it_used(self) -> None:

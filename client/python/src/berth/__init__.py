@@ -18,6 +18,7 @@
 from ._sync._client import Client
 from ._sync._files import Changes, Files
 from ._sync._interpreter import Context
+from ._sync._ports import PortForward, PortStream
 from ._sync._session import Session, SessionContext
 from ._sync._stream import TaskStream
 from ._sync._task import Task
@@ -51,13 +52,26 @@ from .model import (
     Unpacked,
     Usage,
 )
+from .records import (
+    ArtifactInfo,
+    ArtifactList,
+    AuditCheck,
+    AuditRecord,
+    NotKept,
+    SecretInfo,
+    SessionUsage,
+)
 
 __all__ = [
+    "ArtifactInfo",
+    "ArtifactList",
+    "AuditCheck",
+    "AuditRecord",
     "BerthError",
     "Bundle",
+    "Changes",
     "CheckpointInfo",
     "CheckpointPolicy",
-    "Changes",
     "Client",
     "Context",
     "ContextInfo",
@@ -70,15 +84,20 @@ __all__ = [
     "Files",
     "Limits",
     "Lost",
+    "NotKept",
     "Outcome",
     "Output",
+    "PortForward",
+    "PortStream",
     "PtySize",
     "Reason",
     "SearchMatch",
     "SearchResult",
+    "SecretInfo",
     "Session",
     "SessionContext",
     "SessionInfo",
+    "SessionUsage",
     "Stderr",
     "Stdout",
     "StreamPosition",

@@ -13,9 +13,7 @@ import os
 import pathlib
 from typing import Optional, Union
 
-import grpc
-
-from .errors import BerthError
+from .errors import BerthError, local_io
 
 #: Where a coordinator listens unless it is told otherwise.
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -115,7 +113,7 @@ def _running(state: Optional[pathlib.Path]) -> Optional[str]:
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _io(f"can't read {path}", error) from error
+        raise local_io(f"can't read {path}", error) from error
     try:
         address = json.loads(text)["address"]
     except (ValueError, KeyError, TypeError) as error:
@@ -130,7 +128,7 @@ def _read_token(path: pathlib.Path) -> Optional[str]:
         return None
     except OSError as error:
         hint = "run as the user that started Berth, or set BERTH_TOKEN"
-        raise _io(f"can't read the token in {path}", error, hint) from error
+        raise local_io(f"can't read the token in {path}", error, hint) from error
     if not text:
         raise BerthError(f"{path} is empty")
     return text
@@ -152,8 +150,4 @@ def _ca(given: Optional[Path], state: Optional[pathlib.Path]) -> Optional[bytes]
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _io(f"can't read the CA's certificate in {path}", error) from error
-
-
-def _io(what: str, error: OSError, hint: Optional[str] = None) -> BerthError:
-    return BerthError(f"{what}: {error.strerror}", code=grpc.StatusCode.UNKNOWN, hint=hint)
+        raise local_io(f"can't read the CA's certificate in {path}", error) from error

@@ -1,4 +1,4 @@
-"""The one place where messages become values, and values messages."""
+"""The one place where messages become values, and values messages. (Those of `records`: `_wire_records`.)"""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def _limit(wire: Duration) -> Optional[float]:
     return _duration(wire) or None
 
 
-def _time(message: Any, field: str) -> model.Time:
+def time_in(message: Any, field: str) -> model.Time:
+    """A time that a message may have."""
     if not message.HasField(field):
         return None
     wire: Timestamp = getattr(message, field)
@@ -92,7 +93,7 @@ def create_request(
     if on_worker_loss not in losses:
         raise BerthError(f"on_worker_loss is 'end' or 'restore', not {on_worker_loss!r}")
     all_labels = {**(labels or {}), **({"name": name} if name is not None else {})}
-    with _checked():
+    with checked():
         return session_pb2.CreateSessionRequest(
             request_id=new_id() if request_id is None else request_id,
             template=template,
@@ -153,7 +154,7 @@ def task_spec(
     else:
         uses = [task_pb2.SecretUse(name=secret) for secret in secrets]
     size = common_pb2.PtySize(cols=pty.cols, rows=pty.rows) if isinstance(pty, model.PtySize) else None
-    with _checked():
+    with checked():
         return task_pb2.TaskSpec(
             shell=command if isinstance(command, str) else None,
             argv=None if isinstance(command, str) else task_pb2.Argv(args=command),
@@ -171,7 +172,7 @@ def task_spec(
         )
 
 
-class _checked:
+class checked:
     """Values that fit into no message are the caller's error."""
 
     def __enter__(self) -> None:
@@ -208,17 +209,17 @@ def session_info(wire: session_pb2.Session) -> model.SessionInfo:
         limits=model.Limits(limits.cpu_millis, limits.memory_bytes, limits.disk_bytes, limits.pids),
         labels=dict(wire.labels),
         priority=wire.priority,
-        created_at=_time(wire, "created_at"),
-        ready_at=_time(wire, "ready_at"),
-        ended_at=_time(wire, "ended_at"),
-        expires_at=_time(wire, "expires_at"),
+        created_at=time_in(wire, "created_at"),
+        ready_at=time_in(wire, "ready_at"),
+        ended_at=time_in(wire, "ended_at"),
+        expires_at=time_in(wire, "expires_at"),
         idle_timeout=_limit(wire.idle_timeout),
         on_worker_loss="restore" if restore else "end",
         checkpoint_id=wire.checkpoint_id or None,
-        checkpointed_at=_time(wire, "checkpointed_at"),
+        checkpointed_at=time_in(wire, "checkpointed_at"),
         recovered_from=wire.recovered_from or None,
-        recovered_to=_time(wire, "recovered_to"),
-        parked_at=_time(wire, "parked_at"),
+        recovered_to=time_in(wire, "recovered_to"),
+        parked_at=time_in(wire, "parked_at"),
         tenant=wire.tenant,
         queue_position=wire.queue_position or None,
         egress=model.Egress(preset=wire.egress.preset or "none", allow=tuple(wire.egress.allow)),
@@ -242,7 +243,7 @@ def task_info(wire: task_pb2.Task) -> model.TaskInfo:
         end = model.TaskEnd(
             outcome=outcome(wire.end.outcome),
             message=wire.end.message,
-            ended_at=_time(wire.end, "ended_at"),
+            ended_at=time_in(wire.end, "ended_at"),
             duration=_duration(wire.end.duration),
             usage=model.Usage(
                 cpu_user=_duration(usage.cpu_user),
@@ -259,7 +260,7 @@ def task_info(wire: task_pb2.Task) -> model.TaskInfo:
         shell=wire.spec.shell if wire.spec.WhichOneof("program") == "shell" else None,
         cwd=wire.spec.cwd,
         pid=wire.pid,
-        started_at=_time(wire, "started_at"),
+        started_at=time_in(wire, "started_at"),
         stdout=model.StreamPosition(wire.stdout.length, wire.stdout.first_kept),
         stderr=model.StreamPosition(wire.stderr.length, wire.stderr.first_kept),
         end=end,
@@ -275,7 +276,7 @@ def file_info(wire: file_pb2.FileInfo) -> model.FileInfo:
         mode=wire.mode,
         uid=wire.uid,
         gid=wire.gid,
-        modified_at=_time(wire, "modified_at"),
+        modified_at=time_in(wire, "modified_at"),
         symlink_target=wire.symlink_target or None,
         path_bytes=wire.path_bytes or None,
     )
@@ -331,7 +332,7 @@ def context_info(wire: interpreter_pb2.InterpreterContext) -> model.ContextInfo:
         kernel=_word(interpreter_pb2.Kernel, wire.kernel, "KERNEL_"),
         version=wire.version,
         cwd=wire.cwd,
-        created_at=_time(wire, "created_at"),
+        created_at=time_in(wire, "created_at"),
         executions=wire.executions,
         message=wire.message,
     )
@@ -366,7 +367,7 @@ def checkpoint_info(wire: checkpoint_pb2.Checkpoint) -> model.CheckpointInfo:
     return model.CheckpointInfo(
         id=wire.id,
         session=wire.session_id,
-        created_at=_time(wire, "created_at"),
+        created_at=time_in(wire, "created_at"),
         template=wire.template,
         labels=dict(wire.labels),
         note=wire.note,
@@ -376,5 +377,5 @@ def checkpoint_info(wire: checkpoint_pb2.Checkpoint) -> model.CheckpointInfo:
         stored_bytes=wire.stored_bytes,
         frozen_for=_duration(wire.frozen_for),
         skipped=wire.skipped,
-        expires_at=_time(wire, "expires_at"),
+        expires_at=time_in(wire, "expires_at"),
     )

@@ -178,6 +178,11 @@ def deadline(address: str, after: float) -> BerthError:
     )
 
 
+def local_io(what: str, error: OSError, hint: Optional[str] = None) -> BerthError:
+    """Something of this machine."""
+    return BerthError(f"{what}: {error.strerror}", code=grpc.StatusCode.UNKNOWN, hint=hint)
+
+
 def output_lost(stream: str, start: int, end: int) -> BerthError:
     """Output was asked for that is no longer kept."""
     return BerthError(

@@ -1,16 +1,16 @@
 # Made by generate.py of aio/_client.py: don't change it here.
-"""Connecting, and what is asked of the coordinator as a whole: sessions and checkpoints."""
+"""Connecting, and what is asked of the coordinator as a whole: sessions and checkpoints. (`_kept`: what else it keeps.)"""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, Optional, Type
+from typing import TYPE_CHECKING, Iterable, List, Mapping, Optional, Type
 
 from .. import _local, _policy, _wire, model
 from .._proto import checkpoint_pb2, session_pb2
-from ..errors import BerthError
+from ._kept import Kept
 from ._session import Session, SessionContext
-from ._transport import Transport, sleep
+from ._transport import Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .._options import CreateOptions
 
 
-class Client:
+class Client(Kept):
     """A connection to a coordinator. It comes up again by itself after a break.
 
     Every method raises `berth.BerthError`. A call that is safe to repeat is repeated, briefly, when the connection
@@ -27,7 +27,7 @@ class Client:
 
     def __init__(self, transport: Transport, resume_for: float) -> None:
         """Use `connect`."""
-        self._transport = transport
+        super().__init__(transport)
         self._resume_for = resume_for
 
     @classmethod
@@ -75,20 +75,6 @@ class Client:
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
-
-    def _call(self, policy: _policy.Policy, method: Callable[..., Any], message: Any) -> Any:
-        """Makes a unary call, again where that is safe and may help."""
-        backoff = _policy.Backoff()
-        left = policy.attempts
-        while True:
-            try:
-                return self._transport.unary(method, message, policy.deadline)
-            except BerthError as error:
-                left -= 1
-                # A refused connection means that nothing runs there: to wait would only hide it.
-                if not error.is_temporary or error.is_not_connected or left == 0:
-                    raise
-            sleep(backoff.next())
 
     def session(self, **options: Unpack[CreateOptions]) -> SessionContext:
         """A session for the length of a `with`: made at its beginning, deleted at its end.

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Iterable, List, Mapping, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Callable, Iterable, List, Mapping, Optional, Tuple, Type, Union
 
-from .. import _policy, _wire, model
+from .. import _policy, _wire, _wire_records, model, records
 from .._proto import checkpoint_pb2, interpreter_pb2, session_pb2, task_pb2
 from ..errors import BerthError, strange
 from ._files import Files
 from ._interpreter import START, Context
+from ._ports import PortForward, PortStream
 from ._stream import Run, TaskStream
 from ._task import Task
 from ._transport import Background, sleep
@@ -289,6 +290,52 @@ class Session:
             _policy.repeatable(), self._transport.contexts.ListContexts, request
         )
         return [_wire.context_info(context) for context in wire.contexts]
+
+    def usage(self) -> records.SessionUsage:
+        """What its tasks take now, and have taken. A paused session answers too; one that is parked or has ended takes nothing,
+        which is an error. To ask keeps no session from being idle."""
+        request = task_pb2.GetUsageRequest(session_id=self.id)
+        return _wire_records.session_usage(
+            self._client._call(_policy.repeatable(), self._transport.tasks.GetUsage, request)
+        )
+
+    def artifacts(self) -> records.ArtifactList:
+        """The files that its tasks left in /workspace/artifacts. `Client.read_artifact` reads one."""
+        return self._client.list_artifacts(self.id)
+
+    def connect_port(self, port: int) -> PortStream:
+        """Connects to a server that listens on this port of the session's own loopback.
+
+            with session.connect_port(8000) as stream:
+                stream.write(b"GET / HTTP/1.0\r\n\r\n")
+                print(stream.read())
+
+        Raises `BerthError`: PORT_CLOSED when nobody listens, TOO_MANY_CONNECTIONS.
+        """
+        return PortStream._open(self._client, self.id, port)
+
+    def forward_port(
+        self,
+        port: int,
+        *,
+        local_port: int = 0,
+        listen: str = "127.0.0.1",
+        expose: bool = False,
+        on_error: Optional[Callable[[BerthError], None]] = None,
+    ) -> PortForward:
+        """Listens here for a server in the session, as `berth port-forward` does: each connection that comes in is one of its own
+        to the server inside. It is meant for a `with`, at whose end nothing listens any more.
+
+            with session.forward_port(8000) as forward:
+                print(f"http://127.0.0.1:{forward.local_port}/")
+
+        port: the server's.
+        local_port: where to listen; 0 is a free port.
+        listen: an address of this machine. Whoever reaches it reaches the server, without a token: one that is not loopback
+            needs `expose`.
+        on_error: told of each connection that could not be made, or broke. It is reset here in any case.
+        """
+        return PortForward._listen(self, port, local_port, listen, expose, on_error)
 
     def __repr__(self) -> str:
         return f"Session({self.id})"

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import collections
+import socket
 import threading
 import time
 import weakref
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Union
+from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Union
 
 import grpc
 
 from .. import _channel, errors
 from .._local import Target
 from .._policy import SILENCE
-from .._proto import checkpoint_pb2_grpc, file_pb2_grpc, interpreter_pb2_grpc, session_pb2_grpc, task_pb2_grpc
+from .._proto import (
+    artifact_pb2_grpc,
+    audit_pb2_grpc,
+    checkpoint_pb2_grpc,
+    file_pb2_grpc,
+    interpreter_pb2_grpc,
+    port_pb2_grpc,
+    secret_pb2_grpc,
+    session_pb2_grpc,
+    task_pb2_grpc,
+)
 
 Lock = threading.Lock
 sleep = time.sleep
@@ -39,6 +51,10 @@ class Transport:
         self.files: Any = file_pb2_grpc.FileServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.contexts: Any = interpreter_pb2_grpc.InterpreterServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.checkpoints: Any = checkpoint_pb2_grpc.CheckpointServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.ports: Any = port_pb2_grpc.PortServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.secrets: Any = secret_pb2_grpc.SecretServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.audit: Any = audit_pb2_grpc.AuditServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     def error(self, error: Any, waited: Optional[float] = None) -> errors.BerthError:
         """What an exception of gRPC's says."""
@@ -120,6 +136,13 @@ class Transport:
             raise failed[0]
         return answer
 
+    def duplex(self, method: Callable[..., Any]) -> Duplex:
+        """Opens a stream in both directions. What it fails with is told by its first `next`."""
+        try:
+            return Duplex(self, method, self._metadata)
+        except ValueError as error:
+            raise self._refused(error) from error
+
     def close(self) -> None:
         """Ends the connection and what is under way on it."""
         self._closed = True
@@ -155,6 +178,56 @@ class Incoming:
     def cancel(self) -> None:
         """Ends it."""
         self._call.cancel()
+
+
+class Duplex(Incoming):
+    """Messages both ways, of a stream that may be quiet: that its connection is gone, gRPC's own probes tell."""
+
+    #: Messages that wait for the connection.
+    QUEUE = 2
+
+    def __init__(self, transport: Transport, method: Callable[..., Any], metadata: Any) -> None:
+        self._changed = threading.Condition()
+        self._waiting: Deque[Any] = collections.deque()
+        self._last = False
+        self._over = False
+        super().__init__(transport, method(self._sent(), metadata=metadata))
+        if not self._call.add_callback(self._ended):
+            self._ended()
+
+    def _sent(self) -> Iterator[Any]:
+        """What gRPC takes, in a thread of its own."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._last or self._over)
+                if self._over or not self._waiting:
+                    return
+                message = self._waiting.popleft()
+                self._changed.notify_all()
+            yield message
+
+    def _ended(self) -> None:
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def send(self, message: Any) -> None:
+        """Sends a message, when there is room for it on the way."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or len(self._waiting) < self.QUEUE)
+            if not self._over:
+                self._waiting.append(message)
+                self._changed.notify_all()
+                return
+        if self._call.code() is grpc.StatusCode.OK:
+            raise errors.broken(self._transport.target.address, "the other side has ended the stream")
+        raise self._transport.error(self._call)
+
+    def finish(self) -> None:
+        """Sends nothing more. If it is over, `next` says why."""
+        with self._changed:
+            self._last = True
+            self._changed.notify_all()
 
 
 class _Watchdog:
@@ -207,7 +280,55 @@ class Background:
     """Something that goes on meanwhile."""
 
     def __init__(self, work: Callable[..., Any], *args: Any) -> None:
-        threading.Thread(target=work, args=args, name="berth-background", daemon=True).start()
+        self._thread = threading.Thread(target=work, args=args, name="berth-background", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Nothing to do: it ends with the task that it works for."""
+
+    def join(self) -> None:
+        """Waits for its end."""
+        self._thread.join()
+
+
+Places = threading.Semaphore
+
+
+#: How often who waits for a socket looks whether it is still to, in seconds.
+LOOK_EVERY = 1.0
+
+
+def listening(opened: socket.socket) -> socket.socket:
+    """As `accept` needs it."""
+    opened.settimeout(LOOK_EVERY)
+    return opened
+
+
+def accept(listener: socket.socket) -> Optional[socket.socket]:
+    """The next connection. None: nobody came yet. Raises `OSError`, also when the listener was shut down."""
+    try:
+        local = listener.accept()[0]
+    except socket.timeout:
+        return None
+    local.settimeout(LOOK_EVERY)
+    return local
+
+
+def receive(local: socket.socket, most: int, over: Callable[[], bool]) -> bytes:
+    """What has come. Empty: the other side sends nothing more, or it is `over`."""
+    while not over():
+        try:
+            return local.recv(most)
+        except socket.timeout:
+            pass
+    return b""
+
+
+def send_all(local: socket.socket, data: bytes, over: Callable[[], bool]) -> None:
+    """Sends all of it, unless it is `over`. Raises `OSError`."""
+    rest = memoryview(data)
+    while rest and not over():
+        try:
+            rest = rest[local.send(rest) :]
+        except socket.timeout:
+            pass

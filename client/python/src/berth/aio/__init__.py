@@ -12,8 +12,20 @@ Values and errors are those of `berth`. A client belongs to the event loop in wh
 from ._client import Client
 from ._files import Changes, Files
 from ._interpreter import Context
+from ._ports import PortForward, PortStream
 from ._session import Session, SessionContext
 from ._stream import TaskStream
 from ._task import Task
 
-__all__ = ["Changes", "Client", "Context", "Files", "Session", "SessionContext", "Task", "TaskStream"]
+__all__ = [
+    "Changes",
+    "Client",
+    "Context",
+    "Files",
+    "PortForward",
+    "PortStream",
+    "Session",
+    "SessionContext",
+    "Task",
+    "TaskStream",
+]

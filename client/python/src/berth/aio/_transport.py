@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import Any, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Optional, Union
 
@@ -12,7 +13,17 @@ import grpc.aio
 from .. import _channel, errors
 from .._local import Target
 from .._policy import SILENCE
-from .._proto import checkpoint_pb2_grpc, file_pb2_grpc, interpreter_pb2_grpc, session_pb2_grpc, task_pb2_grpc
+from .._proto import (
+    artifact_pb2_grpc,
+    audit_pb2_grpc,
+    checkpoint_pb2_grpc,
+    file_pb2_grpc,
+    interpreter_pb2_grpc,
+    port_pb2_grpc,
+    secret_pb2_grpc,
+    session_pb2_grpc,
+    task_pb2_grpc,
+)
 
 Lock = asyncio.Lock
 sleep = asyncio.sleep
@@ -51,24 +62,28 @@ class _Told:
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._error: Optional[grpc.aio.AioRpcError] = None
+        self.error: Optional[grpc.aio.AioRpcError] = None
         call.add_done_callback(self._ended)
 
     def _ended(self, call: Any) -> None:
         code, details = _at_once(call.code()), _at_once(call.details())
         if code is not grpc.StatusCode.OK and details != UNTOLD:
             metadata = grpc.aio.Metadata(), _at_once(call.trailing_metadata())
-            self._error = grpc.aio.AioRpcError(code, *metadata, details=details)
+            self.error = grpc.aio.AioRpcError(code, *metadata, details=details)
 
     async def answer(self) -> Any:
         """The answer, or the error that it is."""
         try:
             return await _settled(self._call, SILENCE)
         except grpc.aio.AioRpcError as error:
-            until = now() + TOLD_WITHIN
-            while error.details() == UNTOLD and self._error is None and now() < until:
-                await sleep(0.01)
-            raise self._error or error from None
+            raise await self.instead(error) from None
+
+    async def instead(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """What the server said, where this is what grpc.aio says."""
+        until = now() + TOLD_WITHIN
+        while error.details() == UNTOLD and self.error is None and now() < until:
+            await sleep(0.01)
+        return self.error or error
 
 
 def _at_once(known: Any) -> Any:
@@ -98,6 +113,10 @@ class Transport:
         self.files: Any = file_pb2_grpc.FileServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.contexts: Any = interpreter_pb2_grpc.InterpreterServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.checkpoints: Any = checkpoint_pb2_grpc.CheckpointServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.ports: Any = port_pb2_grpc.PortServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.artifacts: Any = artifact_pb2_grpc.ArtifactServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.secrets: Any = secret_pb2_grpc.SecretServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.audit: Any = audit_pb2_grpc.AuditServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     def error(self, error: BaseException, waited: Optional[float] = None) -> errors.BerthError:
         """What an exception of gRPC's says."""
@@ -160,6 +179,11 @@ class Transport:
         finally:
             call.cancel()
 
+    def duplex(self, method: Callable[..., Any]) -> Duplex:
+        """Opens a stream in both directions. What it fails with is told by its first `next`."""
+        self._open()
+        return Duplex(self, method(metadata=self._metadata))
+
     async def close(self) -> None:
         """Ends the connection and what is under way on it."""
         self._closed = True
@@ -173,6 +197,9 @@ class Transport:
 class Incoming:
     """Messages from the server."""
 
+    #: Nothing for a while is no sign that it is broken.
+    may_be_quiet = False
+
     def __init__(self, transport: Transport, call: Any) -> None:
         self._transport = transport
         self._call = call
@@ -182,7 +209,7 @@ class Incoming:
         """The next message. None: the stream has ended well. Being cancelled loses no message."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())
-        done, _ = await asyncio.wait({self._reading}, timeout=SILENCE)
+        done, _ = await asyncio.wait({self._reading}, timeout=None if self.may_be_quiet else SILENCE)
         reading, self._reading = self._reading, None
         if not done:
             reading.cancel()
@@ -191,8 +218,11 @@ class Incoming:
         try:
             message = reading.result()
         except (grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError) as error:
-            raise self._transport.error(error) from error
+            raise await self._why(error) from error
         return None if message is grpc.aio.EOF else message
+
+    async def _why(self, error: BaseException) -> errors.BerthError:
+        return self._transport.error(error)
 
     def cancel(self) -> None:
         """Ends it."""
@@ -200,6 +230,40 @@ class Incoming:
             self._reading.cancel()
             self._reading = None
         self._call.cancel()
+
+
+class Duplex(Incoming):
+    """Messages both ways, of a stream that may be quiet: that its connection is gone, gRPC's own probes tell."""
+
+    may_be_quiet = True
+
+    def __init__(self, transport: Transport, call: Any) -> None:
+        super().__init__(transport, call)
+        self._told = _Told(call)
+
+    async def send(self, message: Any) -> None:
+        """Sends a message, when there is room for it on the way."""
+        try:
+            await _settled(self._call.write(message), None)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
+            # The caller's own cancellation is not an answer.
+            if isinstance(error, asyncio.CancelledError) and not self._call.done():
+                raise
+            raise await self._why(error) from error
+
+    async def finish(self) -> None:
+        """Sends nothing more. If it is over, `next` says why."""
+        try:
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+
+    async def _why(self, error: BaseException) -> errors.BerthError:
+        if isinstance(error, asyncio.InvalidStateError) and self._told.error is not None:
+            error = self._told.error
+        if isinstance(error, grpc.aio.AioRpcError):
+            error = await self._told.instead(error)
+        return self._transport.error(error)
 
 
 async def pieces(source: Source) -> AsyncIterator[bytes]:
@@ -226,3 +290,33 @@ class Background:
         """Ends it."""
         self._task.cancel()
         await asyncio.wait({self._task})
+
+    async def join(self) -> None:
+        """Waits for its end."""
+        await asyncio.wait({self._task})
+
+
+Places = asyncio.Semaphore
+
+
+def listening(opened: socket.socket) -> socket.socket:
+    """As `accept` needs it."""
+    opened.setblocking(False)
+    return opened
+
+
+async def accept(listener: socket.socket) -> Optional[socket.socket]:
+    """The next connection. (Its twin may say None: nobody came yet.) Raises `OSError`, also when the listener was shut down."""
+    local = (await asyncio.get_running_loop().sock_accept(listener))[0]
+    local.setblocking(False)
+    return local
+
+
+async def receive(local: socket.socket, most: int, over: Callable[[], bool]) -> bytes:
+    """What has come. Empty: the other side sends nothing more. (Its twin, which nobody can cancel, looks whether it is `over`.)"""
+    return await asyncio.get_running_loop().sock_recv(local, most)
+
+
+async def send_all(local: socket.socket, data: bytes, over: Callable[[], bool]) -> None:
+    """Sends all of it. Raises `OSError`. (`over`: as in `receive`.)"""
+    await asyncio.get_running_loop().sock_sendall(local, data)
