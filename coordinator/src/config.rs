@@ -1,6 +1,6 @@
 //! What a coordinator is started with, and what may be wrong with that.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use berth_net::{Bounds, Limits};
 
@@ -8,6 +8,7 @@ use crate::{
     artifacts, audit,
     checkpoints::Location,
     fleet::{FleetConfig, tenant_queue_limit},
+    metrics::Metrics,
 };
 
 /// Settings of a coordinator. [`Config::default`] is a good one for loopback.
@@ -57,6 +58,8 @@ pub struct Config {
     pub artifacts: artifacts::Settings,
     /// How long running calls may take to end when the coordinator stops.
     pub shutdown_grace: Duration,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for Config {
@@ -85,6 +88,7 @@ impl Default for Config {
             audit: audit::Settings::default(),
             artifacts: artifacts::Settings::default(),
             shutdown_grace: Duration::from_secs(5),
+            metrics: Arc::default(),
         }
     }
 }

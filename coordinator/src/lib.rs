@@ -21,6 +21,7 @@ pub mod driver;
 pub mod fleet;
 pub mod identity;
 mod listener;
+pub mod metrics;
 pub mod placement;
 mod port_owner;
 pub mod restore;

@@ -28,11 +28,13 @@ use crate::{
     fleet::Fleet,
     identity::Identity,
     listener::listen,
+    metrics::Metrics,
     port_owner::port_owner,
     restore::StateDir,
     rpc::{self, Context, Gate},
     secrets::Secrets,
     store::{Store, StoreError, sqlite::SqliteStore},
+    streams::Streams,
     templates::Templates,
 };
 
@@ -64,6 +66,8 @@ pub struct Running {
     health: HealthReporter,
     driver: Handle,
     shared: Shared,
+    audit: Arc<Audit>,
+    streams: Arc<Streams>,
     /// Streams end, and no connection is accepted.
     stopping: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -173,6 +177,7 @@ async fn checkpoint_storage(config: &Config, store: Arc<dyn Store>) -> Result<St
     let location =
         config.blobs.clone().unwrap_or_else(|| Location::Directory(config.state_dir.join(BLOBS_DIR)));
     let blobs = Blobs::open(&location).map_err(|error| StartError::one(blob_problem(&error)))?;
+    let blobs = blobs.counted(config.metrics.clone());
     let catalog = Catalog::open(Some(&config.state_dir.join(CATALOG_FILE)))
         .await
         .map_err(|e| store_problem(&e, config))?;
@@ -255,6 +260,7 @@ async fn run(
         links: Arc::new(Links::default()),
         events: Arc::new(Events::new(random_hex()[..16].to_owned())),
         store: store.clone(),
+        metrics: config.metrics.clone(),
     };
     let clock = Clock::start();
     let mut loaded = store.load().await.map_err(failed)?;
@@ -278,6 +284,7 @@ async fn run(
         config.artifacts,
         stopping.clone(),
     );
+    let streams: Arc<Streams> = Arc::default();
     let context = Context {
         shared: shared.clone(),
         artifacts: artifacts.clone(),
@@ -286,14 +293,14 @@ async fn run(
         identity: identity.clone(),
         audit: audit.clone(),
         secrets: Secrets::new(&config.state_dir),
-        streams: Arc::default(),
+        streams: streams.clone(),
         restore_timeout: config.fleet().restore_timeout,
         templates: Arc::new(templates),
         start_timeout: config.start_timeout,
         started_at: world::now(),
         stopping: stopping.clone(),
     };
-    let gate = Gate::new(identity, audit.clone());
+    let gate = Gate::new(identity, audit.clone(), shared.metrics.clone());
     let health = HealthReporter::new();
     let routes = rpc::routes(&context, &gate, &health).map_err(|error| {
         StartError::one(Problem::new(
@@ -328,7 +335,7 @@ async fn run(
     });
     let clients = listen(listener, acceptor, config.connections, shared.links.clone(), stopping.clone());
     let until = stopping.clone().cancelled_owned();
-    let room = rpc::Room::new(config.calls);
+    let room = rpc::Room::new(config.calls, shared.metrics.clone());
     let patience = Patience::new(config.patience, DESCRIPTORS);
     let server = spawn_fallible("grpc server", async move {
         let incoming = ReceiverStream::new(clients);
@@ -349,6 +356,8 @@ async fn run(
         health,
         driver: handle,
         shared,
+        audit,
+        streams,
         _stop_on_drop: stopping.clone().drop_guard(),
         stopping,
         server,
@@ -369,6 +378,13 @@ impl Running {
     /// The tokens, and the files that hold them.
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
+    }
+
+    /// Its metrics, and what makes them say how it stands now.
+    pub fn metrics(&self) -> (Arc<Metrics>, impl Fn() + Send + Sync + 'static) {
+        let (view, audit, streams) = (self.shared.view.clone(), self.audit.clone(), self.streams.clone());
+        let metrics = self.shared.metrics.clone();
+        (metrics.clone(), move || metrics.look(&view, &audit, streams.all()))
     }
 
     /// Returns when the coordinator has ended by itself, which it only does on a defect.

@@ -43,6 +43,11 @@ impl Streams {
         Ok(Open { streams: self.clone(), tenant: tenant.clone() })
     }
 
+    /// Those of all tenants.
+    pub fn all(&self) -> u64 {
+        self.lock().values().sum()
+    }
+
     /// Those of a tenant.
     pub fn of(&self, tenant: &Tenant) -> u64 {
         self.lock().get(tenant).copied().unwrap_or_default()

@@ -183,7 +183,10 @@ async fn of_anothers_things_there_is_no_trace() {
     };
     assert!(matches!(told, Some(v1::event::Subject::Session(session)) if session.id == own.id));
 
-    for (token, expected) in [(&b, vec![&own.id]), (&host.admin(), vec![&own.id, &theirs.id])] {
+    let (client, admin) = ((v1::TokenScope::Client, "b"), (v1::TokenScope::Admin, "default"));
+    for (token, expected, told) in
+        [(&b, vec![&own.id], client), (&host.admin(), vec![&own.id, &theirs.id], admin)]
+    {
         let mut sessions = host.sessions_as(token).await;
         let all: Vec<i32> = (1..=7).collect();
         let list = v1::ListSessionsRequest { states: all, ..Default::default() };
@@ -191,6 +194,7 @@ async fn of_anothers_things_there_is_no_trace() {
         assert_eq!(listed.iter().map(|session| &session.id).collect::<Vec<_>>(), expected);
         let info = host.fleet_as(token).await.get_info(v1::GetInfoRequest {}).await.unwrap().into_inner();
         assert_eq!(info.sessions_ready as usize, expected.len());
+        assert_eq!((info.scope(), info.tenant.as_str()), told);
     }
 }
 

@@ -10,7 +10,12 @@
 //! end of a session that a client deletes for a last look, both for [`WITHIN`] at most. (Rejected: to hold a task's end
 //! back until its files are kept. Each task would cost another call, and one that leaves gigabytes would seem to run on.)
 //!
-//! A task's end is heard a moment after it: a file that the next task changes at once is kept as that one leaves it.
+//! A task's end is heard a moment after it: a file that the next task changes at once is kept as that one leaves it. The end of
+//! code that a context executes ([`Code`]) is seen as it goes by to the client that waits for it; where no client does, the next
+//! listing looks.
+//!
+//! A session that ends by itself (idle, life span) gets no last look: its worker decides that alone, also where it can't
+//! reach us, and asks nobody.
 
 mod fetch;
 mod look;
@@ -96,8 +101,39 @@ struct State {
     ended: BTreeSet<TaskId>,
     /// Those that were looked after.
     looked: BTreeSet<TaskId>,
+    /// Code of a context has ended, and nobody has looked since.
+    code: bool,
+    /// So it may be at any time: code runs, or has run, whose end nobody waits for here.
+    unheard: bool,
     /// Somebody looks, and looks again while there are more.
     busy: bool,
+}
+
+/// Code that a context executes, while its events go by.
+pub struct Code {
+    artifacts: Arc<Artifacts>,
+    session: SessionId,
+    ended: bool,
+}
+
+impl Code {
+    /// Its end goes by now: who hears of it and asks for artifacts has those that it left.
+    pub fn ended(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            let watched = self.artifacts.watched(self.session);
+            watched.lock().code = true;
+            self.artifacts.look_soon(self.session, watched);
+        }
+    }
+}
+
+impl Drop for Code {
+    /// Its client is gone, or what lies between; it may run on.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.artifacts.watched(self.session).lock().unheard = true;
+        }
+    }
 }
 
 impl Watched {
@@ -132,12 +168,23 @@ impl Artifacts {
     /// A task has ended: somebody looks what it left, soon.
     fn task_ended(self: &Arc<Self>, session: SessionId, task: TaskId) {
         let watched = self.watched(session);
-        {
+        let is_new = {
             let mut state = watched.lock();
-            if state.looked.contains(&task) || !state.ended.insert(task) || state.busy {
-                return;
-            }
-            state.busy = true;
+            !state.looked.contains(&task) && state.ended.insert(task)
+        };
+        if is_new {
+            self.look_soon(session, watched);
+        }
+    }
+
+    /// A context of this session executes code. (Who may that has been asked.)
+    pub fn code(self: &Arc<Self>, session: SessionId) -> Code {
+        Code { artifacts: self.clone(), session, ended: false }
+    }
+
+    fn look_soon(self: &Arc<Self>, session: SessionId, watched: Arc<Watched>) {
+        if std::mem::replace(&mut watched.lock().busy, true) {
+            return;
         }
         let this = self.clone();
         spawn("artifacts", async move {
@@ -146,7 +193,7 @@ impl Artifacts {
                     this.look_after(session, &watched).await;
                     tokio::time::sleep(PAUSE).await;
                     let mut state = watched.lock();
-                    if state.ended.is_empty() || !this.is_up(&session) {
+                    if (state.ended.is_empty() && !state.code) || !this.is_up(&session) {
                         state.busy = false;
                         return;
                     }
@@ -156,12 +203,17 @@ impl Artifacts {
         });
     }
 
-    /// Looks after the tasks that are known to have ended.
+    /// Looks after the tasks and the code that are known to have ended.
     async fn look_after(self: &Arc<Self>, session: SessionId, watched: &Watched) {
         let _turn = watched.turn.lock().await;
-        let ended = watched.lock().ended.clone();
-        let Some(newest) = ended.last() else { return };
-        self.look_and_note(session, watched, Some(*newest), ended).await;
+        let (ended, code) = {
+            let mut state = watched.lock();
+            (state.ended.clone(), std::mem::take(&mut state.code))
+        };
+        if code || !ended.is_empty() {
+            let looked = self.look_and_note(session, watched, ended.last().copied(), ended).await;
+            watched.lock().unheard |= code && !looked;
+        }
     }
 
     async fn look_and_note(
@@ -187,7 +239,7 @@ impl Artifacts {
         true
     }
 
-    /// What the session's ended tasks left is kept when this returns; so is what is there now, when it is the session's
+    /// What the session's ended tasks and code left is kept when this returns; so is what is there now, when it is the session's
     /// `last` look. False: it takes longer, and goes on; or the session can't be reached just now.
     pub async fn settle(self: &Arc<Self>, by: &Sight, session: SessionId, last: bool) -> bool {
         // Another's session, or one that is not up: there is nothing to look into.
@@ -200,15 +252,17 @@ impl Artifacts {
             let look = async {
                 let _turn = watched.turn.lock().await;
                 let Ok(done) = this.done_tasks(session).await else { return false };
-                let after: BTreeSet<TaskId> = {
-                    let state = watched.lock();
-                    done.iter().chain(&state.ended).filter(|t| !state.looked.contains(*t)).copied().collect()
+                let (after, code, unheard): (BTreeSet<TaskId>, bool, bool) = {
+                    let mut state = watched.lock();
+                    let new = done.iter().chain(&state.ended).filter(|t| !state.looked.contains(*t));
+                    (new.copied().collect(), std::mem::take(&mut state.code), state.unheard)
                 };
-                if !last && after.is_empty() {
+                if !last && after.is_empty() && !code && !unheard {
                     return true;
                 }
-                let task = after.last().copied();
-                this.look_and_note(session, &watched, task, after).await
+                let looked = this.look_and_note(session, &watched, after.last().copied(), after).await;
+                watched.lock().unheard |= code && !looked;
+                looked
             };
             let settled = this.stopping.run_until_cancelled(look).await;
             let _ = tell.send(settled.unwrap_or(false));

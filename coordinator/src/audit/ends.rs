@@ -75,28 +75,12 @@ fn end(audit: &Audit, shared: &Shared, event: &v1::Event) -> Option<Record> {
             let id = task.session_id.parse().ok();
             let session = id.and_then(|id| shared.view.session(&Sight::All, &id));
             record.tenant = session.map(|session| session.spec.tenant.to_string()).unwrap_or_default();
-            record.outcome = outcome(task.end.as_ref()?);
+            record.outcome = convert::outcome_words(task.end.as_ref()?);
             if let Some(spec) = &task.spec {
                 record.details.insert("argv".to_owned(), argv(audit.settings.argv, spec));
             }
             Some(record)
         }
         _ => None,
-    }
-}
-
-fn outcome(end: &v1::TaskEnd) -> String {
-    use v1::outcome::Kind;
-    match end.outcome.as_ref().and_then(|outcome| outcome.kind.as_ref()) {
-        Some(Kind::Exited(status)) => format!("exited {status}"),
-        Some(Kind::Signaled(signal)) => format!("signaled {signal}"),
-        Some(Kind::TimedOut(_)) => "timed_out".to_owned(),
-        Some(Kind::OutOfMemory(_)) => "out_of_memory".to_owned(),
-        Some(Kind::OutputLimit(_)) => "output_limit".to_owned(),
-        Some(Kind::Cancelled(_)) => "cancelled".to_owned(),
-        Some(Kind::SessionEnded(_)) => "session_ended".to_owned(),
-        Some(Kind::WorkerLost(_)) => "worker_lost".to_owned(),
-        Some(Kind::SandboxFailed(_)) => "sandbox_failed".to_owned(),
-        None => String::new(),
     }
 }

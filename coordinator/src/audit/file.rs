@@ -10,18 +10,23 @@ use futures::TryStreamExt;
 use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection, migrate::Migrator};
 use tokio::sync::Mutex;
 
-use super::record::{Record, Row, sum};
+use super::{
+    copy,
+    record::{Record, Row, sum},
+};
 use crate::{
     auth::Digest,
     store::{StoreError, file, micros, time},
 };
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./audit");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./audit");
 /// Rows that are removed in one transaction.
 const PURGED_AT_ONCE: i64 = 1000;
+/// Rows whose sums are reckoned before the next records are written.
+const VERIFIED_AT_ONCE: i64 = 10_000;
 
 type Kept = (i64, i64, String, String, String, String, String, String, String);
-const COLUMNS: &str = "sequence, at, who, tenant, what, session, task, outcome, details";
+pub(super) const COLUMNS: &str = "sequence, at, who, tenant, what, session, task, outcome, details";
 
 /// Which records.
 #[derive(Clone, Debug, Default)]
@@ -52,12 +57,14 @@ pub struct Verified {
 pub struct AuditFile {
     /// `None`: it is in memory.
     path: Option<PathBuf>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
+    /// Held by whoever goes through the whole of it, some rows at a time, and so by whoever removes some.
+    pub(super) whole: Mutex<()>,
 }
 
-struct State {
-    connection: SqliteConnection,
-    last: i64,
+pub(super) struct State {
+    pub(super) connection: SqliteConnection,
+    pub(super) last: i64,
     sum: Digest,
 }
 
@@ -71,14 +78,14 @@ impl AuditFile {
         let newest = "SELECT sequence, sum FROM audit UNION ALL SELECT sequence, sum FROM audit_start
              ORDER BY sequence DESC LIMIT 1";
         let (last, bytes): (i64, Vec<u8>) = sqlx::query_as(newest).fetch_one(&mut connection).await?;
-        let state = State { connection, last, sum: digest(bytes)? };
-        Ok(Self { path: path.map(Path::to_owned), state: Mutex::new(state) })
+        let state = Mutex::new(State { connection, last, sum: digest(bytes)? });
+        Ok(Self { path: path.map(Path::to_owned), state, whole: Mutex::default() })
     }
 
-    /// A copy of all that is in it: an open file that has no name. Nothing is added meanwhile.
+    /// A copy of all that is in it now: an open file that has no name. Records are written meanwhile.
     pub async fn copy(&self) -> Result<Option<File>, StoreError> {
         let Some(path) = &self.path else { return Ok(None) };
-        file::copy(&mut self.state.lock().await.connection, path).await.map(Some)
+        copy::copy(self, path).await.map(Some)
     }
 
     /// Lets go of it. When this returns, all is in the one file.
@@ -132,41 +139,54 @@ impl AuditFile {
         rows.into_iter().map(record).collect()
     }
 
-    /// Reckons every sum anew.
+    /// Reckons every sum anew. Records are written meanwhile.
     pub async fn verify(&self) -> Result<Verified, StoreError> {
-        let mut state = self.state.lock().await;
+        let _nothing_goes = self.whole.lock().await;
         let start = "SELECT sequence, sum FROM audit_start";
+        let mut state = self.state.lock().await;
         let (mut at, bytes): (i64, Vec<u8>) = sqlx::query_as(start).fetch_one(&mut state.connection).await?;
-        let mut newest = digest(bytes)?;
-        let mut seen = Verified { records: 0, first: 0, last: 0, sum: newest, broken_at: None };
-        let sql = format!("SELECT {COLUMNS}, sum FROM audit ORDER BY sequence");
-        let mut rows = sqlx::query_as::<_, SummedRow>(sqlx::AssertSqlSafe(sql)).fetch(&mut state.connection);
+        drop(state);
+        let mut seen = Verified { records: 0, first: 0, last: 0, sum: digest(bytes)?, broken_at: None };
+        while self.verify_some(&mut seen, &mut at).await? {}
+        Ok(seen)
+    }
+
+    /// Goes on behind row `at`. Whether there may be more.
+    async fn verify_some(&self, seen: &mut Verified, at: &mut i64) -> Result<bool, StoreError> {
+        let sql = format!("SELECT {COLUMNS}, sum FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?");
+        let mut state = self.state.lock().await;
+        let last = state.last;
+        let mut rows = sqlx::query_as::<_, SummedRow>(sqlx::AssertSqlSafe(sql))
+            .bind(*at)
+            .bind(VERIFIED_AT_ONCE)
+            .fetch(&mut state.connection);
+        let mut some = 0;
         while let Some(row) = rows.try_next().await? {
-            let expected = sum(&newest, &row.row());
-            let follows = row.sequence == at + 1 && row.sum == expected;
-            at = row.sequence;
-            newest = expected;
+            let expected = sum(&seen.sum, &row.row());
+            let follows = row.sequence == *at + 1 && row.sum == expected;
+            *at = row.sequence;
+            seen.sum = expected;
+            some += 1;
             seen.records += 1;
-            seen.last = at as u64;
+            seen.last = row.sequence as u64;
             if seen.first == 0 {
-                seen.first = at as u64;
+                seen.first = row.sequence as u64;
             }
             if !follows {
-                seen.broken_at = Some(at as u64);
-                break;
+                seen.broken_at = Some(row.sequence as u64);
+                return Ok(false);
             }
         }
-        drop(rows);
-        seen.sum = newest;
         // Rows that are missing at the end.
-        if seen.broken_at.is_none() && at != state.last {
-            seen.broken_at = Some(at as u64 + 1);
+        if some < VERIFIED_AT_ONCE && *at != last {
+            seen.broken_at = Some(*at as u64 + 1);
         }
-        Ok(seen)
+        Ok(some == VERIFIED_AT_ONCE)
     }
 
     /// Removes what is older than this. How many there were.
     pub async fn purge(&self, older: SystemTime) -> Result<u64, StoreError> {
+        let _nobody_looks = self.whole.lock().await;
         let mut removed = 0;
         loop {
             let mut state = self.state.lock().await;

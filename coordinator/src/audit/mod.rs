@@ -9,9 +9,11 @@
 //! all of it where the operator said so.
 //!
 //! **Nothing waits for it.** Records go through a bounded queue to a file of their own. While that can't be written they wait;
-//! what finds no room is counted, and the count is recorded as soon as there is room again.
+//! what finds no room is counted, and the count is recorded as soon as there is room again. Whatever goes through all of a large
+//! record ([`copy`], `verify`) lets records be written in between.
 
 mod calls;
+mod copy;
 mod ends;
 mod file;
 mod record;
@@ -90,6 +92,14 @@ impl Default for Settings {
     }
 }
 
+/// Records, since the start; and those that wait now.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    pub written: u64,
+    pub lost: u64,
+    pub waiting: u64,
+}
+
 /// See the module.
 pub struct Audit {
     pub settings: Settings,
@@ -100,6 +110,9 @@ pub struct Audit {
     /// One writes at a time, so that nothing overtakes what was before it.
     writing: tokio::sync::Mutex<()>,
     lost: AtomicU64,
+    /// Since the start.
+    written: AtomicU64,
+    lost_in_all: AtomicU64,
     refusals: calls::Refusals,
 }
 
@@ -123,6 +136,8 @@ impl Audit {
             came: Notify::new(),
             writing: tokio::sync::Mutex::default(),
             lost: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            lost_in_all: AtomicU64::new(0),
             refusals: calls::Refusals::default(),
         }
     }
@@ -139,11 +154,23 @@ impl Audit {
         let mut waiting = self.waiting();
         if waiting.len() < WAITING {
             waiting.push_back(record.bounded());
-        } else if self.lost.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::error!("audit records are lost: the audit record can't be written");
+        } else {
+            self.lost_in_all.fetch_add(1, Ordering::Relaxed);
+            if self.lost.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::error!("audit records are lost: the audit record can't be written");
+            }
         }
         drop(waiting);
         self.came.notify_one();
+    }
+
+    /// How it goes.
+    pub fn figures(&self) -> Figures {
+        Figures {
+            written: self.written.load(Ordering::Relaxed),
+            lost: self.lost_in_all.load(Ordering::Relaxed),
+            waiting: self.waiting().len() as u64,
+        }
     }
 
     /// What fits, newest first.
@@ -182,6 +209,7 @@ impl Audit {
                 return Ok(());
             }
             file.add(&some).await?;
+            self.written.fetch_add(some.len() as u64, Ordering::Relaxed);
             self.waiting().drain(..taken);
             self.lost.fetch_sub(lost, Ordering::Relaxed);
         }
@@ -226,5 +254,25 @@ impl Audit {
             until.run_until_cancelled(ends::record(audit, shared)).await;
         });
         spawn("audit", self.clone().keep(stopping.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red when one that found no room is not counted, or is counted no more once that is in the record.
+    #[tokio::test]
+    async fn what_finds_no_room_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::open(dir.path(), Settings::default()).await.unwrap();
+        for _ in 0..WAITING + 3 {
+            audit.record(Record::new(world::now(), "somebody", "A/one"));
+        }
+        let Figures { written, lost, waiting } = audit.figures();
+        assert_eq!((written, lost, waiting), (0, 3, WAITING as u64));
+        audit.flush(audit.file.as_ref().unwrap()).await.unwrap();
+        let Figures { written, lost, waiting } = audit.figures();
+        assert_eq!((written, lost, waiting), (WAITING as u64 + 1, 3, 0), "and one that says so");
     }
 }

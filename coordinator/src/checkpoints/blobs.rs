@@ -14,6 +14,10 @@ use object_store::{
     local::LocalFileSystem, path::Path,
 };
 
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+
 /// One request to the store, its answer included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// All tries of one call together.
@@ -75,6 +79,7 @@ pub struct Blobs {
     prefix: String,
     /// Where it is a directory of this machine.
     local: Option<PathBuf>,
+    metrics: Arc<Metrics>,
 }
 
 impl Blobs {
@@ -87,7 +92,7 @@ impl Blobs {
             Location::Directory(path) => {
                 private_dir(path).map_err(|e| refused(&e))?;
                 let store = LocalFileSystem::new_with_prefix(path).map_err(|e| refused(&e))?.with_fsync(true);
-                Ok(Self { store: Arc::new(store), prefix: String::new(), local: Some(path.clone()) })
+                Ok(Self::over(Arc::new(store), String::new(), Some(path.clone())))
             }
             Location::S3 { bucket, prefix } => {
                 // One TLS library for the process; a second call finds it there.
@@ -100,14 +105,35 @@ impl Blobs {
                     .with_retry(retry)
                     .build()
                     .map_err(|e| refused(&e))?;
-                Ok(Self { store: Arc::new(store), prefix: prefix.clone(), local: None })
+                Ok(Self::over(Arc::new(store), prefix.clone(), None))
             }
         }
     }
 
     /// A store in memory, for tests and simulations.
     pub fn in_memory() -> Self {
-        Self { store: Arc::new(object_store::memory::InMemory::new()), prefix: String::new(), local: None }
+        Self::over(Arc::new(object_store::memory::InMemory::new()), String::new(), None)
+    }
+
+    fn over(store: Arc<dyn ObjectStore>, prefix: String, local: Option<PathBuf>) -> Self {
+        Self { store, prefix, local, metrics: Arc::default() }
+    }
+
+    /// The same, counting there.
+    #[must_use]
+    pub fn counted(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
+    }
+
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let begun = Instant::now();
+        let done = work.await;
+        self.metrics.blob(operation, begun.elapsed(), done.is_ok());
+        done
     }
 
     fn base(&self) -> Path {
@@ -142,7 +168,7 @@ impl Blobs {
 
     /// Stores a sealed piece.
     pub async fn put(&self, digest: Digest, sealed: Bytes) -> Result<(), Error> {
-        self.put_private(&self.path(digest), PutPayload::from(sealed)).await
+        self.timed("put", self.put_private(&self.path(digest), PutPayload::from(sealed))).await
     }
 
     /// Stores something for its owner alone. (The directory around all of it is closed already; this is for who opens
@@ -161,17 +187,22 @@ impl Blobs {
 
     /// Reads a sealed piece.
     pub async fn get(&self, digest: Digest) -> Result<Bytes, Error> {
-        let found = self.store.get(&self.path(digest)).await.map_err(|error| gone(digest, error))?;
-
-        found.bytes().await.map_err(failed)
+        let read = async {
+            let found = self.store.get(&self.path(digest)).await.map_err(|error| gone(digest, error))?;
+            found.bytes().await.map_err(failed)
+        };
+        self.timed("get", read).await
     }
 
     /// Removes a piece. One that is not there is no error.
     pub async fn delete(&self, digest: Digest) -> Result<(), Error> {
-        match self.store.delete(&self.path(digest)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(failed(error)),
-        }
+        let remove = async {
+            match self.store.delete(&self.path(digest)).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(failed(error)),
+            }
+        };
+        self.timed("delete", remove).await
     }
 
     /// Removes files older than `age` that a process left which was killed while it stored a piece. The store puts them

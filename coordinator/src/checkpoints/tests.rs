@@ -77,8 +77,13 @@ impl Desk {
         let store = Arc::new(MemoryStore::default());
         store.commit(&Batch { sessions: vec![Arc::new(ready)], ..Batch::default() }).await.unwrap();
         let (view, links) = Default::default();
-        let shared =
-            Shared { view, links, events: Arc::new(Events::new("boot".into())), store: store.clone() };
+        let shared = Shared {
+            view,
+            links,
+            events: Arc::new(Events::new("boot".into())),
+            store: store.clone(),
+            metrics: Arc::default(),
+        };
         let begun = Clock::start();
         let loaded = store.load().await.unwrap();
         let (fleet, effects) = Fleet::restore(FleetConfig::default(), 1, loaded, begun.now());

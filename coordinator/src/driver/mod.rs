@@ -39,6 +39,7 @@ pub use view::{Load, Used, View};
 
 use crate::{
     fleet::{Command, Effect, Event, Fleet, LinkId, Liveness, Now, Refused, Worker},
+    metrics::Metrics,
     store::{Batch, Store, TaskRecord},
     tenant::Sight,
     wire,
@@ -69,6 +70,7 @@ pub struct Shared {
     pub links: Arc<Links>,
     pub events: Arc<Events>,
     pub store: Arc<dyn Store>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Monotonic time since this process's start of the coordinator.
@@ -291,7 +293,10 @@ impl Driver {
             // What was told stands before what follows from something else.
             pending.writes.tasks.clone_from(&self.tasks);
             pending.writes.tasks.append(&mut pending.concluded);
-            if let Err(error) = self.shared.store.commit(&pending.writes).await {
+            let begun = Instant::now();
+            let committed = self.shared.store.commit(&pending.writes).await;
+            self.shared.metrics.committed(begun.elapsed(), committed.is_ok());
+            if let Err(error) = committed {
                 self.take_back(pending, &error).await;
                 return;
             }
@@ -322,6 +327,8 @@ impl Driver {
 
     fn perform(&mut self, effects: Vec<Effect>) {
         let at = berth_proto::world::now();
+        let mono = self.clock.now().mono;
+        self.shared.metrics.tally(self.fleet.tally());
         // Workers first: what follows is quick, but a sandbox that starts is what somebody waits for.
         for effect in &effects {
             match effect {
@@ -335,6 +342,8 @@ impl Driver {
                 Effect::SessionChanged(session) => {
                     let subject = v1::event::Subject::Session(wire::session(&session));
                     let tenant = session.spec.tenant.clone();
+                    let before = self.shared.view.session(&Sight::All, &session.id);
+                    self.shared.metrics.session(before.as_deref(), &session, at, mono);
                     self.shared.view.publish_session(session);
                     self.shared.events.push(subject, Some(tenant), at);
                 }

@@ -52,6 +52,14 @@ pub struct Load {
     pub sessions: u32,
 }
 
+/// How sessions stand, all tenants' together.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub struct Census {
+    pub states: BTreeMap<SessionState, u64>,
+    /// Since when the one waits that has waited longest.
+    pub oldest_wait: Option<SystemTime>,
+}
+
 /// What a tenant has.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Used {
@@ -214,6 +222,19 @@ impl View {
     pub fn count(&self, by: &Sight, states: &[SessionState]) -> usize {
         let seen = |s: &&Arc<Session>| states.contains(&s.state) && by.covers(&s.spec.tenant);
         read(&self.sessions).all.values().filter(seen).count()
+    }
+
+    /// How many sessions are in each state.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for session in read(&self.sessions).all.values() {
+            *census.states.entry(session.state).or_default() += 1;
+            if session.state == SessionState::Pending {
+                let since = session.waits.since;
+                census.oldest_wait = Some(census.oldest_wait.map_or(since, |oldest| oldest.min(since)));
+            }
+        }
+        census
     }
 
     pub fn running_tasks(&self, by: &Sight) -> usize {

@@ -91,6 +91,8 @@ pub struct Fleet {
     served: BTreeMap<Tenant, u64>,
     placements: u64,
     timers: BTreeSet<(Duration, Timer)>,
+    /// Since it was last taken. A rollback leaves it: what came did come.
+    tally: Tally,
     /// A place may have become free, or somebody new waits.
     place_due: bool,
     /// What stood before this event.
@@ -108,6 +110,19 @@ struct Before {
     workers: BTreeMap<WorkerId, Option<Arc<Worker>>>,
     keys: BTreeMap<String, Option<RequestKey>>,
     quotas: BTreeMap<Tenant, Option<Quota>>,
+}
+
+/// What came of events and shows in no session and no worker: for the metrics alone.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Reports on a session that is not, or no longer, where they came from.
+    pub stale_reports: u64,
+    /// Hellos of a process after which a newer one has registered.
+    pub stale_hellos: u64,
+    pub leases_expired: u64,
+    /// Placements that their worker refused.
+    pub refused: u64,
+    pub attached: u64,
 }
 
 /// What the store holds at start.
@@ -145,6 +160,7 @@ impl Fleet {
             served: BTreeMap::new(),
             placements: 0,
             timers: BTreeSet::from([(now.mono + timers::PURGE_EVERY, Timer::Purge)]),
+            tally: Tally::default(),
             place_due: false,
             before: Before::default(),
             undo: Before::default(),
@@ -286,6 +302,11 @@ impl Fleet {
                 None => self.quotas.remove(&tenant),
             };
         }
+    }
+
+    /// Takes what was counted since the last time.
+    pub fn tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     /// When [`Event::Tick`] is due.

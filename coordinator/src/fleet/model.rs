@@ -267,6 +267,11 @@ impl Session {
         }
     }
 
+    /// On the coordinator's clock, when it was placed last.
+    pub(crate) fn placed_at(&self) -> Duration {
+        self.clock.placed_at
+    }
+
     /// What people call it, while it can be called: until it begins to end.
     pub fn live_name(&self) -> Option<&str> {
         let over = matches!(self.state, SessionState::Ending | SessionState::Ended);
@@ -434,7 +439,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn standing(&self) -> Standing<'_> {
+    /// Whether it takes sessions, and why not.
+    pub(crate) fn standing(&self) -> Standing<'_> {
         match (self.liveness, self.in_force()) {
             (Liveness::Suspect | Liveness::Dead, _) => Standing::Unreachable,
             (_, Scheduling::Cordoned) => Standing::Cordoned,

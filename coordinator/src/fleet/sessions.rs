@@ -200,7 +200,7 @@ impl Fleet {
             return;
         };
         let reason = session.end.unwrap_or(reason);
-        tracing::info!(session.id = %id, epoch = %session.epoch, ?reason, message, "session ended");
+        tracing::info!(session.id = %id, epoch = %session.epoch, ?reason, why = message, "session ended");
         let spec = Spec { env: Labels::new(), ..(*session.spec).clone() };
         self.finish_tasks(id, reason, now.wall);
         self.put_session(Session {
@@ -331,6 +331,7 @@ impl Fleet {
 
     /// A report on something that is no longer so: its sender shall end what it holds.
     fn stale_report(&mut self, report: &Report) {
+        self.tally.stale_reports += 1;
         tracing::debug!(session.id = %report.session, worker.id = %report.worker, epoch = %report.epoch,
             state = ?report.state, "a stale report was ignored");
         if report.state == SessionState::Ended || report.refused {
@@ -343,13 +344,14 @@ impl Fleet {
 
     /// The worker has the last word on its capacity: somewhere else, then.
     fn refused(&mut self, session: &Session, report: &Report, now: Now) {
+        self.tally.refused += 1;
         match session.state {
             SessionState::Placed => {}
             // It was to end anyway, and was never there.
             SessionState::Ending => return self.finish(session.id, EndReason::Deleted, "", now),
             _ => return,
         }
-        tracing::info!(session.id = %session.id, worker.id = %report.worker, message = report.message, "refused");
+        tracing::info!(session.id = %session.id, worker.id = %report.worker, why = report.message, "refused");
         let mut session = session.clone();
         session.clock.refused.retain(|_, until| *until > now.mono);
         session.clock.refused.insert(report.worker.clone(), now.mono + self.config.refusal_cooldown);

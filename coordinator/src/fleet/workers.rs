@@ -23,7 +23,8 @@ use super::{
 impl Fleet {
     pub(super) fn hello(&mut self, hello: Hello, now: Now) -> Result<(), Refused> {
         let old = self.workers.get(&hello.worker).cloned();
-        let incarnation = self.admit(old.as_deref(), &hello)?;
+        let incarnation = self.admit(old.as_deref(), &hello).inspect_err(|_| self.tally.stale_hellos += 1)?;
+        self.tally.attached += 1;
         if let Some(older) = old.as_ref().and_then(|w| w.link).filter(|link| *link != hello.link) {
             let same = old.as_ref().is_some_and(|w| w.incarnation == incarnation);
             let why = if same { CloseReason::Replaced } else { CloseReason::Superseded };
@@ -295,6 +296,7 @@ impl Fleet {
             self.evict_if_lost(&worker, now);
         } else if worker.lease_until <= now.mono {
             tracing::warn!(worker.id = %id, "a worker's lease is over");
+            self.tally.leases_expired += 1;
             if let Some(link) = worker.link {
                 self.out.push(Effect::Close { link, why: CloseReason::LeaseOver });
             }

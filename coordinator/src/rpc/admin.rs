@@ -16,14 +16,12 @@ use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{
-    Context,
-    guard::{caller_of, sight_of},
-};
+use super::{Context, guard::caller_of};
 use crate::{
     audit::{AUDIT_FILE, about},
     driver::Watcher,
     fleet::{Event, Liveness, Refused},
+    identity::Scope,
     start::{CATALOG_FILE, STORE_FILE},
     wire,
 };
@@ -36,6 +34,14 @@ const MARKER_EVERY: Duration = Duration::from_secs(15);
 const WATCH_QUEUE: usize = 256;
 /// Chunks of a backup under way.
 const BACKUP_QUEUE: usize = 4;
+
+fn scope_out(scope: Scope) -> v1::TokenScope {
+    match scope {
+        Scope::Client => v1::TokenScope::Client,
+        Scope::Worker => v1::TokenScope::Worker,
+        Scope::Admin => v1::TokenScope::Admin,
+    }
+}
 
 pub struct Admin {
     context: Context,
@@ -167,7 +173,8 @@ impl AdminService for Admin {
     }
 
     async fn get_info(&self, request: Request<v1::GetInfoRequest>) -> Result<Response<v1::Info>, Status> {
-        let by = sight_of(&request)?;
+        let caller = caller_of(request.extensions())?;
+        let by = caller.sight();
         let view = &self.context.shared.view;
         let alive = view.workers().iter().filter(|w| w.liveness == Liveness::Alive).count();
         Ok(Response::new(v1::Info {
@@ -179,6 +186,8 @@ impl AdminService for Admin {
             sessions_pending: view.count(&by, &[SessionState::Pending, SessionState::Placed]) as u32,
             running_tasks: view.running_tasks(&by) as u32,
             sessions_parked: view.count(&by, &[SessionState::Parked]) as u32,
+            scope: scope_out(caller.scope).into(),
+            tenant: caller.tenant.to_string(),
         }))
     }
 

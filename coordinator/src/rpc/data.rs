@@ -83,6 +83,10 @@ impl Route for ToWorker {
         worker_unreachable()
     }
 
+    fn answered(&self, call: &'static str, took: Duration) {
+        self.context.shared.metrics.hop(call, took);
+    }
+
     fn note(&self, name: &'static str, value: String) {
         about(name, value);
     }

@@ -27,6 +27,7 @@ use super::cut;
 use crate::{
     audit::Audit,
     identity::{Caller, Identity, Scope},
+    metrics::Metrics,
     tenant::{Sight, Tenant},
 };
 
@@ -69,12 +70,13 @@ impl Access {
 pub struct Gate {
     identity: Arc<Identity>,
     audit: Arc<Audit>,
+    metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
 }
 
 impl Gate {
-    pub fn new(identity: Arc<Identity>, audit: Arc<Audit>) -> Self {
-        Self { identity, audit, stopping: Arc::default() }
+    pub fn new(identity: Arc<Identity>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Self {
+        Self { identity, audit, metrics, stopping: Arc::default() }
     }
 
     /// From now on calls are refused.
@@ -165,7 +167,23 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let call = self.gate.metrics.call(request.uri().path());
+        let answer = self.answer(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            call.answered(&answer);
+            Ok(answer)
+        })
+    }
+}
+
+impl<S> Guard<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    fn answer(&mut self, mut request: http::Request<Body>) -> BoxFuture<http::Response<Body>, Infallible> {
         let path = request.uri().path().to_owned();
         let (ended, note) = match self.gate.check(self.access, &request) {
             Ok(Some(caller)) => {

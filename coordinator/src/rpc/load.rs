@@ -20,6 +20,8 @@ use tonic::{
     codegen::{BoxFuture, Service, http},
 };
 
+use crate::metrics::Metrics;
+
 /// Calls beyond the bound, of those that must get through.
 const RESERVE: usize = 1024;
 /// What must get through.
@@ -43,11 +45,12 @@ pub struct Room {
     most: usize,
     open: Arc<AtomicUsize>,
     shed: Arc<Seldom>,
+    metrics: Arc<Metrics>,
 }
 
 impl Room {
-    pub fn new(most: usize) -> Self {
-        Self { most, open: Arc::default(), shed: Arc::default() }
+    pub fn new(most: usize, metrics: Arc<Metrics>) -> Self {
+        Self { most, open: Arc::default(), shed: Arc::default(), metrics }
     }
 
     fn begin(&self, path: &str) -> Option<Call> {
@@ -104,7 +107,9 @@ where
             let most = self.room.most;
             let refused =
                 Error::unavailable(Reason::Overloaded, format!("more than {most} calls wait for an answer"));
-            return Box::pin(async move { Ok(Status::from(refused).into_http()) });
+            let answer = Status::from(refused).into_http();
+            self.room.metrics.shed(request.uri().path(), &answer);
+            return Box::pin(async move { Ok(answer) });
         };
         let answer = self.inner.call(request);
         Box::pin(async move {

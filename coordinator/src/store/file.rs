@@ -90,7 +90,8 @@ async fn migrate(
     migrations: &Migrator,
     connection: &mut SqliteConnection,
 ) -> Result<(), StoreError> {
-    migrations.run(connection).await.map_err(|error| match error {
+    // What `run` comes to, which gives a future that no task can have: its bounds are "not general enough".
+    migrations.run_direct(None, connection, false).await.map_err(|error| match error {
         sqlx::migrate::MigrateError::Execute(error) => failure(path, error),
         error => StoreError::Damaged(format!("{}: {error}", path.display())),
     })
@@ -215,17 +216,34 @@ fn check_log(log: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// Where a copy is made, as an empty file: SQLite takes one, and so it has our mode. Its path is UTF-8.
+fn empty_copy(path: &Path) -> Result<PathBuf, StoreError> {
+    let on_disk = |error: io::Error| StoreError::Failed(format!("a copy of {}: {error}", path.display()));
+    let to = beside(path, "-copy");
+    if to.to_str().is_none() {
+        return Err(StoreError::Failed(format!("the path {} is not UTF-8", to.display())));
+    }
+    let _ = fs::remove_file(&to);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(on_disk)?;
+    Ok(to)
+}
+
+/// The beginning of a copy that its maker fills: a database with nothing in it, at this path.
+pub(crate) async fn begin_copy(path: &Path, migrations: &Migrator) -> Result<PathBuf, StoreError> {
+    let to = empty_copy(path)?;
+    // Nothing of it is kept before it is whole.
+    let options = options(&to)?.journal_mode(SqliteJournalMode::Off).synchronous(SqliteSynchronous::Off);
+    let mut connection = options.connect().await.map_err(|error| failure(&to, error))?;
+    migrate(&to, migrations, &mut connection).await?;
+    connection.close().await.map_err(|error| failure(&to, error))?;
+    Ok(to)
+}
+
 /// A copy of all that is committed: an open file without a name.
 pub(crate) async fn copy(connection: &mut SqliteConnection, path: &Path) -> Result<File, StoreError> {
     let on_disk = |error: io::Error| StoreError::Failed(format!("a copy of {}: {error}", path.display()));
-    let to = beside(path, "-copy");
-    let _ = fs::remove_file(&to);
-    // SQLite takes an empty file, and so it has our mode.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(on_disk)?;
-    let Some(name) = to.to_str() else {
-        let _ = fs::remove_file(&to);
-        return Err(StoreError::Failed(format!("the path {} is not UTF-8", to.display())));
-    };
+    let to = empty_copy(path)?;
+    let name = to.to_string_lossy().into_owned();
     let copied = sqlx::query("VACUUM INTO ?").bind(name).execute(connection).await;
     let file = File::open(&to);
     let removed = fs::remove_file(&to);
