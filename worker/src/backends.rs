@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::{
     config::{Config, StartError},
     sandbox::{Preflight, Problem, SandboxBackend, docker, fake, native},
+    workspace::store::Kind,
 };
 
 /// A preflight that takes longer is one that failed.
@@ -46,7 +47,7 @@ fn construct(
     config: &Config,
     instance: &str,
     scratch: &std::path::Path,
-    mounts: bool,
+    files: Kind,
 ) -> (Vec<Arc<dyn SandboxBackend>>, BTreeMap<Backend, Preflight>) {
     let mut made: Vec<Arc<dyn SandboxBackend>> = Vec::new();
     let mut failed = BTreeMap::new();
@@ -55,17 +56,27 @@ fn construct(
         return (made, failed);
     }
     let agent = std::path::absolute(&config.agent).unwrap_or_else(|_| config.agent.clone());
-    made.push(Arc::new(native::NativeBackend::new(native::Settings {
-        instance: instance.to_owned(),
-        agent: agent.clone(),
-        launcher: config.launcher.clone(),
-        scratch: scratch.to_owned(),
-        in_container: config.native_in_container,
-    })));
+    if files == Kind::Volume {
+        failed.insert(
+            Backend::Native,
+            broken(
+                "sessions' files are in volumes of the container engine (BERTH_WORKSPACE=volume)",
+                "run the worker beside the engine, in no container; or let it use docker: BERTH_SANDBOX=docker",
+            ),
+        );
+    } else {
+        made.push(Arc::new(native::NativeBackend::new(native::Settings {
+            instance: instance.to_owned(),
+            agent: agent.clone(),
+            launcher: config.launcher.clone(),
+            scratch: scratch.to_owned(),
+            in_container: config.native_in_container,
+        })));
+    }
     let mut settings = docker::Settings::new(instance, agent);
     settings.default_image.clone_from(&config.docker_image);
     settings.runtime.clone_from(&config.docker_runtime);
-    settings.workspaces_are_mounts = mounts;
+    settings.files = files;
     match docker::DockerBackend::new(settings) {
         Ok(docker) => made.push(Arc::new(docker)),
         Err(error) => {
@@ -84,9 +95,9 @@ fn broken(what: &str, hint: &str) -> Preflight {
 
 /// Looks at each backend as this configuration would use it, for `berth doctor`. Starts nothing, and leaves
 /// nothing: the state directory need not be there, and is not made.
-/// `mounts`: sessions' files are to be in file systems that the worker mounts.
-pub async fn preflight(config: &Config, mounts: bool) -> Vec<(Backend, Preflight)> {
-    let (made, mut seen) = construct(config, "doctor", &std::env::temp_dir(), mounts);
+/// `files`: what is to hold sessions' files.
+pub async fn preflight(config: &Config, files: Kind) -> Vec<(Backend, Preflight)> {
+    let (made, mut seen) = construct(config, "doctor", &std::env::temp_dir(), files);
     for backend in made {
         let preflight = look(&*backend).await;
         seen.insert(backend.backend(), preflight);
@@ -106,11 +117,11 @@ async fn look(backend: &dyn SandboxBackend) -> Preflight {
 }
 
 impl Backends {
-    /// Makes the backends, looks at them and chooses. The state directory is this process' alone. `mounts`: sessions'
-    /// files are in file systems that this process mounts.
-    pub async fn open(config: &Config, instance: &str, mounts: bool) -> Result<Self, StartError> {
+    /// Makes the backends, looks at them and chooses. The state directory is this process' alone. `files`: what holds
+    /// sessions' files.
+    pub async fn open(config: &Config, instance: &str, files: Kind) -> Result<Self, StartError> {
         native::sweep_scratch(&config.state_dir);
-        let (made, failed) = construct(config, instance, &config.state_dir, mounts);
+        let (made, failed) = construct(config, instance, &config.state_dir, files);
         Self::with(made, failed, config.sandbox).await
     }
 
@@ -233,6 +244,12 @@ impl Backends {
         self.seen.write().unwrap_or_else(PoisonError::into_inner).choice = choice;
         info!(choice = choice.as_str(), "sandbox backend for new sessions changed");
         Ok(())
+    }
+
+    /// Those that there are, and whether each can be used.
+    pub fn usable(&self) -> BTreeMap<Backend, bool> {
+        let seen = self.read();
+        self.all.keys().map(|backend| (*backend, seen.ready(*backend))).collect()
     }
 
     pub fn get(&self, backend: Backend) -> Option<Arc<dyn SandboxBackend>> {

@@ -8,6 +8,7 @@ use std::{
     fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use berth_proto::{
     domain::{Backend, BackendChoice, Labels, TaskDefaults},
 };
 
-use crate::{egress, sandbox::fake, workspace::store};
+use crate::{egress, metrics::Metrics, sandbox::fake, workspace::store};
 
 /// Settings of one worker.
 #[derive(Clone)]
@@ -73,6 +74,8 @@ pub struct Config {
     pub egress: egress::Settings,
     /// For `sandbox: fake` only.
     pub fake: fake::Settings,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What the worker offers, where that is not what the machine has.
@@ -120,6 +123,7 @@ impl Config {
             insecure_listen: false,
             egress: egress::Settings::default(),
             fake: fake::Settings::default(),
+            metrics: Arc::default(),
         }
     }
 

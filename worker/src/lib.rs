@@ -13,6 +13,7 @@
 //! | [`backends`], [`sandbox`] | how sessions are kept apart |
 //! | [`egress`] | what sessions may reach, and the proxy through which they do |
 //! | [`health`] | how the machine is, and whether a canary lives |
+//! | [`metrics`] | what it counts and measures |
 //! | [`workspace`], [`state`] | what is on the disk |
 #![allow(clippy::module_inception)]
 
@@ -26,6 +27,7 @@ pub mod credential;
 pub mod egress;
 pub mod health;
 pub mod link;
+pub mod metrics;
 pub mod sandbox;
 pub mod sessions;
 pub mod state;

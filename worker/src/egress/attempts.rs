@@ -62,7 +62,7 @@ fn shared(hosts: &[(&str, &str)], exempt: &[String]) -> Arc<Shared> {
         exempt: exempt.iter().map(|target| target.parse().unwrap()).collect(),
         ..Settings::default()
     };
-    Exits::new(&settings, Arc::new(Outbox::default())).shared
+    Exits::new(&settings, Arc::new(Outbox::default()), Arc::default()).shared
 }
 
 /// All that comes, to the end.

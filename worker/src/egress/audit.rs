@@ -10,7 +10,7 @@ use berth_proto::{
 };
 
 use super::Who;
-use crate::link::outbox::Outbox;
+use crate::{link::outbox::Outbox, metrics::Metrics};
 
 /// What was decided of one request.
 #[derive(Debug)]
@@ -33,15 +33,17 @@ pub struct Went {
 /// Where decisions go.
 pub struct Audit {
     outbox: Arc<Outbox>,
+    metrics: Arc<Metrics>,
 }
 
 impl Audit {
-    pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
-        Self { outbox }
+    pub(crate) fn new(outbox: Arc<Outbox>, metrics: Arc<Metrics>) -> Self {
+        Self { outbox, metrics }
     }
 
     pub fn decided(&self, who: Who, decision: Decision<'_>) {
         let Decision { allowed, target, address, why } = decision;
+        self.metrics.egress(allowed);
         let host = target.map(|target| target.host.to_string()).unwrap_or_default();
         let port = target.map_or(0, |target| target.port);
         let address = address.map(|address| address.to_string()).unwrap_or_default();
@@ -62,6 +64,7 @@ impl Audit {
     /// What was allowed is over.
     pub fn ended(&self, who: Who, target: Option<&Target>, address: IpAddr, went: Went) {
         let Went { sent, received, lasted } = went;
+        self.metrics.carried(sent, received);
         let host = target.map(|target| target.host.to_string()).unwrap_or_default();
         let port = target.map_or(0, |target| target.port);
         let address = address.to_string();

@@ -57,7 +57,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
 use self::{audit::Audit, pip::Packages, policy::Rules, resolve::Resolver};
-use crate::{link::outbox::Outbox, sandbox::SessionDirs, sessions::Desired};
+use crate::{link::outbox::Outbox, metrics::Metrics, sandbox::SessionDirs, sessions::Desired};
 
 /// Connections of one session at a time.
 const PER_SESSION: usize = 64;
@@ -116,7 +116,7 @@ impl fmt::Debug for Exits {
 }
 
 impl Exits {
-    pub(crate) fn new(settings: &Settings, outbox: Arc<Outbox>) -> Self {
+    pub(crate) fn new(settings: &Settings, outbox: Arc<Outbox>, metrics: Arc<Metrics>) -> Self {
         let packages = pip::packages(&settings.packages);
         let rules = Rules {
             full: settings.full,
@@ -127,7 +127,7 @@ impl Exits {
             rules,
             packages,
             resolver: Resolver::new(&settings.hosts),
-            audit: Audit::new(outbox),
+            audit: Audit::new(outbox, metrics),
             places: Arc::new(Semaphore::new(IN_ALL)),
         };
         Self { shared: Arc::new(shared) }

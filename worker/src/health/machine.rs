@@ -19,7 +19,7 @@ pub fn capacity(given: &CapacityOverride, max_sessions: u32, kind: Kind, disk_by
     let memory = memory().map_or(0, |memory| memory.total_bytes);
     let (memory, disk) = match kind {
         Kind::Tmpfs => (memory / 2, memory / 2),
-        Kind::Ext4 | Kind::Directory => (memory, disk_bytes),
+        Kind::Ext4 | Kind::Volume | Kind::Directory => (memory, disk_bytes),
     };
     Capacity {
         cpu_millis: given.cpu_millis.unwrap_or(cpu_millis),

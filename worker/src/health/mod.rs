@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::canary::Report;
-use crate::{backends::Backends, sessions::Sessions, workspace::Workspaces};
+use crate::{backends::Backends, metrics::Metrics, sessions::Sessions, workspace::Workspaces};
 
 /// A canary may be this many intervals old: one may fail to start on time on a busy machine.
 const CANARY_INTERVALS: u32 = 3;
@@ -48,6 +48,7 @@ pub struct Settings {
     pub disk_margin_bytes: u64,
     pub canary_interval: Duration,
     pub canary_timeout: Duration,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Health {
@@ -68,6 +69,7 @@ impl Health {
     pub async fn run(&self, workspaces: &Workspaces, stop: &CancellationToken) {
         while !stop.is_cancelled() {
             let report = canary::run(&self.backends, workspaces, self.settings.canary_timeout).await;
+            self.settings.metrics.canary(report.result.is_ok());
             match &report.result {
                 Ok(()) => tracing::debug!(took_ms = report.took.as_millis() as u64, "canary lives"),
                 Err(error) => tracing::warn!(error, "canary failed"),

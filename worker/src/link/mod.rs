@@ -161,6 +161,9 @@ impl Link {
                     Err(ended) => ended,
                 },
             };
+            if !matches!(ended, Ended::Left) {
+                self.sessions.metrics().broken();
+            }
             if self.state.borrow().attached {
                 backoff.lived(begun.elapsed());
             }
@@ -323,6 +326,7 @@ impl Link {
             data_token: welcome.data_token,
         };
         pool.renew(preface, welcome.data_connections);
+        self.sessions.metrics().attached();
         info!(coordinator = self.settings.coordinator, incarnation = welcome.incarnation, "attached");
         Ok(Pace { every, lease: lease.max(every * 2) })
     }

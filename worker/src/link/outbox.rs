@@ -87,14 +87,14 @@ impl Outbox {
         self.filled.notify_one();
     }
 
-    /// The newest state of a task.
-    pub fn task(&self, session: SessionId, id: TaskId, epoch: Epoch, mut task: v1::Task) {
+    /// The newest state of a task. `false`: it had ended before.
+    pub fn task(&self, session: SessionId, id: TaskId, epoch: Epoch, mut task: v1::Task) -> bool {
         clip(&mut task);
         let last = task.state == i32::from(v1::TaskState::Done);
         let report = v1::TaskReport { epoch: epoch.0, task: Some(task) };
         let mut state = self.lock();
         if state.tasks.get(&id).is_some_and(|known| known.last) {
-            return;
+            return false;
         }
         state.tasks.insert(id, Entry { report, session, last, covered_by: None });
         state.queue(Key::Task(id));
@@ -107,6 +107,13 @@ impl Outbox {
         }
         drop(state);
         self.filled.notify_one();
+        true
+    }
+
+    /// How many reports are here.
+    pub fn reports(&self) -> usize {
+        let state = self.lock();
+        state.sessions.len() + state.tasks.len()
     }
 
     /// What a session was allowed to reach, or not. Told once, when nothing else is to be told.

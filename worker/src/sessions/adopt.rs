@@ -18,7 +18,6 @@ use super::{
     actor::Origin,
     launch::{remove_dirs, take_down},
     record::{self, Found},
-    slot::Slot,
 };
 use crate::{
     sandbox::{Identity, Running, SessionDirs},
@@ -66,8 +65,7 @@ impl Sessions {
                     match (running, self.inner.backends.get(backend)) {
                         (Some(running), Some(sandboxes)) if whole => {
                             alive.insert(session.to_string());
-                            let calls = self.inner.settings.session_calls;
-                            let slot = Slot::new(*placement, backend, paused, calls);
+                            let slot = self.slot(*placement, backend, paused);
                             slot.set_allocated();
                             let mut table = self.inner.lock();
                             self.enter(&mut table, slot, sandboxes, Origin::Adopted(running));

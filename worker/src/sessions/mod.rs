@@ -34,11 +34,11 @@ use std::{
 
 use berth_proto::{
     Epoch, Error, Reason, SessionId,
-    domain::{Capacity, Egress, EndReason, Placement, Preset, SessionState, TaskDefaults},
+    domain::{Backend, Capacity, Egress, EndReason, Placement, Preset, SessionState, TaskDefaults},
     spawn::spawn,
     v1,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -53,6 +53,7 @@ use crate::{
     egress::Exits,
     health::machine,
     link::outbox::Outbox,
+    metrics::{Metrics, Observed},
     sandbox::SandboxBackend,
     workspace::{Workspaces, store::Store},
 };
@@ -73,6 +74,7 @@ pub struct Settings {
     pub checkpoints: Source,
     /// The way out, for sessions that have one.
     pub exits: Exits,
+    pub metrics: Arc<Metrics>,
 }
 
 /// The sessions of a worker. A cheap handle.
@@ -195,6 +197,25 @@ impl Sessions {
         self.inner.settings.capacity
     }
 
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.settings.metrics
+    }
+
+    /// What stands, with what is known of the sessions.
+    pub fn observed(&self, base: Observed) -> Observed {
+        let table = self.inner.lock();
+        let store = self.inner.workspaces.store();
+        let mut observed = Observed { disk_margin_bytes: self.inner.settings.disk_margin_bytes, ..base };
+        for slot in table.slots.values() {
+            let (state, tasks) = slot.figures();
+            *observed.sessions.entry((slot.backend, state)).or_default() += 1;
+            observed.tasks += tasks as u64;
+            let rest = slot.still_takes(store.footprint(&slot.placement.limits));
+            observed.disk_promised_bytes = observed.disk_promised_bytes.saturating_add(rest);
+        }
+        observed
+    }
+
     /// Whether the operator gives that.
     pub fn full_egress(&self) -> bool {
         let full = Egress { preset: Preset::Full, ..Egress::default() };
@@ -220,8 +241,11 @@ impl Sessions {
         };
         let hop = slot.hop("Export")?;
         let source = &self.inner.settings.checkpoints;
-        let taken =
-            checkpoint::take(hop.channel.clone(), source.connect()?, source.staging(), wanted).await?;
+        let begun = Instant::now();
+        let taken = checkpoint::take(hop.channel.clone(), source.connect()?, source.staging(), wanted).await;
+        let figures = |taken: &Taken| (taken.content_bytes, taken.stored_bytes, taken.frozen_for);
+        self.metrics().checkpoint(begun.elapsed(), taken.as_ref().ok().map(figures));
+        let taken = taken?;
         if let Some(parting) = parting {
             parting.keep();
         }
@@ -313,11 +337,12 @@ impl Sessions {
         }
         match self.admit(&table, &placement, free_bytes) {
             Ok(backend) => {
-                let slot = Slot::new(placement, backend.backend(), false, self.inner.settings.session_calls);
+                let slot = self.slot(placement, backend.backend(), false);
                 self.enter(&mut table, slot, backend, Origin::Placed { predecessor });
             }
             Err(message) => {
-                info!(session.id = %session, %epoch, message, "placement refused");
+                info!(session.id = %session, %epoch, why = message, "placement refused");
+                self.metrics().refused();
                 self.inner.outbox.session(session, refusal(session, epoch, &message));
             }
         }
@@ -369,6 +394,11 @@ impl Sessions {
         let initial = slot.desired.borrow().clone();
         let actor = Actor { inner: self.inner.clone(), initial, slot, backend, exit: Default::default() };
         spawn("session", actor.run(origin));
+    }
+
+    fn slot(&self, placement: Placement, backend: Backend, paused: bool) -> Slot {
+        let settings = &self.inner.settings;
+        Slot::new(placement, backend, paused, (settings.session_calls, settings.metrics.clone()))
     }
 
     /// Ends a session; one that is not held counts as ended, and stays so.

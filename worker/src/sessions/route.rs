@@ -1,6 +1,8 @@
 //! What the worker adds to a data-plane call: whether the session is here and ready, how many calls it
 //! may have open, and that the call counts as activity.
 
+use std::time::Duration;
+
 use berth_proto::{
     Error, SessionId,
     relay::{self, Hop, Route},
@@ -27,6 +29,10 @@ impl Route for SessionRoute {
             Some(slot) => slot.hop(call),
             None => Err(self.sessions.not_held(session)),
         }
+    }
+
+    fn answered(&self, call: &'static str, took: Duration) {
+        self.sessions.metrics().hop(call, took);
     }
 
     fn lost(&self) -> Error {

@@ -28,8 +28,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use tracing::info;
 
-use crate::{link::outbox::Outbox, sandbox::Identity, workspace::store::Footprint};
+use crate::{link::outbox::Outbox, metrics::Metrics, sandbox::Identity, workspace::store::Footprint};
 
 /// Calls that start something: a paused session takes none of them.
 const STARTS: [&str; 6] = ["Run", "StartTask", "Dial", "CreateContext", "RestartContext", "Execute"];
@@ -95,6 +96,7 @@ pub struct Slot {
     allocated: AtomicBool,
     /// Cancelled when nothing of the session is left.
     pub done: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 /// The end of a rest of time that was counted just now.
@@ -103,7 +105,12 @@ pub fn deadline(left: Option<Duration>) -> Option<Instant> {
 }
 
 impl Slot {
-    pub fn new(placement: Placement, backend: Backend, paused: bool, most_calls: usize) -> Self {
+    pub fn new(
+        placement: Placement,
+        backend: Backend,
+        paused: bool,
+        (most_calls, metrics): (usize, Arc<Metrics>),
+    ) -> Self {
         let desired = Desired {
             paused,
             expires: deadline(placement.expires_in),
@@ -132,6 +139,7 @@ impl Slot {
             unserved: CancellationToken::new(),
             allocated: AtomicBool::new(false),
             done: CancellationToken::new(),
+            metrics,
         }
     }
 
@@ -146,6 +154,12 @@ impl Slot {
     /// What it may still take of the worker's disk.
     pub fn still_takes(&self, of: Footprint) -> u64 {
         if self.allocated.load(Ordering::Relaxed) { of.later } else { of.files.saturating_add(of.later) }
+    }
+
+    /// Its state, and how many tasks run in it.
+    pub fn figures(&self) -> (SessionState, usize) {
+        let observed = self.lock();
+        (observed.state, observed.tasks.len())
     }
 
     pub fn state(&self) -> SessionState {
@@ -253,7 +267,16 @@ impl Slot {
                 observed.tasks.insert(id, task.clone());
             }
         }
-        outbox.task(self.placement.session, id, self.placement.epoch, task);
+        let ended = (task.state == i32::from(v1::TaskState::Done)).then(|| task.clone());
+        let news = outbox.task(self.placement.session, id, self.placement.epoch, task);
+        // Told twice it is counted once, and those whose sandbox failed are counted too.
+        if let Some(task) = ended.filter(|_| news) {
+            self.metrics.task(&task);
+            let end = task.end.unwrap_or_default();
+            let took = end.duration.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default();
+            info!(session.id = %self.placement.session, task.id = %id, status = convert::outcome_words(&end),
+                duration = took.as_secs_f64(), "a task ended");
+        }
     }
 
     /// Contexts begin to execute something, or are done with all of it.

@@ -45,10 +45,11 @@ use crate::{
     egress::Exits,
     health::{self, Health, canary, machine},
     link::{self, Link, LinkState, data, outbox::Outbox},
+    metrics::{Canary, Observed},
     sandbox::{Problem, SandboxBackend},
     sessions::{self, Sessions, route::SessionRoute},
     state::State,
-    workspace::{OpenError, Workspaces},
+    workspace::{OpenError, Workspaces, store::Kind},
 };
 
 /// How often readiness is looked at for those that watch the health service.
@@ -128,8 +129,8 @@ impl Worker {
         let instance = state.instance()?;
         let workspaces = open_workspaces(&config).await;
         // A machine without any backend is told that first.
-        let mounts = workspaces.as_ref().is_ok_and(|workspaces| workspaces.store().kind().mounts());
-        let backends = Backends::open(&config, &instance, mounts).await?;
+        let files = workspaces.as_ref().map_or(Kind::Directory, |workspaces| workspaces.store().kind());
+        let backends = Backends::open(&config, &instance, files).await?;
         Self::start_in(config, state, workspaces, backends).await
     }
 
@@ -197,10 +198,11 @@ impl Worker {
         let crash = CancellationToken::new();
         let stop = crash.child_token();
         let outbox = Arc::new(Outbox::default());
-        let exits = Exits::new(&config.egress, outbox.clone());
+        let exits = Exits::new(&config.egress, outbox.clone(), config.metrics.clone());
         let sessions = Sessions::new(
             sessions::Settings {
                 exits,
+                metrics: config.metrics.clone(),
                 capacity,
                 disk_margin_bytes: config.disk_margin_bytes,
                 end_grace: config.end_grace,
@@ -226,6 +228,7 @@ impl Worker {
                 disk_margin_bytes: config.disk_margin_bytes,
                 canary_interval: config.canary_interval,
                 canary_timeout: config.canary_timeout,
+                metrics: config.metrics.clone(),
             },
             backends.clone(),
             sessions.clone(),
@@ -234,6 +237,7 @@ impl Worker {
         if adopted > 0 {
             info!(adopted, "sessions of an earlier process live on");
         }
+        config.metrics.adopted(adopted);
         let link = Arc::new(Link {
             settings: link::Settings {
                 coordinator: config.coordinator.clone(),
@@ -366,6 +370,26 @@ impl Parts {
         Served { canary, data_address, data_token: Some(token_path) }
     }
 
+    fn observed(&self) -> Observed {
+        let canary = self.health.canary().borrow().as_ref().map(|report| Canary {
+            ok: report.result.is_ok(),
+            age: report.when.elapsed().saturating_sub(report.took),
+            took: report.took,
+        });
+        let base = Observed {
+            backends: self.backends.usable(),
+            places: self.sessions.capacity().max_sessions.into(),
+            ready: self.unready().is_none(),
+            attached: self.link.state.borrow().attached,
+            data_connections: self.link.open.load(Ordering::Relaxed) as u64,
+            canary,
+            disk_free_bytes: machine::disk_free(self.workspaces.base()).unwrap_or_default(),
+            reports_waiting: self.outbox.reports() as u64,
+            ..Observed::default()
+        };
+        self.sessions.observed(base)
+    }
+
     /// Why the worker is not ready, if so.
     fn unready(&self) -> Option<String> {
         let link = self.link.state.borrow();
@@ -449,6 +473,21 @@ impl Running {
             backends: self.parts.backends.statuses(),
             canary: self.parts.health.canary().borrow().as_ref().map(v1::Canary::from),
         }
+    }
+
+    /// Says at any time why the worker is not ready, if so.
+    pub fn readiness(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static {
+        let parts = Arc::downgrade(&self.parts);
+        move || match parts.upgrade() {
+            Some(parts) => parts.unready(),
+            None => Some("it has stopped".to_owned()),
+        }
+    }
+
+    /// Says at any time how the worker stands, for [`Metrics::show`]. `None`: it has stopped.
+    pub fn observer(&self) -> impl Fn() -> Option<Observed> + Send + Sync + 'static {
+        let parts = Arc::downgrade(&self.parts);
+        move || parts.upgrade().map(|parts| parts.observed())
     }
 
     /// Returns when the worker is ready: attached, and its canary alive. For a start message or a test;

@@ -7,17 +7,18 @@
 //! kept ready beside that: ready images would hold disk for sessions that may never come.
 //!
 //! No journal, since no session outlives its machine's boot; no barriers, for the same reason; no discard, which would
-//! give reserved blocks back. The loop device reads and writes the file directly: what sessions write is not cached twice,
-//! and the dirty pages are those of who wrote them. It is set to clear itself with its last user, so a crash leaves none.
+//! give reserved blocks back. The loop device (see [`loops`]) is set to clear itself with its last user, so a crash
+//! leaves none.
+//!
+//! Where the engine mounts it (`volume`), nobody here can write into it afterwards: it gets its directories, with
+//! their owner, as it is made.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
-    os::{
-        fd::AsFd,
-        unix::fs::{FileExt, OpenOptionsExt},
-    },
-    path::{Path, PathBuf},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, chown},
+    path::Path,
     process::Command,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -29,7 +30,7 @@ use nix::{
     unistd::{Whence, lseek},
 };
 
-use crate::sandbox::native::sys;
+use super::{loops, remove_tree};
 
 /// Bytes of a block: sizes are whole numbers of them.
 pub const BLOCK: u64 = 4096;
@@ -39,12 +40,10 @@ const BYTES_PER_FILE: u64 = 8 << 10;
 const FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,uninit_bg,\
                         dir_nlink,extra_isize";
 /// `noinit_itable`: the tables of inodes are unwritten parts of the file, so they are zero already.
-const OPTIONS: &str = "noinit_itable,nobarrier,nodiscard,errors=remount-ro";
+pub const OPTIONS: &str = "noinit_itable,nobarrier,nodiscard,errors=remount-ro";
 /// Sizes that are remembered, and how large one may be to be.
 const REMEMBERED: usize = 16;
 const REMEMBERED_MAX: usize = 4 << 20;
-/// Another process may take the free device that was named to us.
-const ATTACH_TRIES: u32 = 64;
 
 /// An empty file system of a certain size: what differs from zeros, by offset.
 #[derive(Debug)]
@@ -62,8 +61,7 @@ impl Blanks {
     /// On an error there is neither file nor mount.
     pub fn mount(&self, image: &Path, size: u64, target: &Path) -> io::Result<()> {
         let made = (|| {
-            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(image)?;
-            allocate(&file, size)?;
+            let file = reserve(image, size)?;
             for (at, bytes) in &self.of(size, image)?.pieces {
                 file.write_all_at(bytes, *at)?;
             }
@@ -106,13 +104,37 @@ impl Blank {
             .truncate(true)
             .mode(0o600)
             .open(scratch)?;
-        let made = file.set_len(size).and_then(|()| mkfs(scratch)).and_then(|()| written(&file, size));
+        let made = file.set_len(size).and_then(|()| mkfs(scratch, &[])).and_then(|()| written(&file, size));
         let _ = fs::remove_file(scratch);
         Ok(Self { size, pieces: made? })
     }
 }
 
-fn mkfs(image: &Path) -> io::Result<()> {
+/// Makes the file and allocates `size` bytes (whole blocks) for it. On an error it may be there.
+pub fn reserve(image: &Path, size: u64) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(image)?;
+    allocate(&file, size)?;
+    Ok(file)
+}
+
+/// Writes a new file system into a reserved image, with these directories (names) of this user and group, 0755. The
+/// image is mounted nowhere. Beside it there must be room for one name: `seed`.
+pub fn furnish(image: &Path, directories: &[&str], uid: u32, gid: u32) -> io::Result<()> {
+    let seed = image.with_file_name("seed");
+    let made = (|| {
+        fs::DirBuilder::new().mode(0o700).create(&seed)?;
+        for name in directories {
+            let path = seed.join(name);
+            super::make_dir(&path, 0o755)?;
+            chown(&path, Some(uid), Some(gid))?;
+        }
+        mkfs(image, &["-d".as_ref(), seed.as_os_str()])
+    })();
+    let removed = remove_tree(&seed);
+    made.and(removed)
+}
+
+fn mkfs(image: &Path, more: &[&OsStr]) -> io::Result<()> {
     let files = BYTES_PER_FILE.to_string();
     let block = BLOCK.to_string();
     let arguments = [
@@ -133,7 +155,7 @@ fn mkfs(image: &Path) -> io::Result<()> {
     ];
     // Not every PATH of a service has the second.
     for program in ["mkfs.ext4", "/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"] {
-        match Command::new(program).args(arguments).arg(image).output() {
+        match Command::new(program).args(arguments).args(more).arg(image).output() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
             Ok(output) if output.status.success() => return Ok(()),
@@ -199,34 +221,10 @@ fn allocate(file: &File, size: u64) -> io::Result<()> {
 
 /// Mounts the file system in a file.
 fn mount_file(file: &File, target: &Path) -> io::Result<()> {
-    let (device, path) = attach(file)?;
+    let device = loops::attach(file)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    let mounted = mount(Some(&path), target, Some("ext4"), flags, Some(OPTIONS));
+    let mounted = mount(Some(device.path()), target, Some("ext4"), flags, Some(OPTIONS));
     // From here on the mount alone holds the device, which clears itself with it; or nothing does.
     drop(device);
-    mounted.map_err(|error| named("an ext4 image can't be mounted", error))
-}
-
-/// A loop device for the file. It is cleared when nothing has it open any more.
-fn attach(file: &File) -> io::Result<(File, PathBuf)> {
-    let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
-    let control =
-        open(Path::new("/dev/loop-control")).map_err(|error| named("no loop devices here", error))?;
-    for _ in 0..ATTACH_TRIES {
-        let number = sys::loop_free(control.as_fd()).map_err(|error| named("no free loop device", error))?;
-        let path = PathBuf::from(format!("/dev/loop{number}"));
-        let device =
-            open(&path).map_err(|error| named(&format!("{} can't be opened", path.display()), error))?;
-        match sys::loop_attach(device.as_fd(), file.as_fd()) {
-            Ok(()) => return Ok((device, path)),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(named("a loop device can't be set up (needs Linux 5.8)", error)),
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "every free loop device was taken by somebody else"))
-}
-
-fn named(what: &str, error: impl Into<io::Error>) -> io::Error {
-    let error = error.into();
-    io::Error::new(error.kind(), format!("{what}: {error}"))
+    mounted.map_err(|error| loops::named("an ext4 image can't be mounted", error))
 }

@@ -4,7 +4,8 @@
 //!
 //! All of it blocks: the async functions run it on tokio's blocking threads.
 
-mod image;
+pub(crate) mod image;
+pub(crate) mod loops;
 mod mounts;
 mod removal;
 pub mod store;
@@ -130,6 +131,7 @@ impl Workspaces {
     pub async fn create(&self, session: SessionId, disk_bytes: u64) -> io::Result<SessionDirs> {
         let dirs = self.dirs(session);
         let store = self.store.clone();
+        let by_engine = store.kind() == store::Kind::Volume;
         let made = blocking(move || {
             match std::fs::create_dir(&dirs.root) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -147,8 +149,10 @@ impl Workspaces {
             make_dir(&dirs.files(), 0o755)?;
             store.provide(&dirs, disk_bytes)?;
             set_mode(&dirs.files(), 0o755)?;
-            make_dir(&dirs.workspace(), 0o755)?;
-            make_dir(&dirs.home(), 0o755)?;
+            if !by_engine {
+                make_dir(&dirs.workspace(), 0o755)?;
+                make_dir(&dirs.home(), 0o755)?;
+            }
             Ok(dirs)
         })
         .await;
@@ -166,18 +170,17 @@ impl Workspaces {
         let devices = blocking({
             let root = root.clone();
             move || {
-                let mounts = mounts::unmount_below(&root)?;
+                let devices = loops::of_files_below(&root)?;
+                mounts::unmount_below(&root)?;
                 remove_tree(&root)?;
-                Ok(store::loop_devices(&mounts))
+                Ok(devices)
             }
         })
         .await?;
         // Until then the space is not free.
         let deadline = Instant::now() + CLEARED_WITHIN;
         for device in devices {
-            let ours =
-                || std::fs::read_to_string(&device).is_ok_and(|file| Path::new(&file).starts_with(&root));
-            while ours() {
+            while loops::is_below(&device, &root) {
                 if Instant::now() > deadline {
                     tracing::warn!(session.id = %session, "another process still has the session's files: they go with it");
                     return Ok(());
@@ -191,7 +194,7 @@ impl Workspaces {
     /// Takes away what is mounted on a session's directory or below it. The image stays.
     pub async fn release(&self, path: &Path) -> io::Result<()> {
         let path = path.to_owned();
-        blocking(move || mounts::unmount_below(&path).map(|_| ())).await
+        blocking(move || mounts::unmount_below(&path)).await
     }
 
     /// The entries of the sessions directory: sessions by their id, and names that are none.

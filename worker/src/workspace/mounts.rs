@@ -13,30 +13,17 @@ use nix::{
     mount::{MntFlags, umount2},
 };
 
-/// One line of the table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    pub point: PathBuf,
-    /// What is mounted: a device, for file systems on one.
-    pub source: PathBuf,
-}
-
-/// Mounts on `dir` and below it, the last one made first: in that order they can be taken away.
-pub fn below(dir: &Path) -> io::Result<Vec<Mount>> {
+/// Mount points on `dir` and below it, the last one made first: in that order they can be taken away.
+pub fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    let mut found: Vec<Mount> = parse(&table).filter(|mount| mount.point.starts_with(dir)).collect();
+    let mut found: Vec<PathBuf> = parse(&table).filter(|point| point.starts_with(dir)).collect();
     found.reverse();
     Ok(found)
 }
 
-fn parse(table: &[u8]) -> impl Iterator<Item = Mount> + '_ {
-    table.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let point = fields.nth(4)?;
-        // A varying number of fields ends with a hyphen; then come the type and the source.
-        let source = fields.skip_while(|field| *field != b"-").nth(2)?;
-        Some(Mount { point: plain(point), source: plain(source) })
-    })
+fn parse(table: &[u8]) -> impl Iterator<Item = PathBuf> + '_ {
+    let lines = table.split(|byte| *byte == b'\n');
+    lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4).map(plain))
 }
 
 /// Spaces and the like are written as three octal digits.
@@ -56,27 +43,26 @@ fn plain(field: &[u8]) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-/// Takes away all mounts on `dir` and below it, and says what they were of. One that is still in use from outside its
+/// Takes away all mounts on `dir` and below it. One that is still in use from outside its
 /// session (somebody's shell stands in it) goes from the tree at once, and for good when its last user goes.
-pub fn unmount_below(dir: &Path) -> io::Result<Vec<Mount>> {
-    let found = below(dir)?;
-    for mount in &found {
-        match umount2(&mount.point, MntFlags::UMOUNT_NOFOLLOW) {
+pub fn unmount_below(dir: &Path) -> io::Result<()> {
+    for point in below(dir)? {
+        match umount2(&point, MntFlags::UMOUNT_NOFOLLOW) {
             // Not there any more.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(Errno::EBUSY) => {
-                tracing::warn!(path = %mount.point.display(), "still in use: it is detached, and ends with its last user");
-                umount2(&mount.point, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?;
+                tracing::warn!(path = %point.display(), "still in use: it is detached, and ends with its last user");
+                umount2(&point, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?;
             }
             Err(error) => {
                 return Err(io::Error::new(
                     io::Error::from(error).kind(),
-                    format!("{} can't be unmounted: {error}", mount.point.display()),
+                    format!("{} can't be unmounted: {error}", point.display()),
                 ));
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -87,15 +73,14 @@ mod tests {
     fn the_table_is_understood() {
         let table = b"36 35 98:0 / /a\\040b rw,noatime shared:1 master:2 - ext4 /dev/loop7 rw\n\
                       40 36 0:9 / /a\\040b/c\\134d rw - tmpfs none rw\nnonsense\n";
-        let found: Vec<Mount> = parse(table).collect();
-        let mount = |point: &str, source: &str| Mount { point: point.into(), source: source.into() };
-        assert_eq!(found, [mount("/a b", "/dev/loop7"), mount("/a b/c\\d", "none")]);
+        let found: Vec<PathBuf> = parse(table).collect();
+        assert_eq!(found, [PathBuf::from("/a b"), PathBuf::from("/a b/c\\d")]);
     }
 
     #[test]
     fn nothing_is_mounted_below_a_new_directory() {
         let temp = tempfile::tempdir().unwrap();
-        assert_eq!(below(temp.path()).unwrap(), []);
-        assert!(below(Path::new("/")).unwrap().iter().any(|mount| mount.point == Path::new("/proc")));
+        assert_eq!(below(temp.path()).unwrap(), Vec::<PathBuf>::new());
+        assert!(below(Path::new("/")).unwrap().iter().any(|point| point == Path::new("/proc")));
     }
 }

@@ -3,6 +3,7 @@
 //! | kind | how | needs |
 //! |---|---|---|
 //! | `ext4` | an [`image`](super::image) for each session, allocated in full | root, loop devices, `mkfs.ext4` |
+//! | `volume` | the same image, mounted by the container engine: for a worker that can't mount, or whose mounts the engine does not see | root, loop devices, `mkfs.ext4`, the docker backend |
 //! | `tmpfs` | a file system in memory, which counts as the session's memory | root |
 //! | `directory` | **nothing**: a plain directory | |
 //!
@@ -10,11 +11,7 @@
 //! thereby takes it upon them that one session can fill the disk. (Rejected: project quotas, which most root file systems
 //! are not mounted with, and which no worker can turn on.)
 
-use std::{
-    fmt, fs, io,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{fmt, fs, io, path::Path, str::FromStr};
 
 use berth_proto::{
     SessionId,
@@ -23,7 +20,8 @@ use berth_proto::{
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    image::{BLOCK, Blanks},
+    image::{self, BLOCK, Blanks},
+    loops::{self, Attached},
     mounts, remove_tree,
 };
 use crate::{
@@ -34,6 +32,8 @@ use crate::{
 
 /// For the rehearsal; as small as a session's limit may be.
 const TRIAL_BYTES: u64 = 1 << 20;
+/// The directories of an image that the engine mounts: what `/workspace` and the home are there.
+pub const IN_IMAGE: [&str; 2] = ["workspace", "home"];
 /// Output that an agent keeps on the worker's disk: half as much as the session may have of files, within these.
 const SPOOLS_MIN: u64 = 16 << 20;
 const SPOOLS_MAX: u64 = 512 << 20;
@@ -42,6 +42,7 @@ const SPOOLS_MAX: u64 = 512 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Ext4,
+    Volume,
     Tmpfs,
     Directory,
 }
@@ -50,6 +51,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
+            Self::Volume => "volume",
             Self::Tmpfs => "tmpfs",
             Self::Directory => "directory",
         }
@@ -57,7 +59,7 @@ impl Kind {
 
     /// The worker mounts something: whoever starts sandboxes has to see it.
     pub fn mounts(self) -> bool {
-        self != Self::Directory
+        matches!(self, Self::Ext4 | Self::Tmpfs)
     }
 }
 
@@ -83,10 +85,12 @@ impl FromStr for Choice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Auto, Self::Only(Kind::Ext4), Self::Only(Kind::Tmpfs), Self::Only(Kind::Directory)]
+        let kinds = [Kind::Ext4, Kind::Volume, Kind::Tmpfs, Kind::Directory].map(Self::Only);
+        [Self::Auto]
             .into_iter()
+            .chain(kinds)
             .find(|choice| choice.as_str() == text)
-            .ok_or_else(|| "it is none of auto, ext4, tmpfs, directory".to_owned())
+            .ok_or_else(|| "it is none of auto, ext4, volume, tmpfs, directory".to_owned())
     }
 }
 
@@ -113,8 +117,9 @@ impl Store {
     /// When nothing that was asked for works.
     pub fn choose(choice: Choice, dir: &Path) -> Result<Self, Problem> {
         let wanted = match choice {
-            Choice::Auto => &[Kind::Ext4, Kind::Tmpfs][..],
+            Choice::Auto => &[Kind::Ext4, Kind::Volume, Kind::Tmpfs][..],
             Choice::Only(Kind::Ext4) => &[Kind::Ext4],
+            Choice::Only(Kind::Volume) => &[Kind::Volume],
             Choice::Only(Kind::Tmpfs) => &[Kind::Tmpfs],
             Choice::Only(Kind::Directory) => return Ok(Self::plain()),
         };
@@ -128,8 +133,9 @@ impl Store {
         }
         Err(Problem {
             what: format!("sessions can't be held to their disk limit here: {}", why.join("; ")),
-            hint: "run the worker as root on a machine with loop devices and mkfs.ext4 (the package e2fsprogs); or, if \
-                   any session may fill this disk, say so: BERTH_WORKSPACE=directory"
+            hint: "run the worker as root on a machine with loop devices and mkfs.ext4 (the package e2fsprogs), in a \
+                   container with /dev/loop-control and the device rule `b 7:* rwm`; or, if any session may fill \
+                   this disk, say so: BERTH_WORKSPACE=directory"
                 .to_owned(),
         })
     }
@@ -145,24 +151,30 @@ impl Store {
 
     fn rehearse(&self, dir: &Path) -> io::Result<()> {
         if !nix::unistd::geteuid().is_root() {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "mounting needs root"));
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it needs root"));
         }
         // Named as a session is: should we be killed now, the next start removes it as the rest of one.
         let dirs = SessionDirs { root: dir.join(SessionId::new().to_string()) };
         fs::create_dir(&dirs.root)?;
         let tried = fs::create_dir(dirs.files()).and_then(|()| self.provide(&dirs, TRIAL_BYTES));
+        // The engine's part is the first session's to try: the worker's own.
+        let tried = tried.and_then(|()| match self.kind {
+            Kind::Volume => furnished(&dirs, 0).map(drop),
+            _ => Ok(()),
+        });
         mounts::unmount_below(&dirs.root)?;
         remove_tree(&dirs.root)?;
         tried
     }
 
-    /// Makes `files/` of a session a file system of this size. The directory is there, and empty.
+    /// Makes `files/` of a session a file system of this size, or the image of one. The directory is there, and empty.
     pub fn provide(&self, dirs: &SessionDirs, bytes: u64) -> io::Result<()> {
         let target = dirs.files();
         // The kernel would round a tmpfs up, and so hold it to more than its limit.
         let bytes = bytes / BLOCK * BLOCK;
         match self.kind {
             Kind::Directory => return Ok(()),
+            Kind::Volume => return image::reserve(&dirs.image(), bytes).map(drop),
             Kind::Ext4 => self.blanks.mount(&dirs.image(), bytes, &target)?,
             Kind::Tmpfs => {
                 let options = format!("size={bytes},nr_inodes={},mode=755", memory_files::files(bytes));
@@ -181,7 +193,7 @@ impl Store {
     /// What a session of these limits takes of the worker's disk.
     pub fn footprint(&self, limits: &Limits) -> Footprint {
         match self.kind {
-            Kind::Ext4 => Footprint { files: limits.disk_bytes, later: spools(limits) },
+            Kind::Ext4 | Kind::Volume => Footprint { files: limits.disk_bytes, later: spools(limits) },
             Kind::Tmpfs => Footprint { files: 0, later: spools(limits) },
             // Nothing is held, so nothing can be counted on.
             Kind::Directory => Footprint::default(),
@@ -191,7 +203,7 @@ impl Store {
     /// Bytes of disk to offer to sessions, of so much that is free: beside its files, a session has its output there.
     pub fn offer(&self, free: u64) -> u64 {
         match self.kind {
-            Kind::Ext4 => free / 3 * 2,
+            Kind::Ext4 | Kind::Volume => free / 3 * 2,
             Kind::Tmpfs | Kind::Directory => free,
         }
     }
@@ -200,7 +212,7 @@ impl Store {
     pub fn memory(&self, limits: &Limits) -> u64 {
         match self.kind {
             Kind::Tmpfs => memory_files::charge(limits.disk_bytes),
-            Kind::Ext4 | Kind::Directory => 0,
+            Kind::Ext4 | Kind::Volume | Kind::Directory => 0,
         }
     }
 
@@ -208,6 +220,9 @@ impl Store {
     pub fn describe(&self) -> Preflight {
         let (facts, weaker) = match self.kind {
             Kind::Ext4 => (vec!["disk limits held (ext4 image per session)".to_owned()], vec![]),
+            Kind::Volume => {
+                (vec!["disk limits held (ext4 image per session, a volume of the engine)".to_owned()], vec![])
+            }
             Kind::Tmpfs => (
                 vec!["disk limits held (tmpfs per session)".to_owned()],
                 vec!["sessions' files are in memory, and count as memory".to_owned()],
@@ -233,20 +248,24 @@ impl fmt::Display for Kind {
 
 /// Whether sessions can be held to their disk limit here, for `berth doctor`: tried in the directory for temporary files.
 /// Fake sandboxes need nothing.
-pub async fn preflight(config: &Config) -> Preflight {
+/// And how: what can't be held is held by nothing.
+pub async fn preflight(config: &Config) -> (Preflight, Kind) {
     if config.sandbox == BackendChoice::Only(Backend::Fake) {
-        return Preflight::default();
+        return (Preflight::default(), Kind::Directory);
     }
     let (choice, dir) = (config.workspace, std::env::temp_dir());
     let chosen = berth_proto::world::blocking(move || Store::choose(choice, &dir)).await;
     match chosen {
-        Ok(Ok(store)) => store.describe(),
-        Ok(Err(problem)) => Preflight { problems: vec![problem], ..Preflight::default() },
-        Err(error) => Preflight {
-            problems: vec![Problem { what: error.to_string(), hint: "try again".to_owned() }],
-            ..Preflight::default()
-        },
+        Ok(Ok(store)) => (store.describe(), store.kind()),
+        Ok(Err(problem)) => (broken(problem), Kind::Directory),
+        Err(error) => {
+            (broken(Problem { what: error.to_string(), hint: "try again".to_owned() }), Kind::Directory)
+        }
     }
+}
+
+fn broken(problem: Problem) -> Preflight {
+    Preflight { problems: vec![problem], ..Preflight::default() }
 }
 
 /// What this machine offers with this configuration: for several workers that share it. `dir` is where their sessions
@@ -261,13 +280,12 @@ pub fn machine_offers(config: &Config, dir: &Path) -> io::Result<Capacity> {
     Ok(machine::capacity(&config.capacity, config.max_sessions, store.kind(), offer))
 }
 
-/// The loop devices among the sources of mounts.
-pub fn loop_devices(mounts: &[mounts::Mount]) -> Vec<PathBuf> {
-    let name = |mount: &mounts::Mount| {
-        let name = mount.source.strip_prefix("/dev").ok()?.to_str()?;
-        name.starts_with("loop").then(|| Path::new("/sys/block").join(name).join("loop/backing_file"))
-    };
-    mounts.iter().filter_map(name).collect()
+/// Makes the image of a session's files ready to be mounted: a file system with `workspace/` and `home/` of this host user,
+/// behind a loop device.
+pub fn furnished(dirs: &SessionDirs, uid: u32) -> io::Result<Attached> {
+    let image = dirs.image();
+    image::furnish(&image, &IN_IMAGE, uid, uid)?;
+    loops::attach(&fs::OpenOptions::new().read(true).write(true).open(&image)?)
 }
 
 #[cfg(test)]
@@ -295,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_choice_is_written_as_it_is_read() {
-        for text in ["auto", "ext4", "tmpfs", "directory"] {
+        for text in ["auto", "ext4", "volume", "tmpfs", "directory"] {
             assert_eq!(text.parse::<Choice>().unwrap().as_str(), text);
         }
         assert!("".parse::<Choice>().is_err() && "xfs".parse::<Choice>().is_err());
@@ -322,7 +340,7 @@ mod tests {
                 );
                 assert_eq!(fs::read_dir(dirs.files()).unwrap().count(), 2, "{kind}: nothing of mkfs's own");
                 workspaces.remove(session).await.unwrap();
-                assert_eq!(mounts::below(temp.path()).unwrap(), []);
+                assert!(mounts::below(temp.path()).unwrap().is_empty());
                 assert_eq!(workspaces.list().unwrap().0, []);
             }
         }

@@ -75,6 +75,13 @@ pub struct SessionCgroups {
     pub binds: Vec<(PathBuf, String)>,
 }
 
+/// The lines of what is mounted at a directory or below it.
+fn below(mountinfo: &str, dir: &Path) -> String {
+    let is_below =
+        |line: &&str| line.split(' ').nth(4).is_some_and(|mount| Path::new(mount).starts_with(dir));
+    mountinfo.lines().filter(is_below).collect::<Vec<_>>().join("\n")
+}
+
 /// v1 controllers that limits need.
 const V1: [&str; 3] = ["memory", "pids", "cpu"];
 
@@ -91,6 +98,17 @@ impl CgroupTree {
         let mountinfo = read("/proc/self/mountinfo")?;
         let own = read("/proc/self/cgroup")?;
         Self::from_proc(&mountinfo, &own, instance)
+    }
+
+    /// The same below the root of the host's hierarchies, which are mounted there: for a process in a container, whose own
+    /// cgroup goes with that.
+    ///
+    /// # Errors
+    /// As [`Self::detect`].
+    pub fn of_host(instance: &str, mounted: &Path) -> Result<Self, Error> {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|cause| missing(format!("/proc/self/mountinfo can't be read: {cause}")).cause(cause))?;
+        Self::from_proc(&below(&mountinfo, mounted), "1:memory,pids,cpu:/\n0::/", instance)
     }
 
     fn from_proc(mountinfo: &str, own: &str, instance: &str) -> Result<Self, Error> {

@@ -6,12 +6,15 @@
 //! a worker that only looks leaves nothing. Its name differs from the native backend's:
 //! each may sweep only what is its own.
 //!
+//! A worker in a container sees cgroups of its own only, which go with that container. It makes the tree below the root of
+//! the host's, where it has those mounted ([`HostPaths::cgroups`](super::hosts::HostPaths::cgroups)).
+//!
 //! The agent is left in Docker's cgroups rather than moved into `agent/` of the tree: the
 //! engine keeps its figures and its limits, and nothing can be forked in between.
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use berth_proto::{Error, SessionId, agent_config, domain::Limits};
@@ -25,6 +28,8 @@ pub const CG_DIR: &str = "/.berth/cg";
 #[derive(Clone)]
 pub struct Cgroups {
     instance: String,
+    /// Where the host's are mounted, if they are not ours too.
+    host: Arc<OnceLock<PathBuf>>,
     tree: Arc<Mutex<Option<CgroupTree>>>,
 }
 
@@ -37,7 +42,12 @@ pub struct Made {
 
 impl Cgroups {
     pub fn new(instance: &str) -> Self {
-        Self { instance: format!("{instance}-docker"), tree: Arc::default() }
+        Self { instance: format!("{instance}-docker"), host: Arc::default(), tree: Arc::default() }
+    }
+
+    /// The host's are mounted there. Said before the tree is used, and always the same.
+    pub fn host_at(&self, mounted: &Path) {
+        let _ = self.host.set(mounted.to_owned());
     }
 
     fn tree(&self) -> MutexGuard<'_, Option<CgroupTree>> {
@@ -51,7 +61,10 @@ impl Cgroups {
     ) -> Result<T, Error> {
         match held {
             Some(tree) => work(tree),
-            None => work(held.insert(CgroupTree::detect(&self.instance)?)),
+            None => work(held.insert(match self.host.get() {
+                Some(mounted) => CgroupTree::of_host(&self.instance, mounted)?,
+                None => CgroupTree::detect(&self.instance)?,
+            })),
         }
     }
 
@@ -119,10 +132,11 @@ pub fn why_not_with(runtime: Option<&str>) -> Option<&'static str> {
     runtime.map(|_| "BERTH_DOCKER_RUNTIME is set: in its sandboxes process ids may not be the host's")
 }
 
-/// Why the tree can't be used with this engine, whatever the machine has.
-pub fn why_not(facts: &Facts, contained: bool) -> Option<&'static str> {
-    if contained {
-        Some("the worker itself runs in a container")
+/// Why the tree can't be used with this engine, whatever the machine has. `cut_off`: this is a container without the
+/// host's cgroups.
+pub fn why_not(facts: &Facts, cut_off: bool) -> Option<&'static str> {
+    if cut_off {
+        Some("the worker runs in a container into which the host's /sys/fs/cgroup is not mounted")
     } else if facts.rootless {
         Some("the engine runs without root")
     } else if facts.remapped {

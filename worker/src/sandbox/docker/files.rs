@@ -63,18 +63,21 @@ fn etc_dir(dirs: &SessionDirs) -> PathBuf {
     dirs.root.join("etc")
 }
 
-/// Writes it all; owners are [`own`]'s. `mount_points` are directories below `/.berth`.
+/// Writes it all; owners are [`own`]'s. `mount_points` are directories below `/.berth`. `by_engine`: the engine mounts the
+/// session's own files.
 pub fn prepare(
     dirs: &SessionDirs,
     config: &AgentConfig,
     hostname: &str,
     mount_points: &[PathBuf],
+    by_engine: bool,
 ) -> io::Result<()> {
     for dir in [dirs.berth(), dirs.run(), dirs.spool()] {
         make_dir(&dir, 0o700)?;
     }
-    for dir in [dirs.workspace(), dirs.home()] {
-        make_dir(&dir, 0o755)?;
+    // In an image that the engine mounts, they are made with it.
+    for dir in [dirs.workspace(), dirs.home()].iter().filter(|_| !by_engine) {
+        make_dir(dir, 0o755)?;
     }
     // What the agent's binary and its cgroups are mounted on.
     write_new(&dirs.berth().join("agent"), b"", 0o500)?;
@@ -112,8 +115,8 @@ pub fn own(dirs: &SessionDirs, base: (u32, u32), uid: u32) -> io::Result<()> {
     ] {
         chown(path, Some(base.0), Some(base.1))?;
     }
-    for path in [dirs.workspace(), dirs.home()] {
-        give(&path, base.0 + uid, base.1 + uid)?;
+    for path in [dirs.workspace(), dirs.home()].iter().filter(|path| path.is_dir()) {
+        give(path, base.0 + uid, base.1 + uid)?;
     }
     Ok(())
 }

@@ -53,6 +53,13 @@ impl HostPaths {
         Ok(Self::mounted(pairs.filter_map(|m| Some((m.destination?.into(), m.source?.into())))))
     }
 
+    /// Where the host's cgroup file systems are mounted in our container, if they are.
+    pub fn cgroups(&self) -> Option<&Path> {
+        let Self::Mounted(mounts) = self else { return None };
+        let host = mounts.iter().find(|(_, there)| there == Path::new("/sys/fs/cgroup"))?;
+        Some(&host.0)
+    }
+
     fn mounted(pairs: impl Iterator<Item = (PathBuf, PathBuf)>) -> Self {
         let mut mounts: Vec<_> = pairs.filter(|(_, source)| source.is_absolute()).collect();
         mounts.sort_by_key(|(here, _)| std::cmp::Reverse(here.components().count()));
@@ -106,6 +113,9 @@ mod tests {
         assert_eq!(paths.there(Path::new("/state/deep")).expect("it is mounted"), Path::new("/v/b"));
         let error = paths.there(Path::new("/statement")).expect_err("another directory");
         assert_eq!(error.reason(), Reason::BackendUnavailable);
+        assert_eq!(paths.cgroups(), None);
+        let paths = HostPaths::mounted([pair("/host/cgroup", "/sys/fs/cgroup")].into_iter());
+        assert_eq!(paths.cgroups(), Some(Path::new("/host/cgroup")));
         assert_eq!(HostPaths::Same.there(Path::new("/x")).expect("as it is"), Path::new("/x"));
     }
 }

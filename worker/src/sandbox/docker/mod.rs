@@ -30,8 +30,17 @@ mod supervise;
 #[cfg(test)]
 mod tests;
 mod uids;
+mod volume;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use berth_proto::{
@@ -60,6 +69,7 @@ use self::{
     uids::Uids,
 };
 use super::{Identity, Preflight, Running, SandboxBackend, SandboxSpec, SessionDirs};
+use crate::workspace::store::Kind;
 
 /// What templates use that name no image; `make sandbox-image` makes it.
 pub const DEFAULT_IMAGE: &str = "berth/sandbox:base";
@@ -80,8 +90,8 @@ pub struct Settings {
     pub runtime: Option<String>,
     /// `DOCKER_HOST`. `None`: the default socket.
     pub docker_host: Option<String>,
-    /// Sessions' files are in file systems that the worker mounts: the engine has to see those.
-    pub workspaces_are_mounts: bool,
+    /// What sessions' files are in. The engine has to see what the worker mounts, or to mount it itself.
+    pub files: Kind,
 }
 
 impl Settings {
@@ -93,7 +103,7 @@ impl Settings {
             default_image: DEFAULT_IMAGE.into(),
             runtime: None,
             docker_host: std::env::var("DOCKER_HOST").ok(),
-            workspaces_are_mounts: false,
+            files: Kind::Directory,
         }
     }
 }
@@ -111,6 +121,8 @@ struct Inner {
     engine: Arc<Engine>,
     uids: Uids,
     cgroups: cgroups::Cgroups,
+    /// They have worked once.
+    cgroups_work: AtomicBool,
     owner: OnceCell<Owner>,
     paths: OnceCell<HostPaths>,
     stop: CancellationToken,
@@ -132,6 +144,7 @@ impl DockerBackend {
         let inner = Inner {
             engine: Arc::new(Engine::new(settings.docker_host.as_deref())),
             cgroups: cgroups::Cgroups::new(&settings.instance),
+            cgroups_work: AtomicBool::new(false),
             settings,
             uids: Uids::default(),
             owner: OnceCell::new(),
@@ -213,8 +226,26 @@ impl Inner {
 
     /// Whether the cgroup tree can be used with this engine.
     async fn own_cgroups(&self) -> Result<bool, Error> {
+        if self.why_no_cgroups().await?.is_some() {
+            return Ok(false);
+        }
+        if self.cgroups_work.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        // Tried once: mounted read-only, or without a controller, they are no reason to refuse sessions.
+        let cgroups = self.cgroups.clone();
+        let works = tokio::task::spawn_blocking(move || cgroups.probe().is_ok()).await.unwrap_or(false);
+        self.cgroups_work.store(works, Ordering::Relaxed);
+        Ok(works)
+    }
+
+    async fn why_no_cgroups(&self) -> Result<Option<&'static str>, Error> {
         let contained = hosts::own_container().is_some();
-        Ok(cgroups::why_not(self.engine.facts().await?, contained).is_none())
+        let of_host = if contained { self.paths().await?.cgroups() } else { None };
+        if let Some(mounted) = of_host {
+            self.cgroups.host_at(mounted);
+        }
+        Ok(cgroups::why_not(self.engine.facts().await?, contained && of_host.is_none()))
     }
 
     /// A started container as the caller wants it.
@@ -283,6 +314,7 @@ impl Inner {
         for container in &found {
             remove_container(docker, container.id.as_deref().unwrap_or_default()).await?;
         }
+        volume::remove(docker, &labels).await?;
         if self.own_cgroups().await? {
             let cgroups = self.cgroups.clone();
             let removed = tokio::task::spawn_blocking(move || cgroups.remove(&session)).await;
@@ -321,16 +353,18 @@ impl Inner {
             let uid = labels.get(LABEL_UID).and_then(|uid| uid.parse().ok()).unwrap_or(0);
             left.push(Identity::Docker { session: session.clone(), container, uid });
         }
+        // What has no container any more.
+        let mut more = volume::sessions(docker, &self.settings.instance).await?;
         if self.own_cgroups().await? {
             let cgroups = self.cgroups.clone();
             let sessions = tokio::task::spawn_blocking(move || cgroups.sessions()).await;
-            for session in
-                sessions.map_err(|cause| Error::internal("looking at cgroups broke off").cause(cause))??
-            {
-                let session = session.to_string();
-                if !left.iter().any(|i| matches!(i, Identity::Docker { session: s, .. } if *s == session)) {
-                    left.push(Identity::Docker { session, container: String::new(), uid: 0 });
-                }
+            let sessions =
+                sessions.map_err(|cause| Error::internal("looking at cgroups broke off").cause(cause))??;
+            more.extend(sessions.iter().map(SessionId::to_string));
+        }
+        for session in more {
+            if !left.iter().any(|i| matches!(i, Identity::Docker { session: s, .. } if *s == session)) {
+                left.push(Identity::Docker { session, container: String::new(), uid: 0 });
             }
         }
         Ok(left)

@@ -82,6 +82,14 @@ impl Owner {
         }
     }
 
+    /// The host's id for a session's user.
+    pub fn host_uid(self, uid: u32) -> u32 {
+        match self {
+            Self::Direct { base: (base, _) } => base + uid,
+            Self::Helper { .. } => uid,
+        }
+    }
+
     pub fn needs_help(self) -> bool {
         matches!(self, Self::Helper { .. })
     }

@@ -3,8 +3,11 @@
 
 use std::{io::Read, path::Path};
 
-use super::{Inner, cgroups, engine::Facts, hosts, image};
-use crate::sandbox::{Preflight, Problem, landlock};
+use super::{Inner, cgroups, engine::Facts, image};
+use crate::{
+    sandbox::{Preflight, Problem, landlock},
+    workspace::store::Kind,
+};
 
 pub(super) async fn check(inner: &Inner) -> Preflight {
     let mut report = Preflight::default();
@@ -29,17 +32,27 @@ pub(super) async fn check(inner: &Inner) -> Preflight {
         landlock::describe(&mut report);
     }
     runtime(inner.settings.runtime.as_deref(), &facts, &mut report);
-    if inner.settings.workspaces_are_mounts
+    if inner.settings.files.mounts()
         && let Err(why) = inner.engine.sees_our_mounts().await
     {
         report.problems.push(Problem {
             what: format!("sessions can't be held to their disk limit: {why}"),
-            hint: "run the worker beside the engine, in no container and no mount namespace of its own; or, if any \
-                   session may fill this disk, say so: BERTH_WORKSPACE=directory"
+            hint: "have the engine mount sessions' files: BERTH_WORKSPACE=volume; or run the worker beside the engine, in \
+                   no container and no mount namespace of its own"
                 .into(),
         });
     }
-    tree(inner, &facts, &mut report).await;
+    if inner.settings.files == Kind::Volume && facts.rootless {
+        report.problems.push(Problem {
+            what:
+                "sessions can't be held to their disk limit: a rootless engine mounts no volume from a device"
+                    .into(),
+            hint: "use an engine that runs as root; or, if any session may fill this disk, say so: \
+                   BERTH_WORKSPACE=directory"
+                .into(),
+        });
+    }
+    tree(inner, &mut report).await;
 
     let default = &inner.settings.default_image;
     match image::find(docker, default, default).await {
@@ -126,14 +139,17 @@ fn lets_sockets_out(arguments: &[String]) -> bool {
     arguments.iter().filter_map(set).next_back().unwrap_or(false)
 }
 
-async fn tree(inner: &Inner, facts: &Facts, report: &mut Preflight) {
+async fn tree(inner: &Inner, report: &mut Preflight) {
     let cgroups = inner.cgroups.clone();
     let runtime = inner.settings.runtime.as_deref();
-    let why_not =
-        cgroups::why_not_with(runtime).or(cgroups::why_not(facts, hosts::own_container().is_some()));
+    let why_not = match cgroups::why_not_with(runtime) {
+        Some(why) => Ok(Some(why)),
+        None => inner.why_no_cgroups().await,
+    };
     let usable = match why_not {
-        Some(why) => Err(why.to_owned()),
-        None => match tokio::task::spawn_blocking(move || cgroups.probe()).await {
+        Err(error) => Err(error.to_string()),
+        Ok(Some(why)) => Err(why.to_owned()),
+        Ok(None) => match tokio::task::spawn_blocking(move || cgroups.probe()).await {
             Ok(Ok(layout)) => Ok(layout),
             Ok(Err(error)) => Err(error.to_string()),
             Err(error) => Err(error.to_string()),

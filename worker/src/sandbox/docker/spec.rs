@@ -19,7 +19,7 @@ use bollard::models::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{engine::Facts, image::Image};
+use super::{engine::Facts, image::Image, volume::Volume};
 use crate::sandbox::{
     MEMLOCK, NOFILE, PROC_HIDDEN,
     cgroup::AGENT_MEMORY,
@@ -51,6 +51,8 @@ pub struct Plan<'a> {
     /// Memory that the session's files may take on top.
     pub files_in_memory: u64,
     pub mounts: Vec<Bind>,
+    /// The session's own files, where the engine mounts them; else they are among the mounts.
+    pub volume: Option<&'a Volume>,
     /// The session's directory on the worker.
     pub root: String,
     /// Tasks have cgroups of their own: Docker's holds the agent alone.
@@ -143,7 +145,8 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
         readonly_paths: Some(READ_ONLY.map(String::from).to_vec()),
         // ---- what it can write
         readonly_rootfs: Some(true),
-        mounts: Some(plan.mounts.iter().map(bind).collect()),
+        mounts: Some(plan.mounts.iter().map(bind).chain(plan.volume.map(Volume::mount)).collect()),
+        binds: plan.volume.map(Volume::binds),
         tmpfs: Some(sizes.mounts()),
         // /dev/shm is among them: the engine's own setting for it knows a size, but no number of files.
         shm_size: None,
@@ -273,6 +276,7 @@ mod tests {
             limits,
             files_in_memory: 0,
             root: "/s".into(),
+            volume: None,
             mounts: vec![Bind {
                 host: "/h".into(),
                 inside: "/workspace".into(),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use berth_proto::{
-    Error, SessionId,
+    Error,
     agent_config::{AGENT_PATH, AgentConfig, BERTH_DIR, CA_PATH, HOME, User, WORKSPACE, file_bytes},
 };
 use bollard::{Docker, query_parameters::CreateContainerOptionsBuilder};
@@ -19,10 +19,11 @@ use super::{
     list,
     spec::{self, Bind, LABEL_INSTANCE, LABEL_SESSION, LABEL_UID, Plan},
     user,
+    volume::{self, Volume},
 };
 use crate::{
     sandbox::{Running, SandboxSpec},
-    workspace::store,
+    workspace::store::{self, Kind},
 };
 
 /// How often another number is drawn, or a container of the same name removed, before it is
@@ -45,6 +46,7 @@ pub(super) async fn start(inner: &Inner, spec: &SandboxSpec) -> Result<Running, 
     let default = &inner.settings.default_image;
     let image = image::find(docker, image::reference(&spec.template, default)?, default).await?;
     let start = Start { inner, spec, docker, facts, image };
+    start.clear_volume().await?;
 
     let result = start.attempt().await;
     if result.is_err() {
@@ -66,10 +68,13 @@ impl Start<'_> {
             let uid = self.inner.uids.draw(session, first, count)?;
             let user = user(self.spec.template.user.clone(), uid);
             self.files(&user, &made).await?;
-            let id = self.create(&user, &made).await?;
+            // Its device is held until the engine has mounted it.
+            let volume = self.volume(uid).await?;
+            let id = self.create(&user, &made, volume.as_ref()).await?;
             if is_shared(self.docker, uid, &id).await? {
                 tracing::info!(uid, "another session of this engine has this uid: drawing again");
                 super::remove_container(self.docker, &id).await?;
+                volume::remove(self.docker, &self.labels()).await?;
                 continue;
             }
             call("start a container", CHANGE, self.docker.start_container(&id, None)).await?;
@@ -103,10 +108,13 @@ impl Start<'_> {
             file_bytes: Some(file_bytes(&self.spec.limits)),
         };
         let (dirs, hostname) = (self.spec.dirs.clone(), spec::hostname(self.spec.session));
-        let points: Vec<_> = made.binds.iter().map(|(_, name)| Path::new("cg").join(name)).collect();
+        let by_engine = self.by_engine();
+        let disk = by_engine.then(|| volume::DISK.into());
+        let points: Vec<_> =
+            made.binds.iter().map(|(_, name)| Path::new("cg").join(name)).chain(disk).collect();
         let copy = self.agent_copy().await?;
         blocking(move || {
-            files::prepare(&dirs, &config, &hostname, &points)?;
+            files::prepare(&dirs, &config, &hostname, &points, by_engine)?;
             match copy {
                 Some((from, to)) => files::copy(&from, &to),
                 None => Ok(()),
@@ -129,10 +137,10 @@ impl Start<'_> {
     }
 
     /// Makes the container. One of the same name is a leftover of this session, or the end of us.
-    async fn create(&self, user: &User, made: &Made) -> Result<String, Error> {
+    async fn create(&self, user: &User, made: &Made, volume: Option<&Volume>) -> Result<String, Error> {
         let name = spec::name(&self.inner.settings.instance, self.spec.session);
         for _ in 0..TRIES {
-            let body = spec::container(self.plan(user, made).await?);
+            let body = spec::container(self.plan(user, made, volume).await?);
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
             let create = self.docker.create_container(Some(options), body);
             match call("create a container", CHANGE, create).await {
@@ -154,10 +162,7 @@ impl Start<'_> {
 
     /// Removes an earlier container of this session, if that is what is in the way.
     async fn clear(&self, message: String) -> Result<(), Error> {
-        let session: SessionId = self.spec.session;
-        let labels =
-            [(LABEL_INSTANCE, self.inner.settings.instance.clone()), (LABEL_SESSION, session.to_string())];
-        let found = list(self.docker, &labels).await?;
+        let found = list(self.docker, &self.labels()).await?;
         if found.is_empty() {
             return Err(CallError::Conflict(message).into());
         }
@@ -167,7 +172,47 @@ impl Start<'_> {
         Ok(())
     }
 
-    async fn plan(&self, user: &'_ User, made: &Made) -> Result<Plan<'_>, Error> {
+    /// Of all that this session has on the engine.
+    fn labels(&self) -> [(&'static str, String); 2] {
+        let instance = self.inner.settings.instance.clone();
+        [(LABEL_INSTANCE, instance), (LABEL_SESSION, self.spec.session.to_string())]
+    }
+
+    /// The engine mounts the session's files.
+    fn by_engine(&self) -> bool {
+        self.inner.settings.files == Kind::Volume
+    }
+
+    /// Removes what an earlier life of this session left: its volume is of a device that may be another's by now.
+    async fn clear_volume(&self) -> Result<(), Error> {
+        if !self.by_engine() {
+            return Ok(());
+        }
+        for container in list(self.docker, &self.labels()).await? {
+            super::remove_container(self.docker, container.id.as_deref().unwrap_or_default()).await?;
+        }
+        Ok(volume::remove(self.docker, &self.labels()).await?)
+    }
+
+    /// The session's files for this user, where the engine mounts them.
+    async fn volume(&self, uid: u32) -> Result<Option<Volume>, Error> {
+        if !self.by_engine() {
+            return Ok(None);
+        }
+        let (dirs, uid) = (self.spec.dirs.clone(), self.inner.owner().await?.host_uid(uid));
+        let device = blocking(move || store::furnished(&dirs, uid)).await?.map_err(|cause| {
+            Error::internal("the session's files could not be made ready to be mounted").cause(cause)
+        })?;
+        let name = spec::name(&self.inner.settings.instance, self.spec.session);
+        Ok(Some(Volume::make(self.docker, &name, &self.labels(), device).await?))
+    }
+
+    async fn plan<'a>(
+        &'a self,
+        user: &User,
+        made: &Made,
+        volume: Option<&'a Volume>,
+    ) -> Result<Plan<'a>, Error> {
         let owner = self.inner.owner().await?;
         Ok(Plan {
             instance: &self.inner.settings.instance,
@@ -178,6 +223,7 @@ impl Start<'_> {
             limits: self.spec.limits,
             files_in_memory: self.spec.files_in_memory,
             mounts: self.mounts(made).await?,
+            volume,
             root: self.spec.dirs.root.to_string_lossy().into_owned(),
             own_cgroups: !made.binds.is_empty(),
             facts: self.facts,
@@ -197,22 +243,20 @@ impl Start<'_> {
             let on_volume = matches!(paths, HostPaths::Mounted(_));
             Ok(Bind { host: paths.there(host)?, inside: inside.to_owned(), read_only, on_volume })
         };
-        let mut mounts = vec![
-            bind(&dirs.berth(), BERTH_DIR, false)?,
-            bind(&agent, AGENT_PATH, true)?,
-            bind(&dirs.workspace(), WORKSPACE, false)?,
-            bind(&dirs.home(), HOME, false)?,
-        ];
+        let mut mounts = vec![bind(&dirs.berth(), BERTH_DIR, false)?, bind(&agent, AGENT_PATH, true)?];
+        if !self.by_engine() {
+            mounts.push(bind(&dirs.workspace(), WORKSPACE, false)?);
+            mounts.push(bind(&dirs.home(), HOME, false)?);
+        }
         if dirs.ca().is_file() {
             mounts.push(bind(&dirs.ca(), CA_PATH, true)?);
         }
         for (host, inside) in files::etc_binds(dirs) {
             mounts.push(bind(&host, &inside, true)?);
         }
-        // Not translated: the tree is only used where the engine's paths are ours.
         for (host, name) in &made.binds {
-            let inside = format!("{CG_DIR}/{name}");
-            mounts.push(Bind { host: host.clone(), inside, read_only: false, on_volume: false });
+            let (host, inside) = (paths.there(host)?, format!("{CG_DIR}/{name}"));
+            mounts.push(Bind { host, inside, read_only: false, on_volume: false });
         }
         Ok(mounts)
     }

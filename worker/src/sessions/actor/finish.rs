@@ -27,8 +27,9 @@ impl Actor {
         late: Option<JoinHandle<()>>,
     ) {
         let session = self.slot.placement.session;
-        info!(session.id = %session, epoch = self.slot.placement.epoch.0, reason = ?end.reason, message = end.message,
+        info!(session.id = %session, epoch = self.slot.placement.epoch.0, reason = ?end.reason, why = end.message,
             "session ends");
+        self.metrics().ended(end.reason);
         self.slot.set_agent(None);
         self.close_exit();
         self.slot.ending(&self.inner.outbox, &end);

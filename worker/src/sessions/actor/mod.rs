@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     egress::{Exit, Who},
+    metrics::Metrics,
     sandbox::{Running, SandboxBackend},
 };
 
@@ -92,6 +93,10 @@ impl Actor {
                 self.finish(end, None, None).await;
             },
         }
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.inner.settings.metrics
     }
 
     /// Makes the way out there, or not there, as is wanted now.

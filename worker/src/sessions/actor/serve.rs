@@ -41,6 +41,7 @@ impl Actor {
                 biased;
                 end = self.slot.end_wanted() => return end,
                 () = running.gone.cancelled() => {
+                    self.metrics().died(self.slot.backend);
                     return End::new(EndReason::SandboxFailed, with_log("the sandbox died", &dirs).await);
                 }
                 next = events.next() => match next {
@@ -55,6 +56,7 @@ impl Actor {
                         () = self.catch_up(running, false) => {}
                     },
                     None => {
+                        self.metrics().died(self.slot.backend);
                         let message = with_log("the agent does not answer any more", &dirs).await;
                         return End::new(EndReason::SandboxFailed, message);
                     }
@@ -136,7 +138,7 @@ impl Actor {
                 Err(_) => (told.paused, "the agent did not answer".to_owned()),
             };
             if !message.is_empty() {
-                warn!(session.id = %self.slot.placement.session, message, "pause or resume failed");
+                warn!(session.id = %self.slot.placement.session, why = message, "pause or resume failed");
                 // The wish is dropped, not repeated: the caller was told, and may ask again.
                 self.slot.desired.send_if_modified(|desired| {
                     desired.paused = told.paused;

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::{Actor, CALL_TIMEOUT, Started, TASKS_LOOKED_AT, fence};
 use crate::{
     checkpoint,
+    metrics::Start,
     sandbox::{Running, SessionDirs},
     sessions::{
         events::Events,
@@ -55,7 +56,15 @@ impl Actor {
             limits: placement.limits,
             dirs: dirs.clone(),
         };
-        let running = match start.start(deadline).await {
+        let launched = Instant::now();
+        let started = start.start(deadline).await;
+        let how = match &started {
+            Ok(_) => Start::Ok,
+            Err(failed) if failed.late.is_some() => Start::Late,
+            Err(_) => Start::Failed,
+        };
+        self.metrics().sandbox(self.slot.backend, launched.elapsed(), how);
+        let running = match started {
             Ok(running) => running,
             Err(failed) => return Started::Failed(failure(&failed.error), failed.late),
         };
@@ -78,7 +87,10 @@ impl Actor {
         };
         let answer = match answer {
             Ok(answer) => answer,
-            Err(error) => return Started::Failed(failure(&error), None),
+            Err(error) => {
+                self.metrics().no_agent(self.slot.backend);
+                return Started::Failed(failure(&error), None);
+            }
         };
         if let Some(from) = placement.restore.clone() {
             let restoring = tokio::time::timeout_at(deadline, self.restore(&running, &dirs, &from));
@@ -109,7 +121,10 @@ impl Actor {
     /// Makes the session's files and finished tasks what they were. Nobody has seen it yet.
     async fn restore(&self, running: &Running, dirs: &SessionDirs, from: &RestoreFrom) -> Result<(), Error> {
         let blobs = self.inner.settings.checkpoints.connect()?;
-        let made = checkpoint::restore(running.agent.clone(), blobs, Digest(from.root)).await?;
+        let begun = Instant::now();
+        let made = checkpoint::restore(running.agent.clone(), blobs, Digest(from.root)).await;
+        self.metrics().restored(begun.elapsed(), made.as_ref().ok().map(|made| made.bytes));
+        let made = made?;
         info!(session.id = %self.slot.placement.session, checkpoint.id = from.checkpoint, entries = made.entries,
             bytes = made.bytes, tasks = made.tasks, "restored from a checkpoint");
         let whole = Placement { restore: None, ..self.slot.as_of_now() };

@@ -148,7 +148,7 @@ mod tests {
     /// A client that is between two tasks is not gone. Red without the linger in `busy`.
     #[tokio::test(start_paused = true)]
     async fn a_session_is_quiet_a_moment_after_its_last_activity() {
-        let slot = Slot::new(record::sample(SessionId::new()), Backend::Fake, false, 8);
+        let slot = Slot::new(record::sample(SessionId::new()), Backend::Fake, false, (8, Arc::default()));
         slot.enter(&Outbox::default(), SessionState::Ready, "");
         let linger = Duration::from_secs(1);
         slot.touch();
@@ -164,7 +164,8 @@ mod tests {
     /// word. Red when one that failed stays, or a resume does not end it.
     #[tokio::test(start_paused = true)]
     async fn a_parting_ends_with_a_failure_at_once_and_by_itself_after_a_while() {
-        let slot = Arc::new(Slot::new(record::sample(SessionId::new()), Backend::Fake, false, 8));
+        let slot =
+            Arc::new(Slot::new(record::sample(SessionId::new()), Backend::Fake, false, (8, Arc::default())));
         slot.enter(&Outbox::default(), SessionState::Ready, "");
         let parted = || slot.lock().parted("Run");
         let parting = slot.part(Duration::from_secs(2), false).await.expect("nothing runs");
