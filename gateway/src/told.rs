@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 /// How a task ended.
-#[derive(Serialize, JsonSchema)]
+#[derive(Clone, Serialize, JsonSchema)]
 pub struct Ended {
     /// exited, signaled, timed_out, out_of_memory, output_limit, cancelled, session_ended, worker_lost or sandbox_failed.
     pub outcome: &'static str,

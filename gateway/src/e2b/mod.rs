@@ -285,6 +285,11 @@ impl Target {
     }
 }
 
+/// Whether a request is for a server in a sandbox, and not for E2B's own services in it.
+pub fn for_port<B>(request: &Request<B>) -> bool {
+    Target::of(request.headers()).is_some_and(|target| !target.is_own())
+}
+
 /// `<port>-<id>.<domain>`: the port and the id. No other name looks so, whatever the domain is.
 fn sandbox_host(host: &str) -> Option<(String, String)> {
     let label = host.split_once('.')?.0.to_ascii_lowercase();

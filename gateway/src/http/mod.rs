@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::door::{CONNECTIONS, Door, Place};
 use self::pace::{Pace, Paced};
-pub use patience::Patience;
+pub use patience::{Patience, Timed};
 pub use received::Received;
 pub use reply::{Body, bearer, empty, plain, text, unauthorized};
 pub use site::{Settings, Site};
@@ -97,6 +97,7 @@ async fn arrive(
     let secure = stream.peer().secure;
     let here = Connection { peer: address.ip(), place: Arc::new(place), stop: stop.clone() };
     let pace = Pace::default();
+    let _counted = site.metrics().connection();
     let mut stream = TimeoutStream::new(Paced::new(stream, pace.clone()));
     stream.set_write_timeout(Some(WRITE_WITHIN));
     let service = service_fn(|request: Request<Incoming>| {
@@ -110,9 +111,11 @@ async fn arrive(
                 head.headers.insert("x-forwarded-proto", http::HeaderValue::from_static("https"));
             }
             let (body, left) = received::receive(&head.headers, body);
-            let response = site.handle(Request::from_parts(head, body)).await;
+            let request = Request::from_parts(head, body);
+            let counted = site.metrics().request(site.interface(&request));
+            let response = site.handle(request).await;
             left.read().await;
-            Ok::<_, Infallible>(pace.answered(response))
+            Ok::<_, Infallible>(counted.answered(pace.answered(response)))
         }
     });
     let connection = http1::Builder::new()

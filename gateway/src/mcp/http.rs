@@ -10,40 +10,36 @@
 //! - **How much.** Conversations are bounded, for each token and in all, and so is the size of a message.
 //!
 //! Up to 2025-11-25 a conversation is a client, with a session of its own that ends with it: by DELETE, or when nothing came
-//! for a day. (Not sooner: it would end work that goes on. A session that nobody uses ends by its own idle timeout.) From
-//! 2026-07-28 on there are no conversations: each request stands alone, and must say its session.
+//! for a day. (Not sooner: it would end work that goes on. A session that nobody uses ends by its own idle timeout.) It goes on
+//! after this process was killed or stopped: see [`super::conversations`]. From 2026-07-28 on there are no conversations: each
+//! request stands alone, and must say its session.
 
-use std::{
-    collections::HashMap,
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, io, path::PathBuf, sync::Arc, time::Duration};
 
+use berth_proto::spawn::spawn;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, combinators::BoxBody};
 use rmcp::transport::streamable_http_server::{
     StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
 };
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Server,
+    conversations::{Conversations, Link, QUIET, Store},
     reached::Reached,
-    sessions::{Own, Sessions, TTL},
+    sessions::{Own, Sessions},
 };
 use crate::http::{
-    Body, Patience, Received, bearer,
+    Body, Patience, Received, Timed, bearer,
     callers::{Caller, Callers, Dial},
     empty, plain, text, unauthorized,
 };
 
 /// Where it is served.
 pub const PATH: &str = "/mcp";
-/// Conversations at once, of all tokens together.
-const CONVERSATIONS: usize = 1000;
-/// And of one: who never ends any takes no more than this.
-const CONVERSATIONS_EACH: usize = 200;
 /// Bytes of one message: a file of 16 MiB in base64, and some.
 const LONGEST_MESSAGE: usize = 24 << 20;
 /// For a message to come in.
@@ -62,35 +58,60 @@ tokio::task_local! {
 
 #[derive(Clone)]
 struct Asking {
-    token: String,
+    link: Arc<Link>,
     /// It has no conversation.
     alone: bool,
     reached: Option<Reached>,
 }
 
+/// What becomes of conversations when this process stops.
+pub struct Lasting {
+    /// Where they are kept, in a directory that is there.
+    pub dir: PathBuf,
+    /// They go on after a stop, not only after a crash, since their sessions do.
+    pub over_a_stop: bool,
+}
+
 /// What stands before the protocol.
 pub struct Gate {
     mcp: StreamableHttpService<Server, LocalSessionManager>,
-    conversations: Arc<LocalSessionManager>,
-    owners: Arc<Mutex<Owners>>,
+    /// Those in memory.
+    awake: Arc<LocalSessionManager>,
+    conversations: Arc<Conversations>,
     origins: Vec<String>,
+    dial: Dial,
     /// Clients whose sessions are still to be ended.
     clients: TaskTracker,
 }
 
 impl Gate {
-    pub fn new(dial: Dial, hosts: Vec<String>, origins: Vec<String>, stop: &CancellationToken) -> Self {
+    pub fn new(
+        dial: Dial,
+        (hosts, origins): (Vec<String>, Vec<String>),
+        lasting: Lasting,
+        stop: &CancellationToken,
+    ) -> Self {
         let mut manager = LocalSessionManager::default();
-        manager.session_config.keep_alive = Some(TTL);
-        let (conversations, clients) = (Arc::new(manager), TaskTracker::new());
+        manager.session_config.keep_alive = Some(QUIET);
+        let (awake, clients) = (Arc::new(manager), TaskTracker::new());
+        let conversations = Conversations::open(lasting.dir.join("conversations"));
+        let link = || CALLER.try_with(|asking| Arc::clone(&asking.link)).ok();
         let mut config = StreamableHttpServerConfig::default();
         config.cancellation_token = stop.child_token();
         config.max_request_body_bytes = LONGEST_MESSAGE;
         config.allowed_hosts.extend(hosts);
-        let config = config.with_allowed_origins(origins.clone()).enforce_origin_validation();
-        let factory = server(dial, clients.clone());
-        let mcp = StreamableHttpService::new(factory, Arc::clone(&conversations), config);
-        Self { mcp, conversations, owners: Arc::default(), origins, clients }
+        let mut config = config.with_allowed_origins(origins.clone()).enforce_origin_validation();
+        config.session_store = Some(Arc::new(Store { all: Arc::clone(&conversations), link }));
+        let pause = lasting.over_a_stop.then(|| stop.clone());
+        let factory = server(Arc::clone(&dial), clients.clone(), pause);
+        let mcp = StreamableHttpService::new(factory, Arc::clone(&awake), config);
+        Self { mcp, awake, conversations, origins, dial, clients }
+    }
+
+    /// Counts the conversations in memory; `None`: not just now.
+    pub fn counter(&self) -> impl Fn() -> Option<usize> + Send + Sync + 'static {
+        let awake = Arc::clone(&self.awake);
+        move || awake.sessions.try_read().ok().map(|sessions| sessions.len())
     }
 
     pub async fn handle(&self, callers: &Callers, request: Request<Received>) -> Response<Body> {
@@ -120,10 +141,16 @@ impl Gate {
             Err(refused) => return refused.into(),
         };
         let response = match text(request.headers(), CONVERSATION) {
-            Some(id) if !self.owners().is_of(id, &caller.token) => {
+            Some(id) if !self.conversations.is_of(id, &caller.token).await => {
                 plain(StatusCode::NOT_FOUND, "there is no such conversation: begin one with `initialize`")
             }
-            Some(_) => self.speak(&caller, request).await,
+            Some(id) => {
+                let id = id.to_owned();
+                match self.conversations.asleep(&id).await {
+                    Some(waking) => self.wake(&caller, waking, request).await,
+                    None => self.speak(&caller, request).await,
+                }
+            }
             None => self.begin(&caller, request).await,
         };
         caller.answered(response)
@@ -131,53 +158,101 @@ impl Gate {
 
     /// A request outside of any conversation may begin one, whatever its header says of versions.
     async fn begin(&self, caller: &Caller, request: Request<Received>) -> Response<Body> {
-        let live =
-            self.conversations.sessions.read().await.keys().map(|id| id.to_string()).collect::<Vec<_>>();
-        let Some(reserved) = Reserved::new(&self.owners, &caller.token, &live) else {
+        let live = self.awake.sessions.read().await.keys().map(|id| id.to_string()).collect::<Vec<_>>();
+        let Some(_reserved) = self.conversations.reserve(&caller.token, &live) else {
             return plain(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many conversations: end some with DELETE, or try again later",
             );
         };
-        let response = self.speak(caller, request).await;
-        reserved.becomes(text(response.headers(), CONVERSATION));
-        response
+        self.speak(caller, request).await
     }
 
     async fn speak(&self, caller: &Caller, request: Request<Received>) -> Response<Body> {
-        let headers = request.headers();
-        let (alone, reached) = (alone(headers), Reached::of(headers));
-        let asking = Asking { token: caller.token.clone(), alone, reached };
-        let request = request.map(|body| PATIENCE.with(body));
+        let (asking, request) = asked(caller, request);
         let ends = request.method() == Method::DELETE;
-        let mut response = CALLER.scope(asking, self.mcp.handle(request)).await;
+        let response = CALLER.scope(asking.clone(), self.mcp.handle(request)).await;
+        self.said(&asking, ends, response)
+    }
+
+    /// As [`Self::speak`], to a conversation that sleeps. Its waking goes on where the client does not wait for it: half awake it
+    /// would be good for nothing.
+    async fn wake(
+        &self,
+        caller: &Caller,
+        waking: OwnedMutexGuard<()>,
+        request: Request<Received>,
+    ) -> Response<Body> {
+        let (asking, request) = asked(caller, request);
+        let ends = request.method() == Method::DELETE;
+        let (mcp, (tell, told)) = (self.mcp.clone(), oneshot::channel());
+        let handled = CALLER.scope(asking.clone(), async move { mcp.handle(request).await });
+        spawn("mcp conversation wakes", async move {
+            let _ = tell.send(handled.await);
+            drop(waking);
+        });
+        match told.await {
+            Ok(response) => self.said(&asking, ends, response),
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the conversation could not be gone on with"),
+        }
+    }
+
+    fn said(
+        &self,
+        asking: &Asking,
+        ends: bool,
+        mut response: Response<BoxBody<Bytes, Infallible>>,
+    ) -> Response<Body> {
         // It has been ended, and is not only about to be: some clients take any other answer for a failure.
         if ends && response.status() == StatusCode::ACCEPTED {
             *response.status_mut() = StatusCode::NO_CONTENT;
+            // One that slept has nobody who would end its sessions.
+            let sessions = sessions_of(&self.dial, asking);
+            let link = Arc::clone(&asking.link);
+            spawn(
+                "mcp sleeping client's end",
+                self.clients.track_future(async move {
+                    sessions.belong_to(link).await;
+                    sessions.end().await;
+                }),
+            );
         }
         response.map(|body| body.map_err(|never| match never {}).boxed_unsync())
     }
 
-    /// The transport ends its conversations when it is told to stop; each then ends its sessions.
+    /// The transport ends its conversations when it is told to stop; each that does not outlive that then ends its sessions.
     pub async fn end(&self) {
         self.clients.close();
         if tokio::time::timeout(ENDING, self.clients.wait()).await.is_err() {
             tracing::warn!("sessions of MCP clients were not ended in time; their idle timeouts end them");
         }
     }
+}
 
-    fn owners(&self) -> MutexGuard<'_, Owners> {
-        locked(&self.owners)
-    }
+/// What `rmcp` is asked, and by whom.
+fn asked(caller: &Caller, request: Request<Received>) -> (Asking, Request<Timed<Received>>) {
+    let link = Link::new(&caller.token);
+    let headers = request.headers();
+    let asking = Asking { link: Arc::clone(&link), alone: alone(headers), reached: Reached::of(headers) };
+    let mut request = request.map(|body| PATIENCE.with(body));
+    request.extensions_mut().insert(link);
+    (asking, request)
+}
+
+fn sessions_of(dial: &Dial, asking: &Asking) -> Arc<Sessions> {
+    let own = if asking.alone { Own::MustSay } else { Own::usual() };
+    Sessions::reached_at(dial(asking.link.token.clone()), own, asking.reached.clone())
 }
 
 /// Makes the server of a conversation, or of a request that stands alone.
-fn server(dial: Dial, clients: TaskTracker) -> impl Fn() -> io::Result<Server> + Send + Sync + 'static {
+fn server(
+    dial: Dial,
+    clients: TaskTracker,
+    pause: Option<CancellationToken>,
+) -> impl Fn() -> io::Result<Server> + Send + Sync + 'static {
     move || {
         let asking = CALLER.try_with(Asking::clone).map_err(io::Error::other)?;
-        let own = if asking.alone { Own::MustSay } else { Own::usual() };
-        let sessions = Sessions::reached_at(dial(asking.token), own, asking.reached);
-        Ok(Server::new(sessions).ended_with(&clients))
+        Ok(Server::new(sessions_of(&dial, &asking)).ended_with(&clients, pause.clone()))
     }
 }
 
@@ -194,104 +269,4 @@ fn preflight() -> Response<Body> {
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     response
-}
-
-/// Whose each conversation is.
-#[derive(Default)]
-struct Owners {
-    of: HashMap<String, String>,
-    /// How many a token is beginning.
-    beginning: HashMap<String, usize>,
-}
-
-impl Owners {
-    fn is_of(&self, conversation: &str, token: &str) -> bool {
-        self.of.get(conversation).is_some_and(|owner| same(owner.as_bytes(), token.as_bytes()))
-    }
-
-    fn has_room(&self, token: &str) -> bool {
-        let beginning: usize = self.beginning.values().sum();
-        let of_token = self.of.values().filter(|owner| *owner == token).count();
-        self.of.len() + beginning < CONVERSATIONS
-            && of_token + self.beginning.get(token).copied().unwrap_or(0) < CONVERSATIONS_EACH
-    }
-}
-
-/// Room for one more conversation, counted from before it begins: else all that begin at once would find the same room.
-struct Reserved {
-    owners: Arc<Mutex<Owners>>,
-    token: String,
-}
-
-impl Reserved {
-    /// `live`: the conversations that there are. `None`: there is no room.
-    fn new(owners: &Arc<Mutex<Owners>>, token: &str, live: &[String]) -> Option<Self> {
-        let mut all = locked(owners);
-        all.of.retain(|id, _| live.contains(id));
-        if !all.has_room(token) {
-            return None;
-        }
-        *all.beginning.entry(token.to_owned()).or_default() += 1;
-        Some(Self { owners: Arc::clone(owners), token: token.to_owned() })
-    }
-
-    fn becomes(self, conversation: Option<&str>) {
-        if let Some(id) = conversation {
-            locked(&self.owners).of.insert(id.to_owned(), self.token.clone());
-        }
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        let mut all = locked(&self.owners);
-        if let Some(count) = all.beginning.get_mut(&self.token) {
-            *count -= 1;
-            if *count == 0 {
-                all.beginning.remove(&self.token);
-            }
-        }
-    }
-}
-
-fn locked(owners: &Mutex<Owners>) -> MutexGuard<'_, Owners> {
-    owners.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes as long whatever differs.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Red when what begins is not counted, or when one token may take all the room.
-    #[test]
-    fn a_token_has_its_own_bound_and_what_begins_counts() {
-        let owners = Arc::new(Mutex::new(Owners::default()));
-        let begin = |token: &str| {
-            let live: Vec<String> = locked(&owners).of.keys().cloned().collect();
-            Reserved::new(&owners, token, &live)
-        };
-        let held: Vec<_> = (0..CONVERSATIONS_EACH).map(|_| begin("a").expect("room")).collect();
-        assert!(begin("a").is_none(), "those that begin count");
-        for (n, reserved) in held.into_iter().enumerate() {
-            reserved.becomes(Some(&format!("a{n}")));
-        }
-        assert!(begin("a").is_none(), "and so do those that have begun");
-        assert!(begin("b").is_some(), "another token has room");
-        assert!(locked(&owners).is_of("a0", "a") && !locked(&owners).is_of("a0", "b"));
-        assert!(Reserved::new(&owners, "a", &["a0".to_owned()]).is_some(), "those that ended do not count");
-        assert_eq!(locked(&owners).of.len(), 1);
-        for token in 0..CONVERSATIONS {
-            if let Some(reserved) = begin(&format!("t{token}")) {
-                reserved.becomes(Some(&format!("t{token}")));
-            }
-        }
-        assert_eq!(locked(&owners).of.len(), CONVERSATIONS);
-        assert!(begin("one more").is_none());
-        assert!(locked(&owners).beginning.is_empty());
-    }
 }

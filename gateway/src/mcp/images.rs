@@ -13,7 +13,7 @@ use berth_client::{
     Reason, Session,
     model::{FileInfo, FileType},
 };
-use rmcp::model::ContentBlock;
+use rmcp::model::{ContentBlock, Resource};
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -27,10 +27,9 @@ const DEPTH: u32 = 4;
 const MOST_ENTRIES: usize = 1000;
 /// Images of one answer.
 const MOST: usize = 8;
-/// Bytes of one image: most models take 5 MB of base64.
-pub const EACH: u64 = 3 << 20;
-/// ... and of all in an answer.
-const ALL: u64 = 8 << 20;
+/// Bytes of one image, and of all in an answer: what is left of its room is for text.
+pub const EACH: u64 = 512 << 10;
+const ALL: u64 = EACH;
 /// Those that are named though they are left out.
 const MOST_NAMED: usize = 50;
 /// To look for them and read them may take so long.
@@ -41,7 +40,7 @@ const TIME: Duration = Duration::from_secs(30);
 pub struct Before(HashMap<String, (u64, Option<SystemTime>)>);
 
 /// An image that a run made or changed.
-#[derive(Serialize, JsonSchema)]
+#[derive(Clone, Serialize, JsonSchema)]
 pub struct Told {
     /// Absolute in the sandbox.
     pub path: String,
@@ -130,23 +129,29 @@ async fn collect(session: &Session, before: &Before, made: &mut Made) {
             Some(format!("and {} images more: fs_list {DIRECTORY} names them", files.len() - MOST_NAMED));
         files.truncate(MOST_NAMED);
     }
-    let mut room = ALL;
+    let (mut room, mut shown) = (ALL, 0);
     for file in files {
         let path = format!("{DIRECTORY}/{}", file.path);
         let result = match () {
-            () if made.blocks.len() == MOST => Err("8 are shown"),
-            () if file.size > EACH => Err("it is above 3 MiB"),
-            () if file.size > room => Err("8 MiB are shown"),
+            () if shown == MOST => Err("8 are shown"),
+            () if file.size > EACH => Err("it is above 512 KiB"),
+            () if file.size > room => Err("there is no room for it"),
             () => read(session, &path, room.min(EACH)).await,
         };
         let uri = Uri::file(session.id(), &path).to_string();
         let (media_type, left_out) = match result {
             Ok((data, media_type)) => {
                 room -= data.len() as u64;
+                shown += 1;
                 made.blocks.push(ContentBlock::image(text::base64(&data), media_type));
                 (Some(media_type), None)
             }
-            Err(why) => (None, Some(why)),
+            Err(why) => {
+                let name = path.rsplit('/').next().unwrap_or_default().replace('\n', "\\n");
+                let link = Resource::new(uri.clone(), text::clipped(&name, 300)).with_size(file.size);
+                made.blocks.push(ContentBlock::resource_link(link));
+                (None, Some(why))
+            }
         };
         made.told.push(Told { path, uri, size: file.size, media_type, left_out });
     }

@@ -5,8 +5,10 @@
 //! - [`tool`]: what a tool is: its schemas, its hints to the client, how it is called and answers. One table, made once.
 //! - [`tools`]: the tools, a file for each group.
 //! - [`sessions`]: in which session a call happens. A client has one of its own, made on its first use and ended with it.
+//! - [`conversations`]: those over HTTP, and what of them outlives this process.
 //! - [`resources`]: files and outputs of tasks, for clients that read them without a tool.
 //! - [`output`]: what a program said, bounded and made safe to show.
+//! - [`room`]: how large an answer may be.
 //! - [`reached`]: by what name a client reached us, for URLs.
 //! - [`images`]: what a program drew.
 //! - [`venv`]: the Python environment that each session has.
@@ -19,6 +21,7 @@
 //! answer that is unbounded or no JSON.
 
 mod arguments;
+mod conversations;
 pub mod http;
 mod images;
 mod media;
@@ -28,6 +31,7 @@ mod problem;
 mod progress;
 mod reached;
 mod resources;
+mod room;
 mod server;
 mod sessions;
 pub mod stdio;

@@ -37,6 +37,24 @@ impl Kept {
         self.total += count;
     }
 
+    /// The same with at most `limit` bytes of it.
+    pub fn within(&self, limit: usize) -> Self {
+        let mut less = Self::new(limit);
+        let (first, last) = self.tail.as_slices();
+        // Where nothing is left out head and tail are one.
+        let head =
+            if self.left_out() == 0 { [&self.head[..], first, last].concat() } else { self.head.clone() };
+        less.head.extend_from_slice(&head[..head.len().min(limit / 2)]);
+        let tail = if self.left_out() == 0 { &head[less.head.len()..] } else { &[first, last].concat()[..] };
+        less.tail.extend(&tail[tail.len().saturating_sub(limit - limit / 2)..]);
+        less.total = self.total;
+        less
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub fn total(&self) -> u64 {
         self.total
     }
@@ -94,6 +112,28 @@ mod tests {
             "abcd\n[… 1004 bytes are left out here; from 4 …]\nxxyz"
         );
         assert!(kept.tail.len() <= 4);
+    }
+
+    /// Red when what is told of less is not what were kept of less.
+    #[test]
+    fn less_is_told_as_if_no_more_had_been_kept() {
+        for length in [0, 3, 8, 9, 16, 17, 40] {
+            let data: Vec<u8> = (0..length).map(|n| b'a' + n % 26).collect();
+            let of = |limit| {
+                let mut kept = Kept::new(limit);
+                kept.push(&data);
+                kept
+            };
+            for limit in 1..=16 {
+                let (less, same) = (of(16).within(limit), of(limit));
+                assert_eq!(
+                    (less.total(), less.left_out(), less.gap()),
+                    (same.total(), same.left_out(), same.gap())
+                );
+                let how = |at: u64| at.to_string();
+                assert_eq!(less.text(how), same.text(how), "{length} within {limit}");
+            }
+        }
     }
 
     #[test]

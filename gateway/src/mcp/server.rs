@@ -6,22 +6,25 @@ use berth_proto::spawn::spawn;
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
-        CallToolRequestParams, CallToolResponse, Implementation, ListResourceTemplatesResult,
-        ListResourcesResult, ListToolsResult, PaginatedRequestParams, ProtocolVersion,
-        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
+        CallToolRequestParams, CallToolResponse, Implementation, InitializeRequestParams, InitializeResult,
+        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
+        ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
         SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
+use serde::Serialize;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::Instant,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    conversations::Link,
     problem::Problem,
     resources::{self, Changes},
+    room,
     sessions::Sessions,
     text,
     tool::{Beside, Call, Table},
@@ -54,10 +57,15 @@ pub struct Server {
 struct EndWithServer {
     sessions: Arc<Sessions>,
     ending: TaskTracker,
+    /// When it is cancelled nobody serves the client for a while: it goes on after that.
+    pause: Option<CancellationToken>,
 }
 
 impl Drop for EndWithServer {
     fn drop(&mut self) {
+        if self.pause.as_ref().is_some_and(CancellationToken::is_cancelled) {
+            return;
+        }
         let sessions = Arc::clone(&self.sessions);
         let token = self.ending.token();
         spawn("mcp client's end", async move {
@@ -73,11 +81,11 @@ impl Server {
         Self { sessions, calls: Arc::new(Semaphore::new(CALLS)), changes, _end: None }
     }
 
-    /// Its client's sessions end with it; `ending` counts those that are about to.
+    /// Its client's sessions end with it, unless `pause` is cancelled then; `ending` counts those that are about to.
     #[must_use]
-    pub fn ended_with(mut self, ending: &TaskTracker) -> Self {
+    pub fn ended_with(mut self, ending: &TaskTracker, pause: Option<CancellationToken>) -> Self {
         let (sessions, ending) = (Arc::clone(&self.sessions), ending.clone());
-        self._end = Some(Arc::new(EndWithServer { sessions, ending }));
+        self._end = Some(Arc::new(EndWithServer { sessions, ending, pause }));
         self
     }
 
@@ -93,7 +101,7 @@ impl Server {
     }
 
     /// Answers what is no tool: what goes wrong is an error of the protocol, and what its client gives up is left.
-    async fn answer<T>(
+    async fn answer<T: Serialize>(
         &self,
         context: &RequestContext<RoleServer>,
         work: impl Future<Output = Result<T, Problem>>,
@@ -105,7 +113,11 @@ impl Server {
                 () = context.ct.cancelled() => Err(Problem::cancelled()),
             }
         };
-        match answered.await {
+        let bounded = |done: T| match room::size(&done) {
+            ..=room::MOST => Ok(done),
+            bytes => Err(room::too_large(bytes)),
+        };
+        match answered.await.and_then(bounded) {
             Ok(done) => Ok(done),
             Err(problem) => Err(self.sessions.failed(problem).await.into_error()),
         }
@@ -123,6 +135,26 @@ impl ServerHandler for Server {
         ServerConfig::new(capabilities.build())
             .with_server_info(implementation)
             .with_instructions(INSTRUCTIONS)
+    }
+
+    /// A client begins, or one that began before goes on: then this is what it said at that time.
+    async fn initialize(
+        &self,
+        request: InitializeRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<InitializeResult, ErrorData> {
+        let link = context
+            .extensions
+            .get::<http::request::Parts>()
+            .and_then(|parts| parts.extensions.get::<Arc<Link>>());
+        if let Some(link) = link {
+            self.sessions.belong_to(Arc::clone(link)).await;
+            if let Some(conversation) = link.conversation() {
+                conversation.woke();
+            }
+        }
+        context.peer.set_peer_info(request.clone());
+        self.negotiate_initialize(&request)
     }
 
     async fn list_tools(
@@ -169,7 +201,7 @@ impl ServerHandler for Server {
             self.changes.touched(session, began);
         }
         match result {
-            Ok(result) => Ok(result.into()),
+            Ok(result) => Ok(room::bound(result).into()),
             Err(problem) => {
                 tracing::debug!(tool = %entry.tool.name, %problem, "a tool failed");
                 Ok(self.sessions.failed(problem).await.into_result().into())

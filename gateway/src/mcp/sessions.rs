@@ -12,7 +12,7 @@
 //! of, so it is made in a task of its own, which no call's end cuts off.
 
 use std::{
-    sync::{Arc, Mutex as StdMutex, PoisonError},
+    sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -29,7 +29,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{problem::Problem, reached::Reached, text, venv::Venvs};
+use super::{
+    conversations::{Link, Made},
+    problem::Problem,
+    reached::Reached,
+    text,
+    venv::Venvs,
+};
 
 /// Label of every session that is made here: for which client.
 pub const CLIENT_LABEL: &str = "mcp.client";
@@ -78,22 +84,17 @@ pub struct Sessions {
     made: Mutex<OwnSession>,
     /// Those that were made for it, in their order.
     of_client: StdMutex<Vec<Made>>,
+    /// What its conversation is, where it has one that outlives this process.
+    link: OnceLock<Arc<Link>>,
     pub venvs: Venvs,
 }
 
 /// The client's own session.
 #[derive(Default)]
 struct OwnSession {
-    session: Option<Session>,
+    session: Option<SessionId>,
     /// The client is gone: nothing is made for it any more.
     closed: bool,
-}
-
-/// A session that was made for the client.
-struct Made {
-    id: SessionId,
-    /// It ends with the client.
-    ends: bool,
 }
 
 impl Sessions {
@@ -104,7 +105,24 @@ impl Sessions {
 
     pub(super) fn reached_at(connect: Connect, own: Own, reached: Option<Reached>) -> Arc<Self> {
         let (made, of_client, venvs) = (Mutex::default(), StdMutex::default(), Venvs::default());
-        Arc::new(Self { connect, berth: OnceCell::new(), own, reached, made, of_client, venvs })
+        let (berth, link) = (OnceCell::new(), OnceLock::new());
+        Arc::new(Self { connect, berth, own, reached, made, of_client, link, venvs })
+    }
+
+    /// They are of this conversation, which may have had some before.
+    pub(super) async fn belong_to(&self, link: Arc<Link>) {
+        let had = link.take_sessions();
+        self.made.lock().await.session = had.iter().find(|made| made.own).map(|made| made.id);
+        *self.listed() = had;
+        let _ = self.link.set(link);
+    }
+
+    /// What is true of the client's sessions by now is kept for as long as its conversation.
+    async fn keep(self: &Arc<Self>) {
+        if let Some(conversation) = self.link.get().and_then(|link| link.conversation()) {
+            let this = Arc::clone(self);
+            conversation.keep(move || this.listed().clone()).await;
+        }
     }
 
     /// The coordinator, as this client's token has it.
@@ -138,18 +156,19 @@ impl Sessions {
         }
     }
 
-    async fn own_or_make(&self, options: CreateOptions) -> Result<Session, Problem> {
+    async fn own_or_make(self: &Arc<Self>, options: CreateOptions) -> Result<Session, Problem> {
         let mut made = self.made.lock().await;
-        if let Some(session) = &made.session {
-            return Ok(session.clone());
+        if let Some(id) = made.session {
+            return Ok(self.berth().await?.session(id));
         }
         if made.closed {
             return Err(Problem::cancelled());
         }
         let session = self.berth().await?.create_session(options).await?;
         tracing::info!(session.id = %session.id(), "made a session for an MCP client");
-        self.remember(session.id(), true);
-        made.session = Some(session.clone());
+        self.remember(Made { id: session.id(), ends: true, own: true });
+        made.session = Some(session.id());
+        self.keep().await;
         Ok(session)
     }
 
@@ -190,7 +209,8 @@ impl Sessions {
         spawn("mcp session", async move {
             let made = berth.create(options).await.map_err(Problem::from);
             if let Ok(info) = &made {
-                this.remember(info.id, !stays);
+                this.remember(Made { id: info.id, ends: !stays, own: false });
+                this.keep().await;
             }
             // Nobody waits for it any more: nobody will know of it either.
             if let Err(Ok(info)) = tell.send(made)
@@ -203,15 +223,16 @@ impl Sessions {
     }
 
     /// A call found `session` ended: if it was the client's own, the next call gets a new one.
-    pub async fn failed(&self, problem: Problem) -> Problem {
+    pub async fn failed(self: &Arc<Self>, problem: Problem) -> Problem {
         if !problem.is_gone() {
             return problem;
         }
-        let Some(session) = self.made.lock().await.session.clone() else { return problem };
-        match session.info().await {
+        let Some(own) = self.made.lock().await.session else { return problem };
+        let Ok(berth) = self.berth().await else { return problem };
+        match berth.session(own).info().await {
             Ok(info) if info.end_reason.is_none() => problem,
             _ => {
-                self.forget(session.id()).await;
+                self.forget(own).await;
                 problem.with_hint(
                     "what was in it is gone; the next call without `session` starts in a new, empty session",
                 )
@@ -220,13 +241,14 @@ impl Sessions {
     }
 
     /// It has been ended: it is nobody's own any more.
-    pub async fn forget(&self, id: SessionId) {
+    pub async fn forget(self: &Arc<Self>, id: SessionId) {
         let mut made = self.made.lock().await;
-        if made.session.as_ref().is_some_and(|session| session.id() == id) {
+        if made.session == Some(id) {
             made.session = None;
         }
         self.listed().retain(|made| made.id != id);
         self.venvs.forget(id);
+        self.keep().await;
     }
 
     /// The sessions of this client: its own, if there is one by now, and those that it made and did not end. Those that it
@@ -246,9 +268,9 @@ impl Sessions {
         matches!(self.own, Own::MustSay)
     }
 
-    fn remember(&self, id: SessionId, ends: bool) {
+    fn remember(&self, made: Made) {
         let mut all = self.listed();
-        all.push(Made { id, ends });
+        all.push(made);
         // Those with a name end by themselves, and nobody says so here.
         if all.len() > REMEMBERED
             && let Some(oldest) = all.iter().position(|made| !made.ends)
@@ -263,14 +285,29 @@ impl Sessions {
 
     /// The client is gone: ends what was made for it, also what is just being made.
     pub async fn end(&self) {
+        if let Some(conversation) = self.link.get().and_then(|link| link.conversation()) {
+            conversation.end().await;
+        }
         let ended = timeout(ENDING, async {
             let mut made = self.made.lock().await;
             made.closed = true;
             made.session = None;
-            let made_here = std::mem::take(&mut *self.listed());
-            let ids = made_here.into_iter().filter(|made| made.ends).map(|made| made.id);
-            let Some(berth) = self.berth.get() else { return };
-            join_all(ids.map(async |id| {
+            let ids: Vec<_> = std::mem::take(&mut *self.listed())
+                .into_iter()
+                .filter(|made| made.ends)
+                .map(|made| made.id)
+                .collect();
+            if ids.is_empty() {
+                return;
+            }
+            let berth = match self.berth().await {
+                Ok(berth) => berth,
+                Err(error) => {
+                    tracing::warn!(%error, "a client's sessions were not ended; their idle timeouts end them");
+                    return;
+                }
+            };
+            join_all(ids.into_iter().map(async |id| {
                 if let Err(error) = berth.session(id).delete().await {
                     tracing::warn!(session.id = %id, ?error, "a session was not ended; its idle timeout ends it");
                 }

@@ -1,4 +1,4 @@
-//! What a program does, told as it happens: server-sent events, each with a line of JSON.
+//! What a program does, told as it happens: server-sent events, each with a line of JSON. (What else is told so: [`super::follow`].)
 
 use std::time::Duration;
 
@@ -15,7 +15,10 @@ use super::run::{Encoding, Told};
 use crate::{http::Body, text::whole_characters, told::Ended};
 
 /// Said to a stream's reader when there is nothing else to say, so that nobody between takes it for dead.
-const ALIVE_EVERY: Duration = Duration::from_secs(15);
+pub const ALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// What is said then: no event.
+pub const ALIVE: &str = ": alive\n\n";
 
 /// The same as events, as they come. The stream ends with `end` or `error`: without one of them, it was cut off.
 pub fn events(told: mpsc::Receiver<Told>, encoding: Encoding) -> Response<Body> {
@@ -25,7 +28,7 @@ pub fn events(told: mpsc::Receiver<Told>, encoding: Encoding) -> Response<Body> 
         let (mut told, mut text, encoding) = state?;
         let next = tokio::time::timeout(ALIVE_EVERY, told.recv()).await;
         match next {
-            Err(_) => Some((": alive\n\n".to_owned(), Some((told, text, encoding)))),
+            Err(_) => Some((ALIVE.to_owned(), Some((told, text, encoding)))),
             Ok(None) => None,
             Ok(Some(event)) => {
                 let last = matches!(event, Told::Ended(_) | Told::Failed(_));
@@ -34,6 +37,11 @@ pub fn events(told: mpsc::Receiver<Told>, encoding: Encoding) -> Response<Body> 
             }
         }
     });
+    answer(pieces)
+}
+
+/// An answer of events.
+pub fn answer(pieces: impl Stream<Item = String> + Send + 'static) -> Response<Body> {
     let mut response = Response::new(body(pieces));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -88,7 +96,7 @@ impl Utf8 {
     }
 }
 
-fn name(stream: Std) -> &'static str {
+pub fn name(stream: Std) -> &'static str {
     match stream {
         Std::Out => "stdout",
         Std::Err => "stderr",
@@ -96,7 +104,7 @@ fn name(stream: Std) -> &'static str {
 }
 
 /// JSON has no line break, so one line of data is enough.
-fn event(name: &str, data: Value) -> String {
+pub fn event(name: &str, data: Value) -> String {
     format!("event: {name}\ndata: {data}\n\n")
 }
 

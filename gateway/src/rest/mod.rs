@@ -2,13 +2,17 @@
 //!
 //! - [`routes`]: what there is, in one table: it decides what is called, and the OpenAPI document is made of it.
 //! - [`run`]: a program to its end, in one request; its output whole or as a stream of [`events`].
-//! - [`views`]: sessions, tasks, workers and the cluster, as they are told here. [`usage`]: what a session takes.
+//! - [`views`]: sessions, tasks and the cluster, as they are told here; [`workers`]. [`usage`]: what a session takes.
+//! - [`follow`]: what happens, and what tasks write, as it comes.
+//! - [`artifacts`]: what sessions left behind.
 //! - [`problem`]: what went wrong, as JSON with a hint.
 //!
 //! It is for a script with `curl`, and for what watches over a cluster. Who wants more of sessions (files, terminals,
 //! checkpoints) has gRPC, MCP and E2B's interface.
 
+mod artifacts;
 mod events;
+mod follow;
 mod openapi;
 mod problem;
 mod query;
@@ -16,6 +20,7 @@ mod routes;
 mod run;
 mod usage;
 mod views;
+mod workers;
 
 use std::sync::Arc;
 
@@ -122,9 +127,20 @@ async fn answer(
         Handler::EndSession => views::end_session(&call).await,
         Handler::Tasks => views::tasks(&call).await,
         Handler::Task => views::task(&call).await,
+        Handler::TaskOutput => follow::output(call).await,
+        Handler::CancelTask => views::cancel(&call).await,
         Handler::Usage => usage::usage(&call).await,
-        Handler::Workers => views::workers(&call).await,
-        Handler::Worker => views::worker(&call).await,
+        Handler::Artifacts => artifacts::artifacts(&call).await,
+        Handler::Artifact => artifacts::artifact(&call).await,
+        Handler::ArtifactContent => artifacts::content(call).await,
+        Handler::RemoveArtifact => artifacts::remove(&call).await,
+        Handler::Workers => workers::workers(&call).await,
+        Handler::Worker => workers::worker(&call).await,
+        Handler::Cordon => workers::cordon(&call).await,
+        Handler::Uncordon => workers::uncordon(&call).await,
+        Handler::Drain => workers::drain(&call).await,
+        Handler::Queue => views::queue(&call).await,
+        Handler::Events => follow::events(call).await,
     }
 }
 

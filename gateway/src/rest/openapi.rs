@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     problem::ErrorBody,
-    routes::{ROUTES, Route},
+    routes::{Media, ROUTES, Route},
 };
 
 /// The document: OpenAPI 3.1, whose schemas are those of JSON Schema 2020-12.
@@ -45,12 +45,20 @@ pub fn document() -> Value {
 
 fn operation(route: &Route, takes: Option<Value>, answers: Value, error: Value) -> Value {
     let media = |schema: &Value| json!({"application/json": {"schema": schema}});
-    let mut content = media(&answers);
+    let events = json!({"schema": {"type": "string"}});
+    let content = match route.media {
+        Media::Json => media(&answers),
+        Media::Bytes => json!({"*/*": {"schema": answers}}),
+        Media::Events => json!({"text/event-stream": events}),
+        Media::JsonOrEvents => {
+            json!({"application/json": {"schema": answers}, "text/event-stream": events})
+        }
+    };
     let mut operation =
         json!({"operationId": route.name, "summary": route.summary, "parameters": parameters(route)});
     if let Some(takes) = takes {
-        operation["requestBody"] = json!({"required": true, "content": media(&takes)});
-        content["text/event-stream"] = json!({"schema": {"type": "string"}});
+        operation["requestBody"] =
+            json!({"required": route.media == Media::JsonOrEvents, "content": media(&takes)});
     }
     operation["responses"] = json!({
         "200": {"description": "What was asked for.", "content": content},
@@ -87,7 +95,7 @@ mod tests {
             let name = name.strip_prefix("#/components/schemas/").unwrap_or_else(|| panic!("{name}"));
             assert!(schemas.contains_key(name), "{name}");
         }
-        assert_eq!(document["paths"].as_object().unwrap().len(), 10);
+        assert_eq!(document["paths"].as_object().unwrap().len(), 20);
         assert!(schemas.contains_key("RunRequest") && schemas.contains_key("SessionView"), "{schemas:?}");
     }
 }

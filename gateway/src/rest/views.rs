@@ -1,11 +1,11 @@
-//! Sessions, tasks, workers and the cluster, as they are told here. Types of their own, and not the client library's: what
+//! Sessions, tasks and the cluster, as they are told here. Types of their own, and not the client library's: what
 //! is once told under `/v1` stays.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{cmp::Reverse, collections::BTreeMap, time::SystemTime};
 
 use berth_client::{
-    Client, ListOptions, NAME_LABEL, Reason, SessionId, SessionState, TaskId,
-    model::{SessionInfo, TaskInfo, WorkerInfo, end_reason_name, json::time_text, session_state_name},
+    Client, ListOptions, NAME_LABEL, Reason, SessionId, SessionState, TaskHandle, TaskId,
+    model::{SessionInfo, TaskInfo, TokenScope, end_reason_name, json::time_text, session_state_name},
 };
 use http::{Response, StatusCode};
 use schemars::JsonSchema;
@@ -35,6 +35,11 @@ pub struct Info {
     sessions: SessionCounts,
     workers_alive: u32,
     system: System,
+    /// What the token is good for: client or admin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'static str>,
+    /// Whose sessions it makes and, where it is a client's, sees.
+    tenant: String,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -76,6 +81,8 @@ pub async fn info(call: &Call) -> Result<Response<Body>, Problem> {
             arch: std::env::consts::ARCH,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
         },
+        scope: info.scope.map(TokenScope::name),
+        tenant: info.tenant,
     };
     Ok(json(StatusCode::OK, info))
 }
@@ -125,6 +132,12 @@ pub struct SessionView {
     /// While it waits: 1 is the next to be tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_position: Option<u32>,
+    /// While it waits: since when ...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_since: Option<String>,
+    /// ... and until when it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_until: Option<String>,
 }
 
 impl From<SessionInfo> for SessionView {
@@ -153,6 +166,8 @@ impl From<SessionInfo> for SessionView {
             expires_at: info.expires_at.map(time_text),
             idle_timeout_seconds: info.idle_timeout.map(|idle| idle.as_secs_f64()),
             queue_position: info.queue_position,
+            waits_since: info.waits_since.map(time_text),
+            waits_until: info.waits_until.map(time_text),
         }
     }
 }
@@ -167,11 +182,7 @@ pub struct Sessions {
 
 pub async fn sessions(call: &Call) -> Result<Response<Body>, Problem> {
     query::known(&call.query, &["label", "state", "all", "limit"])?;
-    let limit = match value(&call.query, "limit").map(str::parse) {
-        None => USUAL_LIMIT,
-        Some(Ok(limit)) if (1..=MOST_LIMIT).contains(&limit) => limit,
-        Some(_) => return Err(Problem::invalid("`limit` is no number that it takes").hint("give 1 to 1000")),
-    };
+    let limit = limit(call)?;
     let mut options = ListOptions::new();
     if flag(call, "all")? {
         options = options.all();
@@ -197,6 +208,28 @@ pub async fn sessions(call: &Call) -> Result<Response<Body>, Problem> {
     Ok(json(StatusCode::OK, Sessions { sessions, more }))
 }
 
+/// Those that wait for a place, as the coordinator goes through them.
+#[derive(Serialize, JsonSchema)]
+pub struct Queue {
+    /// The next to be tried first.
+    sessions: Vec<SessionView>,
+    /// There are more than these.
+    more: bool,
+}
+
+pub async fn queue(call: &Call) -> Result<Response<Body>, Problem> {
+    query::known(&call.query, &["limit"])?;
+    let limit = limit(call)?;
+    let options = ListOptions::new().states([SessionState::Pending]);
+    let mut waiting = call.caller.client.sessions(options).await?;
+    // Ids grow with time.
+    waiting.sort_by_key(|s| (s.queue_position.unwrap_or(u32::MAX), Reverse(s.priority), s.id));
+    let more = waiting.len() > limit;
+    waiting.truncate(limit);
+    let sessions = waiting.into_iter().map(SessionView::from).collect();
+    Ok(json(StatusCode::OK, Queue { sessions, more }))
+}
+
 const STATES: [SessionState; 7] = [
     SessionState::Pending,
     SessionState::Placed,
@@ -207,7 +240,16 @@ const STATES: [SessionState; 7] = [
     SessionState::Ended,
 ];
 
-fn flag(call: &Call, name: &str) -> Result<bool, Problem> {
+/// How many are to be told at most.
+pub fn limit(call: &Call) -> Result<usize, Problem> {
+    match value(&call.query, "limit").map(str::parse) {
+        None => Ok(USUAL_LIMIT),
+        Some(Ok(limit)) if (1..=MOST_LIMIT).contains(&limit) => Ok(limit),
+        Some(_) => Err(Problem::invalid("`limit` is no number that it takes").hint("give 1 to 1000")),
+    }
+}
+
+pub fn flag(call: &Call, name: &str) -> Result<bool, Problem> {
     match value(&call.query, name) {
         None | Some("false") => Ok(false),
         Some("" | "true") => Ok(true),
@@ -298,87 +340,21 @@ pub async fn tasks(call: &Call) -> Result<Response<Body>, Problem> {
 
 pub async fn task(call: &Call) -> Result<Response<Body>, Problem> {
     query::known(&call.query, &[])?;
+    Ok(json(StatusCode::OK, TaskView::from(handle(call).await?.info().await?)))
+}
+
+/// Ends it: TERM, and after 2 s KILL to all that it started. Answers when it is done.
+pub async fn cancel(call: &Call) -> Result<Response<Body>, Problem> {
+    query::known(&call.query, &[])?;
+    Ok(json(StatusCode::OK, TaskView::from(handle(call).await?.cancel().await?)))
+}
+
+/// The task that a path names.
+pub async fn handle(call: &Call) -> Result<TaskHandle, Problem> {
     let client = &call.caller.client;
     let session = client.session(named(client, &call.parts[0]).await?);
     let id: TaskId = call.parts[1].parse().map_err(|_| {
         Problem::not_found("that is no task's id").hint("GET /v1/sessions/{session}/tasks lists them")
     })?;
-    Ok(json(StatusCode::OK, TaskView::from(session.task(id).info().await?)))
-}
-
-/// A worker.
-#[derive(Serialize, JsonSchema)]
-pub struct WorkerView {
-    id: String,
-    /// alive, suspect or dead.
-    liveness: &'static str,
-    /// active, cordoned or draining.
-    scheduling: &'static str,
-    /// It takes sessions now.
-    ready: bool,
-    /// Why it does not.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    message: String,
-    version: String,
-    labels: BTreeMap<String, String>,
-    sessions: u32,
-    max_sessions: u32,
-    capacity: Capacity,
-    /// Of it, what its sessions hold.
-    reserved: Capacity,
-    /// The backend that new sessions get.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backend: Option<String>,
-    templates: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_heartbeat_at: Option<String>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Capacity {
-    cpu_millis: u32,
-    memory_bytes: u64,
-    disk_bytes: u64,
-}
-
-impl From<WorkerInfo> for WorkerView {
-    fn from(info: WorkerInfo) -> Self {
-        let capacity = |of: &berth_client::domain::Capacity| Capacity {
-            cpu_millis: of.cpu_millis,
-            memory_bytes: of.memory_bytes,
-            disk_bytes: of.disk_bytes,
-        };
-        Self {
-            liveness: info.liveness.name(),
-            scheduling: info.scheduling.name(),
-            ready: info.is_ready(),
-            message: info.health.as_ref().map(|health| health.reason.clone()).unwrap_or_default(),
-            sessions: info.sessions,
-            max_sessions: info.capacity.max_sessions,
-            capacity: capacity(&info.capacity),
-            reserved: capacity(&info.reserved),
-            backend: info.chosen_backend().map(|backend| backend.name.clone()),
-            last_heartbeat_at: info.last_heartbeat_at.map(time_text),
-            id: info.id,
-            version: info.version,
-            labels: info.labels.into_iter().collect(),
-            templates: info.templates,
-        }
-    }
-}
-
-#[derive(Serialize, JsonSchema)]
-pub struct Workers {
-    workers: Vec<WorkerView>,
-}
-
-pub async fn workers(call: &Call) -> Result<Response<Body>, Problem> {
-    query::known(&call.query, &[])?;
-    let workers = call.caller.client.workers().await?;
-    Ok(json(StatusCode::OK, Workers { workers: workers.into_iter().map(WorkerView::from).collect() }))
-}
-
-pub async fn worker(call: &Call) -> Result<Response<Body>, Problem> {
-    query::known(&call.query, &[])?;
-    Ok(json(StatusCode::OK, WorkerView::from(call.caller.client.worker(&call.parts[0]).await?)))
+    Ok(session.task(id))
 }

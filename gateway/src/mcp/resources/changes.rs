@@ -176,10 +176,16 @@ impl Listener {
     async fn look(&self, began: impl Fn(SessionId, &What) -> Option<Instant>) {
         let all: Vec<_> =
             locked(&self.subscribed).iter().map(|(uri, one)| (uri.clone(), Arc::clone(one))).collect();
-        for (uri, one) in all {
-            let mut one = one.lock().await;
+        for (uri, subscription) in all {
+            let mut one = subscription.lock().await;
             let Some(began) = began(one.session.id(), &one.what) else { continue };
-            match Seen::look(&one.session, &one.what).await {
+            let seen = Seen::look(&one.session, &one.what).await;
+            // Meanwhile it may have been given up, and what was seen may have come after that.
+            let still = locked(&self.subscribed).get(&uri).is_some_and(|now| Arc::ptr_eq(now, &subscription));
+            if !still {
+                continue;
+            }
+            match seen {
                 Ok(seen) if seen == one.seen && began > one.since => {}
                 Ok(seen) => {
                     one.seen = seen;

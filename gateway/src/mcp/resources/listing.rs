@@ -13,7 +13,7 @@ use berth_client::{
 use rmcp::model::{Annotations, JsonObject, ListResourcesResult, MetaObject, Resource, ResourceTemplate};
 
 use super::uri::Uri;
-use crate::mcp::{media, problem::Problem, sessions::Sessions, text};
+use crate::mcp::{media, problem::Problem, room, sessions::Sessions, text};
 
 /// Entries of one call, files or not.
 pub const PAGE: u32 = 500;
@@ -29,8 +29,22 @@ pub fn is_listed(file: &FileInfo) -> bool {
     file.kind == FileType::File && file.path_bytes.is_none()
 }
 
-/// The page at `cursor`, or the first.
+/// The page at `cursor`, or the first: a smaller one where names are so long that there is no room for it.
 pub async fn list(sessions: &Arc<Sessions>, cursor: Option<&str>) -> Result<ListResourcesResult, Problem> {
+    for entries in [PAGE, PAGE / 10] {
+        let listed = page(sessions, cursor, entries).await?;
+        if room::size(&listed) <= room::MOST {
+            return Ok(listed);
+        }
+    }
+    page(sessions, cursor, 1).await
+}
+
+async fn page(
+    sessions: &Arc<Sessions>,
+    cursor: Option<&str>,
+    entries: u32,
+) -> Result<ListResourcesResult, Problem> {
     let mine = sessions.mine().await?;
     let (mut at, mut token) = match cursor {
         None => (0, String::new()),
@@ -40,14 +54,14 @@ pub async fn list(sessions: &Arc<Sessions>, cursor: Option<&str>) -> Result<List
     let mut left_out = JsonObject::new();
     let mut calls = 0;
     while let Some(&id) = mine.get(at) {
-        if calls == CALLS || resources.len() >= PAGE as usize {
+        if calls == CALLS || resources.len() >= entries as usize {
             let mut result = result(resources, left_out);
             result.next_cursor = Some(format!("{id}.{token}"));
             return Ok(result);
         }
         calls += 1;
         let session = sessions.find(Some(&id.to_string()), None).await?;
-        match session.files().list_page(".", DEPTH, PAGE, token).await {
+        match session.files().list_page(".", DEPTH, entries, token).await {
             Ok((files, next)) => {
                 resources.extend(files.iter().filter(|file| is_listed(file)).map(|file| resource(id, file)));
                 token = next;
@@ -109,7 +123,7 @@ pub fn templates() -> Vec<ResourceTemplate> {
     vec![
         ResourceTemplate::new("berth://{session}/{+path}", "file").with_title("A file of a session").with_description(
             "A file by its path: relative to /workspace, or absolute with its first slash written %2F. A directory is a \
-             list of what is in it. Of files above 1 MiB a part is read from ?offset=N at the end.",
+             list of what is in it. Of files above 700 KiB a part is read from ?offset=N at the end.",
         ),
         ResourceTemplate::new("berth://{session}/tasks/{task}/{stream}{?offset}", "output")
             .with_title("What a task wrote")

@@ -15,10 +15,12 @@ use super::{
     listing,
     uri::{Uri, What},
 };
-use crate::mcp::{media, problem::Problem, sessions::Sessions, text, tools::tasks::pieces};
+use crate::mcp::{media, problem::Problem, room, sessions::Sessions, text, tools::tasks::pieces};
 
-/// Bytes of a file in one answer.
-pub const MOST: u64 = 1 << 20;
+/// Bytes of a file in one answer: as base64 there is room for them.
+pub const MOST: u64 = 700 << 10;
+/// Bytes of a directory's list in one answer.
+const MOST_LISTED: usize = 500 << 10;
 /// Bytes of a task's output in one answer.
 const MOST_OUTPUT: usize = 256 << 10;
 /// In `_meta`: the URI to read on from.
@@ -34,15 +36,52 @@ struct Part {
     size: u64,
     /// Where to read on. `None`: there is no more.
     next: Option<u64>,
+    /// Where it begins. `None`: it is told whole or not at all.
+    from: Option<u64>,
+}
+
+impl Part {
+    /// Less of it.
+    fn cut(&mut self, from: u64, limit: usize) {
+        let whole = text::whole_characters(&self.data[..limit]);
+        let is_text = text::exact(&self.data[..whole]).is_some() && whole > 0;
+        self.data.truncate(if is_text { whole } else { limit });
+        self.next = Some(from + self.data.len() as u64);
+    }
 }
 
 pub async fn read(sessions: &Arc<Sessions>, named: &str) -> Result<ReadResourceResult, Problem> {
     let uri = Uri::parse(named)?;
     let session = sessions.find(Some(&uri.session), None).await?;
-    let part = match &uri.what {
+    let mut part = match &uri.what {
         What::File(path) => file(&session, path, uri.offset).await?,
         What::Output(task, stream) => output(&session, *task, *stream, uri.offset).await?,
     };
+    loop {
+        let answer = told(&uri, named, &part);
+        let (needed, length) = (room::size(&answer), part.data.len());
+        match part.from {
+            _ if needed <= room::MOST => return Ok(answer),
+            Some(from) if length > text::LONGEST_CHARACTER => {
+                part.cut(from, room::less(length, needed).max(text::LONGEST_CHARACTER));
+            }
+            Some(_) => return Err(room::too_large(needed)),
+            None => return Err(too_large(named, part.size)),
+        }
+    }
+}
+
+fn too_large(what: &str, size: u64) -> Problem {
+    Problem::new(
+        format!(
+            "{} has {size} bytes, and a resource is read whole up to {MOST}, or less where it is written with escapes",
+            text::clipped(what, 500)
+        ),
+        "read it in parts: with the tool fs_read (path, offset, length), or with ?offset=0 at the end of the URI and on",
+    )
+}
+
+fn told(uri: &Uri, named: &str, part: &Part) -> ReadResourceResult {
     let mut meta = JsonObject::from_iter([(SIZE.to_owned(), part.size.into())]);
     if let Some(next) = part.next {
         meta.insert(NEXT.to_owned(), uri.at(next).to_string().into());
@@ -52,7 +91,7 @@ pub async fn read(sessions: &Arc<Sessions>, named: &str) -> Result<ReadResourceR
         None => ResourceContents::blob(text::base64(&part.data), named)
             .with_mime_type(media::blob(part.media_type)),
     };
-    Ok(ReadResourceResult::new(vec![contents.with_meta(MetaObject(meta))]))
+    ReadResourceResult::new(vec![contents.with_meta(MetaObject(meta))])
 }
 
 async fn file(session: &Session, path: &str, offset: Option<u64>) -> Result<Part, Problem> {
@@ -67,13 +106,7 @@ async fn file(session: &Session, path: &str, offset: Option<u64>) -> Result<Part
     let size = info.size.max(from.saturating_add(data.len() as u64));
     let more = data.len() as u64 > MOST;
     if more && offset.is_none() {
-        return Err(Problem::new(
-            format!(
-                "{} has {size} bytes, and a resource is read whole up to {MOST}",
-                text::clipped(path, 500)
-            ),
-            "read it in parts: with the tool fs_read (path, offset, length), or with ?offset=0 at the end of the URI and on",
-        ));
+        return Err(too_large(path, size));
     }
     data.truncate(MOST as usize);
     let whole = text::whole_characters(&data);
@@ -81,7 +114,7 @@ async fn file(session: &Session, path: &str, offset: Option<u64>) -> Result<Part
         data.truncate(whole);
     }
     let next = more.then(|| from + data.len() as u64);
-    Ok(Part { data, media_type: media::of_name(path), size, next })
+    Ok(Part { data, media_type: media::of_name(path), size, next, from: offset })
 }
 
 /// What is in it, a URI a line.
@@ -89,14 +122,20 @@ async fn directory(session: &Session, path: &str) -> Result<Part, Problem> {
     let (entries, next) = session.files().list_page(path, 1, listing::PAGE, String::new()).await?;
     let below = path.trim_end_matches('/');
     let mut lines = String::new();
+    let mut more = !next.is_empty();
     for entry in entries.iter().filter(|entry| entry.path_bytes.is_none()) {
+        if lines.len() > MOST_LISTED {
+            more = true;
+            break;
+        }
         let path = if path == "." { entry.path.clone() } else { format!("{below}/{}", entry.path) };
         lines.push_str(&format!("{}\n", Uri::file(session.id(), &path)));
     }
-    if !next.is_empty() {
+    if more {
         lines.push_str("# and more: fs_list tells them all\n");
     }
-    Ok(Part { size: lines.len() as u64, data: lines.into_bytes(), media_type: "text/uri-list", next: None })
+    let (size, data) = (lines.len() as u64, lines.into_bytes());
+    Ok(Part { size, data, media_type: "text/uri-list", next: None, from: None })
 }
 
 async fn output(session: &Session, task: TaskId, stream: Std, offset: Option<u64>) -> Result<Part, Problem> {
@@ -124,5 +163,6 @@ async fn output(session: &Session, task: TaskId, stream: Std, offset: Option<u64
     }
     let next = (piece.next < kept.length || !done).then_some(piece.next);
     let size = kept.length.max(piece.next);
-    Ok(Part { data: std::mem::take(&mut piece.data), media_type: "text/plain", size, next })
+    let data = std::mem::take(&mut piece.data);
+    Ok(Part { data, media_type: "text/plain", size, next, from: Some(from) })
 }

@@ -3,7 +3,7 @@
 
 use berth_client::{
     Reason, SessionId,
-    model::{ArtifactInfo, json::time_text},
+    model::{ArtifactInfo, ArtifactList, json::time_text},
 };
 use rmcp::model::ContentBlock;
 use schemars::JsonSchema;
@@ -15,7 +15,7 @@ use crate::mcp::{
     images, media,
     part::Part,
     problem::Problem,
-    text,
+    room, text,
     tool::{Answer, Call, Effect, Entry},
 };
 
@@ -95,7 +95,7 @@ struct GetArgs {
     /// First byte to read. Left out: 0.
     #[serde(default)]
     offset: u64,
-    /// Bytes to read. Left out: 262144; at most 1048576. (An image that is asked for without it comes whole, as an image.)
+    /// Bytes to read. Left out: 262144; at most 1048576, as far as one answer has room. (An image that is asked for without it comes whole, as an image.)
     length: Option<u64>,
     /// base64: always as base64. Left out: as text, and as base64 only where it is no text.
     #[serde(default)]
@@ -133,7 +133,7 @@ pub fn tools() -> Vec<Entry> {
             "artifact_get",
             "Read an artifact",
             Effect::Reads,
-            "Reads an artifact, or a part of it, also after its session has ended. An image (PNG, JPEG, SVG up to 3 MiB) comes \
+            "Reads an artifact, or a part of it, also after its session has ended. An image (PNG, JPEG, SVG up to 512 KiB) comes \
              as an image. Text comes as it is, and what is neither as base64, which `encoding` in the answer says. Of a long \
              one read the next part from next_offset.",
             get,
@@ -148,9 +148,19 @@ async fn list(call: Call, args: ListArgs) -> Result<Answer<Listed>, Problem> {
     };
     let session: SessionId = call.session(args.session.as_deref()).await?.id();
     let berth = call.sessions.berth().await?;
-    let listing =
-        async { Ok(berth.artifacts_page(Some(session), limit, args.after.unwrap_or_default()).await?) };
-    let (page, next) = call.wait("what the last programs left is kept", listing).await?;
+    let (mut limit, after) = (limit, args.after.unwrap_or_default());
+    loop {
+        let listing = async { Ok(berth.artifacts_page(Some(session), limit, after.clone()).await?) };
+        let (page, next) = call.wait("what the last programs left is kept", listing).await?;
+        let answer = listed(session, page, next);
+        if limit == 1 || room::has(&answer, 0) {
+            return Ok(answer);
+        }
+        limit /= 2;
+    }
+}
+
+fn listed(session: SessionId, page: ArtifactList, next: String) -> Answer<Listed> {
     let mut text = String::new();
     for artifact in &page.artifacts {
         text.push_str(&format!("{}\n", line(artifact)));
@@ -183,7 +193,7 @@ async fn list(call: Call, args: ListArgs) -> Result<Answer<Listed>, Problem> {
         pending: page.pending,
         next: Some(next).filter(|next| !next.is_empty()),
     };
-    Ok(Answer { data, text: text.trim_end().to_owned() })
+    Answer { data, text: text.trim_end().to_owned() }
 }
 
 async fn get(call: Call, args: GetArgs) -> Result<Answer<Content>, Problem> {
@@ -234,16 +244,18 @@ async fn get(call: Call, args: GetArgs) -> Result<Answer<Content>, Problem> {
     }
     // Asked for as an image, and none by its content.
     data.truncate(usize::try_from(length).unwrap_or(usize::MAX));
-    let part = Part::of(data, args.offset, info.size, args.encoding);
-    let data = Content {
-        artifact: told(info),
-        offset: args.offset,
-        length: part.length,
-        encoding: part.encoding,
-        contents: part.contents,
-        next_offset: part.next_offset,
-    };
-    Ok(Answer { data, text: part.text })
+    Ok(room::fitting(data.len(), 0, |limit| {
+        let part = Part::of(data[..limit].to_vec(), args.offset, info.size, args.encoding);
+        let data = Content {
+            artifact: told(info.clone()),
+            offset: args.offset,
+            length: part.length,
+            encoding: part.encoding,
+            contents: part.contents,
+            next_offset: part.next_offset,
+        };
+        Answer { data, text: part.text }
+    }))
 }
 
 /// A task chose it: on one line, and not too long.

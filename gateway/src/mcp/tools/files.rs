@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::SessionArgument;
 use crate::mcp::{
     problem::Problem,
-    text,
+    room, text,
     tool::{Answer, Call, Effect, Entry},
 };
 
@@ -72,7 +72,7 @@ struct RemoveArgs {
     recursive: bool,
 }
 
-#[derive(Serialize, JsonSchema)]
+#[derive(Clone, Serialize, JsonSchema)]
 struct Told {
     /// In a listing, relative to the listed directory. A name that is no UTF-8 has U+FFFD in it.
     path: String,
@@ -149,7 +149,7 @@ pub fn tools() -> Vec<Entry> {
             "fs_list",
             "List files",
             Effect::Reads,
-            "Lists a directory of the sandbox, with `depth` also what is below it. At most 1000 entries.",
+            "Lists a directory of the sandbox, with `depth` also what is below it. At most 1000 entries, as far as one answer has room.",
             list,
         ),
         Entry::new(
@@ -186,15 +186,18 @@ async fn list(call: Call, args: ListArgs) -> Result<Answer<Listing>, Problem> {
     let listing = async { Ok(files.list_at_most(&args.path, args.depth, MOST_ENTRIES).await?) };
     let (entries, truncated) = call.wait("the directory is listed", listing).await?;
     let entries: Vec<Told> = entries.into_iter().map(Told::from).collect();
-    let mut text: Vec<String> = entries.iter().map(Told::line).collect();
-    if truncated {
-        text.push(format!("[… only the first {MOST_ENTRIES} are shown: list a directory below …]"));
-    }
-    if text.is_empty() {
-        text.push("(empty)".to_owned());
-    }
-    let data = Listing { session: session.id().to_string(), entries, truncated };
-    Ok(Answer { data, text: text.join("\n") })
+    Ok(room::fitting(entries.len(), 0, |limit| {
+        let (entries, truncated) = (entries[..limit].to_vec(), truncated || limit < entries.len());
+        let mut text: Vec<String> = entries.iter().map(Told::line).collect();
+        if truncated {
+            text.push(format!("[… only the first {limit} are shown: list a directory below …]"));
+        }
+        if text.is_empty() {
+            text.push("(empty)".to_owned());
+        }
+        let data = Listing { session: session.id().to_string(), entries, truncated };
+        Answer { data, text: text.join("\n") }
+    }))
 }
 
 async fn stat(call: Call, args: StatArgs) -> Result<Answer<Stat>, Problem> {

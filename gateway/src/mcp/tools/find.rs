@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::SessionArgument;
 use crate::mcp::{
     problem::Problem,
-    text,
+    room, text,
     tool::{Answer, Call, Effect, Entry},
 };
 
@@ -49,7 +49,7 @@ fn workspace() -> String {
     ".".to_owned()
 }
 
-#[derive(Serialize, JsonSchema)]
+#[derive(Clone, Serialize, JsonSchema)]
 struct Match {
     path: String,
     /// Counted from 1.
@@ -105,15 +105,21 @@ async fn find(call: Call, args: SearchArgs) -> Result<Answer<Searched>, Problem>
         Ok::<_, Problem>(search.collect().await?)
     };
     let (matches, end) = call.wait("files are searched", search).await?;
-    let searched = Searched {
-        session: session.id().to_string(),
-        matches: matches.into_iter().map(of).collect(),
-        files_searched: end.files_searched,
-        files_skipped: end.files_skipped,
-        incomplete: incomplete(&end, most),
-    };
-    let text = shown(&searched);
-    Ok(Answer { data: searched, text })
+    let matches: Vec<Match> = matches.into_iter().map(of).collect();
+    Ok(room::fitting(matches.len(), 0, |limit| {
+        let no_room = (limit < matches.len()).then(|| {
+            format!("an answer has room for {limit} of these: search below a directory, or with a glob or less context")
+        });
+        let data = Searched {
+            session: session.id().to_string(),
+            matches: matches[..limit].to_vec(),
+            files_searched: end.files_searched,
+            files_skipped: end.files_skipped,
+            incomplete: no_room.or_else(|| incomplete(&end, most)),
+        };
+        let text = shown(&data);
+        Answer { data, text }
+    }))
 }
 
 fn incomplete(end: &SearchEnd, most: u32) -> Option<String> {

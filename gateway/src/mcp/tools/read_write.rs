@@ -9,13 +9,13 @@ use crate::mcp::{
     arguments::{self, Encoding},
     part::Part,
     problem::Problem,
-    text,
+    room, text,
     tool::{Answer, Call, Effect, Entry},
 };
 
 /// Bytes of a file in an answer, where nothing else is asked for.
 const USUAL_READ: u64 = 256 << 10;
-/// ... and at most: an answer has each byte up to six times, as `\u00XX`, twice.
+/// ... and at most, as far as there is room.
 const MOST_READ: u64 = 1 << 20;
 /// Bytes of a file that fs_write takes. Larger ones are made by a program, or copied by `berth cp`.
 pub const MOST_WRITTEN: usize = 16 << 20;
@@ -30,7 +30,7 @@ struct ReadArgs {
     /// First byte to read. Left out: 0.
     #[serde(default)]
     offset: u64,
-    /// Bytes to read. Left out: 262144; at most 1048576.
+    /// Bytes to read. Left out: 262144; at most 1048576, as far as one answer has room: next_offset says where it ends.
     length: Option<u64>,
     /// base64: always as base64. Left out: as text, and as base64 only where it is no text.
     #[serde(default)]
@@ -113,18 +113,22 @@ async fn read(call: Call, args: ReadArgs) -> Result<Answer<Content>, Problem> {
         Ok((size, data))
     };
     let (size, data) = call.wait("the file is read", reading).await?;
-    let part = Part::of(data, args.offset, size, args.encoding);
-    let data = Content {
-        session: session.id().to_string(),
-        path: args.path,
-        size,
-        offset: args.offset,
-        length: part.length,
-        encoding: part.encoding,
-        contents: part.contents,
-        next_offset: part.next_offset,
-    };
-    Ok(Answer { data, text: part.text })
+    // It may have grown.
+    let size = size.max(args.offset + data.len() as u64);
+    Ok(room::fitting(data.len(), 0, |limit| {
+        let part = Part::of(data[..limit].to_vec(), args.offset, size, args.encoding);
+        let data = Content {
+            session: session.id().to_string(),
+            path: args.path.clone(),
+            size,
+            offset: args.offset,
+            length: part.length,
+            encoding: part.encoding,
+            contents: part.contents,
+            next_offset: part.next_offset,
+        };
+        Answer { data, text: part.text }
+    }))
 }
 
 async fn write(call: Call, args: WriteArgs) -> Result<Answer<Written>, Problem> {

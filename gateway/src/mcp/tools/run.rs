@@ -1,8 +1,8 @@
 //! Running programs: run_shell and run_python to their end, run_background without waiting for it.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
-use berth_client::{Command, Session, Std, TaskEvent, TaskId};
+use berth_client::{Command, Session, SessionId, Std, TaskEvent, TaskId};
 use rmcp::model::{ContentBlock, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use crate::{
         problem::Problem,
         progress::EVERY,
         resources::Uri,
+        room,
         tool::{Answer, Call, Effect, Entry},
         venv::Venv,
     },
@@ -23,8 +24,10 @@ use crate::{
 
 /// Bytes of each stream in an answer, where nothing else is asked for.
 const USUAL_OUTPUT: u64 = 64 << 10;
-/// ... and at most.
+/// ... and at most, as far as there is room.
 pub const MOST_OUTPUT: u64 = 1 << 20;
+/// Room for a link to all of an output.
+pub const LINK: usize = 1000;
 /// Code is given to the interpreter as an argument, which the kernel bounds at 128 KiB.
 const LONGEST_CODE: usize = 120 << 10;
 
@@ -84,7 +87,8 @@ struct ShellArgs {
     input: Option<String>,
     /// Time that it may take; then all that it started is ended. Left out: the session's usual, mostly 300.
     timeout_seconds: Option<f64>,
-    /// How much of each output stream to answer with: beginning and end are kept. Left out: 65536; at most 1048576.
+    /// How much of each output stream to answer with: beginning and end are kept. Left out: 65536; at most 1048576, as
+    /// far as one answer has room.
     max_output_bytes: Option<u64>,
 }
 
@@ -109,7 +113,8 @@ struct PythonArgs {
     input: Option<String>,
     /// Time that it may take; then all that it started is ended. Left out: the session's usual, mostly 300.
     timeout_seconds: Option<f64>,
-    /// How much of each output stream to answer with: beginning and end are kept. Left out: 65536; at most 1048576.
+    /// How much of each output stream to answer with: beginning and end are kept. Left out: 65536; at most 1048576, as
+    /// far as one answer has room.
     max_output_bytes: Option<u64>,
 }
 
@@ -312,7 +317,7 @@ async fn to_end(
         Problem::new("the task ended, and nobody knows how", "run it again if that does no harm")
     })?;
     let made = call.wait("its images are read", async { Ok(images::made(&session, &before).await) }).await?;
-    Ok(ran(call, &session, task.id(), end, [&out, &err], made))
+    Ok(ran(call, (session.id(), task.id()), end, [&out, &err], &made))
 }
 
 fn running(out: &Kept, err: &Kept, seconds: f64) -> String {
@@ -320,25 +325,43 @@ fn running(out: &Kept, err: &Kept, seconds: f64) -> String {
     format!("{seconds:.0} s: {line}").trim_end_matches([':', ' ']).to_owned()
 }
 
+/// As much of what it said as there is room for.
 fn ran(
     call: &Call,
-    session: &Session,
-    task: TaskId,
+    (session, task): (SessionId, TaskId),
     end: Ended,
+    output: [&Kept; 2],
+    made: &images::Made,
+) -> Answer<Ran> {
+    let links = RefCell::new(Vec::new());
+    let beside = room::size(&made.blocks) + 2 * LINK;
+    let most = output.iter().map(|kept| kept.limit()).max().unwrap_or_default();
+    let answer = room::fitting(most, beside, |limit| {
+        let streams = [Std::Out, Std::Err];
+        let [out, err] = output.map(|kept| kept.within(limit));
+        let parts = streams.into_iter().zip([&out, &err]).filter(|(_, kept)| kept.left_out() > 0);
+        *links.borrow_mut() = parts
+            .map(|(stream, kept)| link(&Uri::output(session, task, stream), kept.total(), kept.gap()))
+            .collect();
+        told((session, task), &end, [&out, &err], made)
+    });
+    call.attach(links.into_inner());
+    call.attach(made.blocks.iter().cloned());
+    answer
+}
+
+fn told(
+    (session, task): (SessionId, TaskId),
+    end: &Ended,
     [out, err]: [&Kept; 2],
-    made: images::Made,
+    made: &images::Made,
 ) -> Answer<Ran> {
     let shown = |stream: Std, kept: &Kept| {
-        let (uri, name) = (Uri::output(session.id(), task, stream), stream.name());
-        if kept.left_out() > 0 {
-            call.attach([link(&uri, kept.total(), kept.gap())]);
-        }
         kept.text(|at| {
-            let uri = uri.at(at);
+            let (uri, name) = (Uri::output(session, task, stream).at(at), stream.name());
             format!("task_get_result with task_id {task} and {name}_offset {at} reads them, and so does the resource {uri}")
         })
     };
-    call.attach(made.blocks.iter().cloned());
     let (stdout, stderr) = (shown(Std::Out, out), shown(Std::Err, err));
     let plain = end.exit_code == Some(0) && stderr.is_empty();
     let mut text = match (plain, stdout.is_empty()) {
@@ -354,15 +377,15 @@ fn ran(
     };
     text.push_str(&made.text());
     let data = Ran {
-        session: session.id().to_string(),
+        session: session.to_string(),
         task_id: task.to_string(),
-        end,
+        end: end.clone(),
         stdout,
         stderr,
         stdout_bytes: out.total(),
         stderr_bytes: err.total(),
         truncated: out.left_out() + err.left_out() > 0,
-        images: made.told,
+        images: made.told.clone(),
     };
     Answer { data, text }
 }

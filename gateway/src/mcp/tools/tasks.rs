@@ -1,6 +1,6 @@
 //! Tasks that run in the background: how they stand, what they said, input for them, their end.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use berth_client::{
     Reason, Session, Std, TaskEvent, TaskHandle, TaskId, WatchOptions,
@@ -12,14 +12,14 @@ use tokio::time::timeout;
 
 use super::{
     SessionArgument,
-    run::{MOST_OUTPUT, link},
+    run::{LINK, MOST_OUTPUT, link},
 };
 use crate::{
     mcp::{
         arguments::{self, Encoding},
         problem::Problem,
         resources::Uri,
-        text,
+        room, text,
         tool::{Answer, Call, Effect, Entry},
     },
     told::Ended,
@@ -56,7 +56,8 @@ struct ResultArgs {
     stdout_offset: Option<u64>,
     /// First byte of standard error to read. Left out: the first that is kept.
     stderr_offset: Option<u64>,
-    /// How much of each stream to read. Left out: 65536; at most 1048576. Of text at least one character.
+    /// How much of each stream to read. Left out: 65536; at most 1048576, as far as one answer has room. Of
+    /// text at least one character.
     max_bytes: Option<u64>,
     /// text: to read; base64: the exact bytes. Left out: text.
     #[serde(default)]
@@ -236,43 +237,44 @@ async fn result(call: Call, args: ResultArgs) -> Result<Answer<Read>, Problem> {
     ];
     // What is cut in the middle of a character ends before it, unless nothing were left: then it goes on to its end.
     let room = if args.encoding == Encoding::Text { limit.max(text::LONGEST_CHARACTER) } else { limit };
-    let mut read = call.wait("the output is read", pieces(&task, from, room)).await?;
-    if args.encoding == Encoding::Text {
-        for (piece, length) in read.iter_mut().zip([info.stdout.length, info.stderr.length]) {
-            let had = piece.data.len();
-            piece.data.truncate(text::fitting(&piece.data, limit));
-            // A character whose other half is yet to come is read next time.
-            if piece.data.len() < had || piece.next < length || info.state != TaskState::Done {
-                let whole = text::whole_characters(&piece.data);
-                piece.data.truncate(whole);
-            }
-            piece.next -= (had - piece.data.len()) as u64;
-        }
-    }
-    let [out, err] = read;
-    let shown = |piece: &Piece| match args.encoding {
+    let read = call.wait("the output is read", pieces(&task, from, room)).await?;
+    let links = RefCell::new(Vec::new());
+    let answer = room::fitting(limit, 2 * LINK, |limit| {
+        let done = info.state == TaskState::Done;
+        let cut = |piece: &Piece, length: u64| piece.cut(limit, args.encoding, piece.next < length || !done);
+        let (out, err) = (cut(&read[0], info.stdout.length), cut(&read[1], info.stderr.length));
+        let streams = [(Std::Out, &out, info.stdout.length), (Std::Err, &err, info.stderr.length)];
+        *links.borrow_mut() = streams
+            .into_iter()
+            .filter(|(_, piece, length)| piece.next < *length)
+            .map(|(stream, piece, length)| {
+                link(&Uri::output(session.id(), task.id(), stream), length, piece.next)
+            })
+            .collect();
+        read_told(&info, args.encoding, [&out, &err])
+    });
+    call.attach(links.into_inner());
+    Ok(answer)
+}
+
+fn read_told(info: &TaskInfo, encoding: Encoding, [out, err]: [&Piece; 2]) -> Answer<Read> {
+    let shown = |piece: &Piece| match encoding {
         Encoding::Text => text::readable(&piece.data),
         Encoding::Base64 => text::base64(&piece.data),
     };
-    for (stream, piece, kept) in [(Std::Out, &out, info.stdout), (Std::Err, &err, info.stderr)] {
-        if piece.next < kept.length {
-            call.attach([link(&Uri::output(session.id(), task.id(), stream), kept.length, piece.next)]);
-        }
-    }
     let state = info.state.name();
-    let end = info.end.map(Ended::from);
     let more = out.next < info.stdout.length || err.next < info.stderr.length;
     let data = Read {
-        session: session.id().to_string(),
-        task_id: task.id().to_string(),
+        session: info.session.to_string(),
+        task_id: info.id.to_string(),
         state,
-        encoding: if args.encoding == Encoding::Text { "text" } else { "base64" },
-        stdout: shown(&out),
-        stderr: shown(&err),
+        encoding: if encoding == Encoding::Text { "text" } else { "base64" },
+        stdout: shown(out),
+        stderr: shown(err),
         stdout_next: out.next,
         stderr_next: err.next,
         more,
-        end,
+        end: info.end.clone().map(Ended::from),
     };
     let mut text = data.end.as_ref().map_or_else(|| state.to_owned(), Ended::text);
     for (name, shown) in [("stdout", &data.stdout), ("stderr", &data.stderr)] {
@@ -286,7 +288,7 @@ async fn result(call: Call, args: ResultArgs) -> Result<Answer<Read>, Problem> {
             data.stdout_next, data.stderr_next
         ));
     }
-    Ok(Answer { data, text })
+    Answer { data, text }
 }
 
 async fn ended_within(task: &TaskHandle, wait: Duration) -> Result<(), Problem> {
@@ -305,6 +307,21 @@ pub struct Piece {
     pub data: Vec<u8>,
     /// Offset after it.
     pub next: u64,
+}
+
+impl Piece {
+    /// At most `limit` bytes of it. `goes_on`: a character whose other half is yet to come is read next time.
+    fn cut(&self, limit: usize, encoding: Encoding, goes_on: bool) -> Self {
+        let mut data = self.data.clone();
+        data.truncate(match encoding {
+            Encoding::Text => text::fitting(&data, limit),
+            Encoding::Base64 => limit,
+        });
+        if encoding == Encoding::Text && (goes_on || data.len() < self.data.len()) {
+            data.truncate(text::whole_characters(&data));
+        }
+        Self { next: self.next - (self.data.len() - data.len()) as u64, data }
+    }
 }
 
 /// What there is now of both streams, at most `limit` bytes of each.
