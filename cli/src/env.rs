@@ -32,6 +32,9 @@ pub const BERTH_LOG_FORMAT: &str = "BERTH_LOG_FORMAT";
 /// The commands that take a worker's settings.
 const WORKERS: &str = "worker, berth up, berth doctor, berth mcp";
 
+/// `make docker-up` and its kin.
+const COMPOSE: &str = "compose";
+
 /// All of them.
 pub const KNOWN: &[Variable] = &[
     var(
@@ -68,6 +71,11 @@ pub const KNOWN: &[Variable] = &[
         "BERTH_HTTP_ORIGINS",
         "coordinator, berth up",
         "origins of web pages that may call the gateway: scheme://host:port,…",
+    ),
+    var(
+        "BERTH_METRICS_ADDR",
+        "coordinator, worker, berth up",
+        "IP:PORT for /metrics and health in plain HTTP, without a token; off: none (off)",
     ),
     var(
         LOG_LEVEL,
@@ -167,7 +175,7 @@ pub const KNOWN: &[Variable] = &[
     var(
         "BERTH_WORKSPACE",
         WORKERS,
-        "what holds sessions' files to their size: auto, ext4, tmpfs, or directory: nothing does (auto)",
+        "what holds sessions' files to their size: auto, ext4, volume, tmpfs, or directory: nothing does (auto)",
     ),
     var(
         "BERTH_SHUTDOWN_GRACE",
@@ -187,8 +195,34 @@ pub const KNOWN: &[Variable] = &[
     var("BERTH_EGRESS_EXEMPT", WORKERS, "host:port,…: what may be reached although it is private"),
     var("BERTH_EGRESS_PACKAGES", WORKERS, "host:port,…: of `packages`, beside the index of the worker's pip"),
     var("BERTH_EGRESS_HOSTS", WORKERS, "name=address,…: what goes before the resolver for sessions' egress"),
+    var("BERTH_HOST_PORT", COMPOSE, "port of this machine for gRPC (50051)"),
+    var("BERTH_HOST_HTTP_PORT", COMPOSE, "port of this machine for the gateway (8080)"),
+    var("BERTH_HOST_IP", COMPOSE, "where both are published (127.0.0.1)"),
+    var("BERTH_HOST_NAME", COMPOSE, "a name for the coordinator's certificate, beside localhost"),
+    var("BERTH_TAG", COMPOSE, "tag of the images (latest)"),
+    var("BERTH_ENGINE_SOCKET", COMPOSE, "the engine that the workers use (/var/run/docker.sock)"),
+    var("BERTH_MAX_SESSIONS", COMPOSE, "sessions of each worker (5)"),
+    var("BERTH_OFFER_MEMORY", COMPOSE, "memory that each worker offers to sessions (4G)"),
+    var("BERTH_COORDINATOR_MEMORY", COMPOSE, "memory of the coordinator's container (1g)"),
+    var("BERTH_COORDINATOR_CPUS", COMPOSE, "cores of the coordinator's container (2)"),
+    var("BERTH_WORKER_MEMORY", COMPOSE, "memory of a worker's container, its sandboxes apart (2g)"),
+    var("BERTH_WORKER_CPUS", COMPOSE, "cores of a worker's container, its sandboxes apart (2)"),
+    var("BERTH_COMPOSE_DIR", COMPOSE, "where certificates and tokens are kept (tmp/compose)"),
+    var("BERTH_DEV_BIN", COMPOSE, "where `make docker-up-dev` takes binaries from (bin)"),
+    var(
+        "BERTH_DEV_USER",
+        COMPOSE,
+        "user and group of the coordinator of `make docker-up-dev` (who calls it)",
+    ),
+    var("BERTH_COMPOSE_WAIT", COMPOSE, "seconds that all of it has to be well (300)"),
+    var("BERTH_DRAIN", COMPOSE, "time that sessions have to end by themselves at a stop (10s)"),
     var("BERTH_NO_INSTALL", "scripts", "1: install nothing"),
-    var("BERTH_BIN_DIR", "tests", "where the built commands are"),
+    var(
+        "BERTH_KUBERNETES_DIR",
+        "scripts",
+        "where certificates and tokens for Kubernetes are kept (tmp/kubernetes)",
+    ),
+    var("BERTH_BIN_DIR", "tests, scripts", "where the built commands are"),
     var("BERTH_SKIP_LOG", "tests", "where tests write what they skip"),
     var("BERTH_ABUSE_LOG", "tests", "where the abuse suite writes the rows of its table"),
     var("BERTH_TEST_DOCKER", "tests", "1: run the docker backend's tests"),
@@ -316,6 +350,7 @@ mod tests {
         match reader {
             "client library" => Some(&["client/src"]),
             "scripts" => Some(&["scripts"]),
+            "compose" => Some(&["docker-compose.yml", "scripts/compose.sh"]),
             "tests" => Some(&["tests/src", "tests/tests", "agent/tests"]),
             "bench" => Some(&["bench/src"]),
             "Makefile" => Some(&["Makefile"]),

@@ -11,7 +11,7 @@ use berth_client::{Code, Error, Reason};
 use berth_proto::error::code_name;
 use serde::Serialize;
 
-use crate::output;
+use crate::{logging, output};
 
 /// Exit codes of `berth` itself. A task's own code passes through `run` and `shell`.
 pub mod code {
@@ -172,7 +172,11 @@ impl Failure {
         if self.code == code::NO_READER && self.message.is_empty() {
             return ExitCode::from(self.code);
         }
-        if output::is_json() {
+        if logging::only_json() {
+            for failure in std::iter::once(self).chain(&self.also) {
+                logging::fail(&failure.message, &failure.hints);
+            }
+        } else if output::is_json() {
             output::error_json(&self.told());
         } else {
             for failure in std::iter::once(self).chain(&self.also) {

@@ -60,7 +60,8 @@ pub fn error_json(value: &impl Serialize) {
     say_json(value);
 }
 
-fn say_json(value: &impl Serialize) {
+/// A line of stderr for programs.
+pub fn say_json(value: &impl Serialize) {
     if let Ok(text) = serde_json::to_string(value) {
         line(&mut io::stderr().lock(), &text);
     }

@@ -204,6 +204,10 @@ pub async fn info(global: &Global) -> CommandResult {
         ("sessions waiting", info.sessions_pending.to_string()),
         ("sessions parked", info.sessions_parked.to_string()),
         ("tasks running", info.running_tasks.to_string()),
+        (
+            "token",
+            info.scope.map(|scope| format!("{}, of {}", scope.name(), info.tenant)).unwrap_or_default(),
+        ),
     ])?;
     if info.version != berth_proto::VERSION {
         output::warning(format!(

@@ -13,11 +13,7 @@ use std::{
 
 use berth_client::{Client, Error, local};
 use berth_net::Files;
-use berth_worker::{
-    Config, preflight,
-    sandbox::Preflight,
-    store::{self, Choice, Kind},
-};
+use berth_worker::{Config, preflight, sandbox::Preflight, store};
 use clap::Args;
 use serde::Serialize;
 
@@ -51,7 +47,6 @@ pub struct DoctorArgs {
 
 /// Free disk below which sessions are in doubt: what one with the default limits takes, and the margin.
 const DISK_WANTED: u64 = 2 << 30;
-const NOT_HELD: Choice = Choice::Only(Kind::Directory);
 /// The coordinator has this long to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(6);
 
@@ -106,10 +101,9 @@ pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
     let dir = state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
     let config = args.machine.config("localhost:50051", "", &dir.join("w1"));
     findings.push(agent(&config.agent));
-    let limits = store::preflight(&config).await;
+    let (limits, kind) = store::preflight(&config).await;
     findings.extend(disk_limits(&limits));
-    // `directory` alone mounts nothing.
-    findings.extend(backends(&config, limits.ready() && config.workspace != NOT_HELD).await);
+    findings.extend(backends(&config, kind).await);
     findings.push(coordinator(global).await);
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Problem);
     if global.json() {
@@ -268,8 +262,8 @@ fn disk_limits(seen: &Preflight) -> Vec<Finding> {
 }
 
 /// One that works is enough; with a backend named, that one must.
-async fn backends(config: &Config, mounts: bool) -> Vec<Finding> {
-    let seen = preflight(config, mounts).await;
+async fn backends(config: &Config, files: store::Kind) -> Vec<Finding> {
+    let seen = preflight(config, files).await;
     let named = match config.sandbox {
         berth_proto::domain::BackendChoice::Only(backend) => Some(backend),
         berth_proto::domain::BackendChoice::Auto => None,

@@ -24,6 +24,7 @@ mod checkpoint;
 mod completions;
 mod cp;
 mod create;
+mod dashboard;
 mod doctor;
 mod drain;
 mod events;
@@ -44,6 +45,7 @@ pub mod stream;
 mod tenant;
 mod tls;
 mod token;
+mod top;
 mod up;
 mod usage;
 mod wait;
@@ -147,7 +149,7 @@ pub fn tls_dir() -> Option<PathBuf> {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Start a coordinator and workers on this machine
-    Up(up::UpArgs),
+    Up(Box<up::UpArgs>),
     /// Stop the `berth up` of this machine
     Stop(up::StopArgs),
     /// Show the `berth up` of this machine
@@ -192,6 +194,10 @@ pub enum Command {
     Restore(restore::RestoreArgs),
     /// Make sessions with the files of a session
     Fork(restore::ForkArgs),
+    /// Show workers and sessions with their load, again and again
+    Top(top::TopArgs),
+    /// Print a link to the dashboard that signs its reader in
+    Dashboard(dashboard::DashboardArgs),
     /// List workers, or show one
     Workers(admin::WorkersArgs),
     /// No new sessions on a worker
@@ -283,7 +289,7 @@ fn refuse(error: clap::Error) -> ! {
 pub async fn dispatch(cli: Cli) -> CommandResult {
     let global = cli.global;
     match cli.command {
-        Command::Up(args) => up::run(&global, args).await,
+        Command::Up(args) => up::run(&global, *args).await,
         Command::Stop(args) => up::stop(&global, args).await,
         Command::Status => up::status(&global).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
@@ -306,6 +312,8 @@ pub async fn dispatch(cli: Cli) -> CommandResult {
         Command::Artifact(args) => artifact::run(&global, args).await,
         Command::Restore(args) => restore::restore(&global, args).await,
         Command::Fork(args) => restore::fork(&global, args).await,
+        Command::Top(args) => top::run(&global, args).await,
+        Command::Dashboard(args) => dashboard::run(&global, args).await,
         Command::Workers(args) => admin::workers(&global, args).await,
         Command::Cordon(args) => admin::cordon(&global, args).await,
         Command::Uncordon(args) => admin::uncordon(&global, args).await,

@@ -3,20 +3,27 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
-use berth_client::local;
+use berth_client::{Client, ConnectOptions, local};
 use berth_coordinator::{
     Config, Coordinator, StartError, artifacts,
     audit::{Argv, Settings},
     checkpoints::{Location, Room},
 };
+use berth_gateway::mcp::http::Lasting;
 use clap::{Args, Parser, builder::BoolishValueParser};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::{
     Serve, ServeArgs, announce,
-    gateway::{Around, Gateway, HttpArgs},
+    gateway::{self, Around, Gateway, HttpArgs},
+    metrics::{MetricsArgs, Port, Told},
+    probes::{Asked, Instead, Probe, Probes},
     stop, withdraw,
 };
 use crate::{
@@ -26,6 +33,9 @@ use crate::{
     signals::Interrupts,
     value,
 };
+
+/// The health service has this long, less than who asks for it waits.
+const HEALTH_WITHIN: Duration = Duration::from_secs(4);
 
 const HELP: &str = "\
 Started with no arguments it serves on 127.0.0.1:50051. `ready ADDRESS` on stdout says that it
@@ -86,7 +96,13 @@ pub struct CoordinatorArgs {
     pub shutdown_grace: Option<Duration>,
 
     #[command(flatten)]
+    pub metrics: MetricsArgs,
+
+    #[command(flatten)]
     pub serve: ServeArgs,
+
+    #[command(subcommand)]
+    pub instead: Option<Instead>,
 }
 
 /// What is recorded of what is done. `berth up` takes these too.
@@ -185,11 +201,15 @@ impl RecoveryArgs {
 }
 
 impl CoordinatorArgs {
+    fn state_dir(&self) -> Result<PathBuf, Failure> {
+        match &self.state_dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(local::default_state_dir()?),
+        }
+    }
+
     fn config(&self) -> Result<Config, Failure> {
-        let state_dir = match &self.state_dir {
-            Some(dir) => dir.clone(),
-            None => local::default_state_dir()?,
-        };
+        let state_dir = self.state_dir()?;
         let defaults = Config::default();
         Ok(self.artifacts.over(self.audit.over(self.recovery.over(Config {
             listen: SocketAddr::new(self.listen, self.grpc_port),
@@ -207,6 +227,11 @@ impl CoordinatorArgs {
 impl Serve for CoordinatorArgs {
     fn serve_args(&self) -> &ServeArgs {
         &self.serve
+    }
+
+    fn instead(&self) -> Result<Option<(Probe, PathBuf)>, Failure> {
+        let Some(Instead::Health { probe }) = &self.instead else { return Ok(None) };
+        Ok(Some((*probe, self.state_dir()?)))
     }
 
     fn computed(&self) -> Vec<(&'static str, String)> {
@@ -230,12 +255,16 @@ impl Serve for CoordinatorArgs {
 
     async fn serve(self, mut interrupts: Interrupts) -> CommandResult {
         let config = self.config()?;
+        let port = self.metrics.listen().await?;
         let around = Around {
             tls: config.tls.clone(),
             insecure: config.insecure_listen,
             remedy: "`berth tls init` makes certificates, and BERTH_TLS_DIR names their directory; or give another with \
                 BERTH_HTTP_CERT and BERTH_HTTP_KEY, or allow it on a network that you trust: BERTH_INSECURE_LISTEN=true",
+            // The workers hold the sessions.
+            lasting: Lasting { dir: config.state_dir.clone(), over_a_stop: true },
         };
+        let own_tls = config.tls.clone();
         let start = Coordinator::start(config);
         let mut running = tokio::select! {
             started = start => started.map_err(start_failure)?,
@@ -255,6 +284,13 @@ impl Serve for CoordinatorArgs {
                 return Err(failure);
             }
         };
+        let options = gateway::beside(&running, own_tls);
+        let told = Told::of("coordinator").with(running.metrics());
+        let told = gateway.metrics().into_iter().fold(told, Told::with);
+        let asked = Asked::new(Arc::new(move || Box::pin(unready(options.clone()))), told.scrape());
+        let _probes = Probes::open(&self.state_dir()?, &asked);
+        let _port = Port::open(port, &asked);
+        asked.started();
         announce(&self.serve, &address)?;
         let ended_by_itself = tokio::select! {
             () = running.wait() => true,
@@ -270,6 +306,22 @@ impl Serve for CoordinatorArgs {
         };
         let stopped = stop(stopping, &mut interrupts).await?;
         Ok(if ended_by_itself { code::FAILED } else { stopped })
+    }
+}
+
+/// Why the coordinator takes no calls, if so: what its own health service says on its own port.
+pub async fn unready(options: ConnectOptions) -> Option<String> {
+    let asked = async {
+        let client = Client::connect(options).await.map_err(|error| error.to_string())?;
+        let request = HealthCheckRequest { service: String::new() };
+        let answer = HealthClient::new(client.channel()).check(request).await;
+        answer.map(|answer| answer.into_inner().status()).map_err(|status| status.message().to_owned())
+    };
+    match tokio::time::timeout(HEALTH_WITHIN, asked).await {
+        Ok(Ok(ServingStatus::Serving)) => None,
+        Ok(Ok(_)) => Some("it is stopping: its health service says NOT_SERVING".to_owned()),
+        Ok(Err(why)) => Some(format!("its health service can't be asked: {why}")),
+        Err(_) => Some(format!("its health service did not answer within {HEALTH_WITHIN:?}")),
     }
 }
 

@@ -13,7 +13,8 @@ use berth_coordinator::Running;
 use berth_gateway::{
     e2b,
     http::{Door, Settings, Site, callers::Dial, serve},
-    mcp,
+    mcp::{self, http::Lasting},
+    metrics::Metrics,
 };
 use berth_net::{Acceptor, Files, Pair};
 use berth_proto::spawn::spawn;
@@ -136,6 +137,8 @@ pub struct Around {
     pub insecure: bool,
     /// What to do where neither is so.
     pub remedy: &'static str,
+    /// What becomes of MCP's conversations when this process ends.
+    pub lasting: Lasting,
 }
 
 /// A gateway that runs, or none where none was wanted.
@@ -146,6 +149,7 @@ struct Serving {
     secure: bool,
     stop: CancellationToken,
     task: JoinHandle<()>,
+    metrics: (Arc<Metrics>, Arc<dyn Fn() + Send + Sync>),
 }
 
 impl Gateway {
@@ -158,13 +162,8 @@ impl Gateway {
         let bad = |error: berth_net::Error| Failure::new(error.to_string()).hint(error.hint());
         let acceptor = certificate.clone().map(Acceptor::http).transpose().map_err(bad)?;
         let Some(listener) = args.listener().await? else { return Ok(Self(None)) };
-        let tls = around.tls;
         let address = listener.local_addr().map_err(|error| Failure::io("the HTTP port", error))?;
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let mut options = ConnectOptions::new(format!("{scheme}://{}", reachable(coordinator.addr())));
-        if let Some(dir) = tls {
-            options = options.ca(Files::new(dir).ca().certificate);
-        }
+        let options = beside(coordinator, around.tls);
         // The one secret that stays the same for as long as this Berth does, and that no client has.
         let operator = coordinator.credentials().admin_token.clone();
         let secret = operator.clone().into_bytes();
@@ -180,9 +179,13 @@ impl Gateway {
             let names = berth_net::facts_of(&pair.certificate).map_err(bad)?.names;
             hosts.extend(names.into_iter().filter(|name| !name.starts_with("*.")));
         }
-        let site = Site::new(Settings { dial, hosts, origins, e2b }, &stop);
+        let metrics = Arc::<Metrics>::default();
+        let lasting = around.lasting;
+        let site =
+            Site::new(Settings { dial, hosts, origins, lasting, e2b, metrics: metrics.clone() }, &stop);
+        let look: Arc<dyn Fn() + Send + Sync> = Arc::new(site.observer());
         let task = spawn("gateway", serve(listener, Door::new(acceptor), site, stop.clone()));
-        Ok(Self(Some(Serving { address, secure, stop, task })))
+        Ok(Self(Some(Serving { address, secure, stop, task, metrics: (metrics, look) })))
     }
 
     /// Where it serves, as a client on this machine reaches it, if it does.
@@ -190,12 +193,28 @@ impl Gateway {
         self.0.as_ref().map(|serving| url(serving.address, serving.secure))
     }
 
-    /// Ends conversations, and the sessions of their clients.
+    /// Its metrics, if it serves, and what makes them say how it stands.
+    pub fn metrics(&self) -> Option<(Arc<Metrics>, impl Fn() + Send + Sync + 'static)> {
+        let (metrics, look) = self.0.as_ref()?.metrics.clone();
+        Some((metrics, move || look()))
+    }
+
+    /// Ends what it serves; conversations too, and the sessions of their clients, where they are not to outlive a stop.
     pub async fn shutdown(self) {
         if let Some(serving) = self.0 {
             serving.stop.cancel();
             let _ = serving.task.await;
         }
+    }
+}
+
+/// How a coordinator of this process is reached. `tls`: the directory of its certificates.
+pub fn beside(coordinator: &Running, tls: Option<PathBuf>) -> ConnectOptions {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let options = ConnectOptions::new(format!("{scheme}://{}", reachable(coordinator.addr())));
+    match tls {
+        Some(dir) => options.ca(Files::new(dir).ca().certificate),
+        None => options,
     }
 }
 

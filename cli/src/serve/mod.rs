@@ -3,6 +3,8 @@
 
 pub mod coordinator;
 pub mod gateway;
+pub mod metrics;
+pub mod probes;
 pub mod worker;
 
 use std::{
@@ -19,10 +21,11 @@ use clap::{
     parser::ValueSource,
 };
 
+use self::probes::Probe;
 use crate::{
     env,
     failure::{CommandResult, Failure, code},
-    logging::{self, LogArgs},
+    logging::{self, LogArgs, json::Line},
     output,
     signals::Interrupts,
 };
@@ -46,6 +49,9 @@ pub struct ServeArgs {
 pub trait Serve: CommandFactory + FromArgMatches {
     fn serve_args(&self) -> &ServeArgs;
 
+    /// What was asked for instead of serving, and the state directory of who is asked.
+    fn instead(&self) -> Result<Option<(Probe, PathBuf)>, Failure>;
+
     /// Values that `--print-config` shows for settings that were left out.
     fn computed(&self) -> Vec<(&'static str, String)>;
 
@@ -54,6 +60,7 @@ pub trait Serve: CommandFactory + FromArgMatches {
 
 /// Runs one: strict environment, settings, log, service.
 pub fn main<S: Serve>() -> ExitCode {
+    logging::look(std::env::args_os());
     crate::finish(run::<S>())
 }
 
@@ -61,9 +68,15 @@ fn run<S: Serve>() -> CommandResult {
     env::check(std::env::vars_os().map(|(name, _)| name))?;
     let parsed =
         S::command().try_get_matches().and_then(|matches| Ok((S::from_arg_matches(&matches)?, matches)));
-    let (settings, matches) = parsed.unwrap_or_else(|error| plain_usage(&mut S::command(), error).exit());
+    let (settings, matches) =
+        parsed.unwrap_or_else(|error| wrong_use(&plain_usage(&mut S::command(), error)));
     if settings.serve_args().print_config {
         return print_config(&S::command(), &matches, &settings.computed());
+    }
+    if let Some((probe, state_dir)) = settings.instead()? {
+        logging::answers();
+        let who = S::command().get_name().to_owned();
+        return crate::block_on(probes::ask(&state_dir, probe, &who));
     }
     logging::start(settings.serve_args().log);
     crate::block_on(async {
@@ -74,6 +87,15 @@ fn run<S: Serve>() -> CommandResult {
         }
         settings.serve(interrupts).await
     })
+}
+
+/// Ends the process: with clap's words, or as a line of the log where it has nothing but such.
+fn wrong_use(error: &clap::Error) -> ! {
+    if !logging::only_json() || !error.use_stderr() {
+        error.exit();
+    }
+    logging::fail(error.render().to_string().trim_end(), &[]);
+    std::process::exit(error.exit_code())
 }
 
 /// clap's usage line for an error names each option that has a value, also those that have it from the environment:
@@ -127,7 +149,13 @@ pub fn announce(args: &ServeArgs, what: &str) -> Result<(), Failure> {
             .map_err(|error| Failure::io(path.display(), error))?;
     }
     // A closed stdout is no reason to stop serving.
-    let _ = writeln!(io::stdout().lock(), "ready {what}");
+    let _ = if logging::only_json() {
+        let mut line = Line::new("info", "ready");
+        line.fields.insert("address".to_owned(), what.into());
+        writeln!(io::stdout().lock(), "{}", line.text())
+    } else {
+        writeln!(io::stdout().lock(), "ready {what}")
+    };
     Ok(())
 }
 

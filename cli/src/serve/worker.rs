@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,17 +14,26 @@ use berth_proto::{
     domain::{BackendChoice, PtySize, TaskDefaults, TaskDefaultsPatch},
     egress::Target,
 };
-use berth_worker::{CapacityOverride, Config, StartError, Worker, egress, store};
+use berth_worker::{
+    CapacityOverride, Config, StartError, Worker, egress,
+    metrics::{Metrics, Observed},
+    store,
+};
 use clap::{
     Args, Parser,
     builder::{BoolishValueParser, NonEmptyStringValueParser},
 };
 
-use super::{Serve, ServeArgs, announce, stop, withdraw};
+use super::{
+    Serve, ServeArgs, announce,
+    metrics::{MetricsArgs, Port, Told},
+    probes::{Asked, Instead, Look, Probe, Probes},
+    stop, withdraw,
+};
 use crate::{
     env,
     failure::{CommandResult, Failure, code},
-    output,
+    logging, output,
     signals::Interrupts,
     value,
 };
@@ -93,7 +103,7 @@ pub struct MachineArgs {
     #[arg(long, env = "BERTH_MEMORY", value_parser = value::size, value_name = "SIZE")]
     pub memory: Option<u64>,
 
-    /// What holds sessions' files to their size: auto, ext4, tmpfs, or directory: nothing does
+    /// What holds sessions' files to their size: auto, ext4, volume, tmpfs, or directory: nothing does
     #[arg(long, env = "BERTH_WORKSPACE", default_value = "auto", value_parser = workspace, value_name = "KIND")]
     pub workspace: store::Choice,
 
@@ -252,7 +262,13 @@ pub struct WorkerArgs {
     pub machine: MachineArgs,
 
     #[command(flatten)]
+    pub metrics: MetricsArgs,
+
+    #[command(flatten)]
     pub serve: ServeArgs,
+
+    #[command(subcommand)]
+    pub instead: Option<Instead>,
 }
 
 /// What a stop does with the sessions.
@@ -327,6 +343,11 @@ impl Serve for WorkerArgs {
         &self.serve
     }
 
+    fn instead(&self) -> Result<Option<(Probe, PathBuf)>, Failure> {
+        let Some(Instead::Health { probe }) = &self.instead else { return Ok(None) };
+        Ok(Some((*probe, self.state_dir()?)))
+    }
+
     fn computed(&self) -> Vec<(&'static str, String)> {
         let Ok(state_dir) = self.state_dir() else { return Vec::new() };
         let config = self.machine.config(&self.coordinator, "", &state_dir);
@@ -345,7 +366,8 @@ impl Serve for WorkerArgs {
 
     async fn serve(self, mut interrupts: Interrupts) -> CommandResult {
         let config = self.config()?;
-        let coordinator = config.coordinator.clone();
+        let port = self.metrics.listen().await?;
+        let (coordinator, metrics) = (config.coordinator.clone(), config.metrics.clone());
         let running = tokio::select! {
             started = Worker::start(config) => started.map_err(start_failure)?,
             _ = interrupts.recv() => return Ok(code::CANCELLED),
@@ -354,17 +376,28 @@ impl Serve for WorkerArgs {
             tracing::info!(%address, "the data plane is listening on {address}");
         }
         tracing::info!(worker.id = %running.id(), coordinator, "registering");
+        let unready = running.readiness();
+        let told = Told::of("worker").with(shown(metrics, vec![running.observer()]));
+        let look: Look = Arc::new(move || Box::pin(std::future::ready(unready())));
+        let asked = Asked::new(look, told.scrape());
+        let _probes = Probes::open(&self.state_dir()?, &asked);
+        let _port = Port::open(port, &asked);
         let mut announced = false;
         let failed = loop {
             tokio::select! {
                 () = running.ready(), if !announced => {
                     announced = true;
+                    asked.started();
                     tracing::info!(worker.id = %running.id(), "ready");
                     let data_plane = running.data_address().map(|address| format!(" {address}"));
                     announce(&self.serve, &format!("{}{}", running.id(), data_plane.unwrap_or_default()))?;
                 }
                 error = running.wait() => {
-                    output::error(&error, error.hint_text());
+                    if logging::only_json() {
+                        logging::fail(&error.to_string(), &error.hint_text().map(str::to_owned).into_iter().collect::<Vec<_>>());
+                    } else {
+                        output::error(&error, error.hint_text());
+                    }
                     break true;
                 }
                 signal = interrupts.recv() => {
@@ -383,6 +416,15 @@ impl Serve for WorkerArgs {
         let stopped = stop(running.shutdown(), &mut interrupts).await?;
         Ok(if failed { code::FAILED } else { stopped })
     }
+}
+
+/// The metrics of workers of this process, and what makes them say how those stand.
+pub fn shown<F>(metrics: Arc<Metrics>, observers: Vec<F>) -> (Arc<Metrics>, impl Fn() + Send + Sync + 'static)
+where
+    F: Fn() -> Option<Observed> + Send + Sync + 'static,
+{
+    let shown = metrics.clone();
+    (metrics, move || shown.show(&observers.iter().filter_map(|observe| observe()).collect::<Vec<_>>()))
 }
 
 pub fn start_failure(error: StartError) -> Failure {

@@ -14,16 +14,22 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use berth_client::local::{self, UnreadyWorker, UpRecord};
+use berth_client::{
+    ConnectOptions,
+    local::{self, UnreadyWorker, UpRecord},
+};
 use berth_coordinator::{Coordinator, checkpoints::Location};
+use berth_gateway::mcp::http::Lasting;
 use berth_proto::WorkerId;
 use berth_worker::{Worker, store};
 use clap::Args;
 use futures::future::{join_all, select_all};
 use nix::fcntl::{Flock, FlockArg};
+use tokio::net::TcpListener;
 
 pub use manage::{StopArgs, runs, status, stop};
 
@@ -35,7 +41,9 @@ use crate::{
     process,
     serve::{
         coordinator,
-        gateway::{Around, Gateway, HttpArgs},
+        gateway::{self, Around, Gateway, HttpArgs},
+        metrics::{MetricsArgs, Port, Told},
+        probes::{Asked, Look},
         remove, worker, write_atomic,
     },
     signals::Interrupts,
@@ -97,6 +105,9 @@ pub struct UpArgs {
 
     #[command(flatten)]
     pub machine: worker::MachineArgs,
+
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
 
     #[command(flatten)]
     pub log: LogArgs,
@@ -198,6 +209,7 @@ async fn serve(
         templates: args.templates.clone(),
         ..Default::default()
     })));
+    let port = args.metrics.listen().await?;
     let mut coordinator = tokio::select! {
         started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
         _ = interrupts.recv() => return Ok(code::CANCELLED),
@@ -207,6 +219,8 @@ async fn serve(
         insecure: false,
         remedy: "give a certificate with BERTH_HTTP_CERT and BERTH_HTTP_KEY (`berth tls init` makes one), or listen on \
             127.0.0.1 (BERTH_HTTP_LISTEN)",
+        // Its workers stop with it, and their sessions end.
+        lasting: Lasting { dir: state_dir.to_owned(), over_a_stop: false },
     };
     let gateway = match Gateway::start(&args.http, &coordinator, around).await {
         Ok(gateway) => gateway,
@@ -231,12 +245,15 @@ async fn serve(
     write_record(state_dir, &record)?;
     let join_token = coordinator.credentials().join_token.clone();
     let mut workers = Vec::new();
+    let told = Told::of("up").with(coordinator.metrics());
+    let told = gateway.metrics().into_iter().fold(told, Told::with);
+    let served = Served { port, told, options: gateway::beside(&coordinator, None) };
     let result = tokio::select! {
         // First: an interrupt goes before everything else that is due.
         biased;
         signal = interrupts.recv() => Ok(signal),
         () = coordinator.wait() => Err(Failure::new("the coordinator ended by itself").hint("its log says why")),
-        result = work(args, state_dir, &join_token, &mut record, &mut workers, global) => result.map(|_never| ""),
+        result = work(args, state_dir, &join_token, &mut record, &mut workers, global, served) => result.map(|_never| ""),
     };
     match &result {
         Ok(signal) => {
@@ -282,7 +299,10 @@ async fn work(
     record: &mut UpRecord,
     workers: &mut Vec<berth_worker::Running>,
     global: &Global,
+    Served { port, told, options }: Served,
 ) -> Result<std::convert::Infallible, Failure> {
+    // They count in one place: what tells them apart is no label.
+    let metrics: Arc<berth_worker::metrics::Metrics> = Arc::default();
     for number in 1..=args.workers {
         // Short: the agents' sockets below it have a path of at most 107 bytes.
         let dir = state_dir.join(format!("w{number}"));
@@ -290,18 +310,54 @@ async fn work(
         config.worker_id =
             Some(format!("local-{number}").parse::<WorkerId>().expect("a constant shape is valid"));
         share(&mut config, args.workers, state_dir)?;
+        config.metrics = metrics.clone();
         workers.push(Worker::start(config).await.map_err(worker::start_failure)?);
     }
+    let asked = whole(told, options, metrics, workers);
+    let _port = Port::open(port, &asked);
     tokio::select! {
         () = wait_ready(workers) => {}
         failure = first_failure(workers) => return Err(failure),
         () = tokio::time::sleep(args.ready_within) => record.unready = unready(workers, args.ready_within)?,
     }
+    asked.started();
     record.ready = true;
     write_record(state_dir, record)?;
     tracing::info!(unready = record.unready.len(), "ready");
     greet(args, global, record, workers)?;
     Err(first_failure(workers).await)
+}
+
+/// What is told on the port for metrics, if there is one.
+struct Served {
+    port: Option<TcpListener>,
+    told: Told,
+    /// To the coordinator of this process.
+    options: ConnectOptions,
+}
+
+/// The whole of it is ready when its coordinator is, and each worker.
+fn whole(
+    told: Told,
+    options: ConnectOptions,
+    metrics: Arc<berth_worker::metrics::Metrics>,
+    workers: &[berth_worker::Running],
+) -> Arc<Asked> {
+    let observers = workers.iter().map(berth_worker::Running::observer).collect();
+    let told = told.with(worker::shown(metrics, observers));
+    let unready = workers.iter().map(|worker| (worker.id().clone(), worker.readiness()));
+    let unready: Arc<Vec<_>> = Arc::new(unready.collect());
+    let look: Look = Arc::new(move || {
+        let (options, unready) = (options.clone(), unready.clone());
+        Box::pin(async move {
+            let lacking = unready.iter().find_map(|(id, unready)| Some(format!("{id}: {}", unready()?)));
+            match lacking {
+                Some(lacking) => Some(lacking),
+                None => coordinator::unready(options).await,
+            }
+        })
+    });
+    Asked::new(look, told.scrape())
 }
 
 /// Several workers on one machine offer it once, not several times.
@@ -403,6 +459,7 @@ fn next_steps(global: &Global, record: &UpRecord, backend: Option<&str>, end: &s
     say(format!("  berth{option} shell"));
     say(format!("  berth{option} ps"));
     if let Some(url) = &record.http {
+        say(format!("  berth{option} dashboard          a link that signs you in on {url}/"));
         say("");
         say("E2B's SDKs work here too (docs/e2b.md):");
         say("");

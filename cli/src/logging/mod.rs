@@ -1,17 +1,29 @@
 //! Logs: text on a terminal, JSON lines elsewhere, always on stderr. The transport's
 //! own talk (h2, hyper, tonic) only when something is wrong with it.
+//!
+//! Where JSON was asked for by name, a component prints nothing else: not when it is ready, nor when it can't start, nor
+//! when it panics.
 
-use std::io::{self, IsTerminal};
+pub mod json;
+
+use std::{
+    io::{self, IsTerminal},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use tracing_subscriber::{
-    Layer,
+    Layer, Registry,
     filter::{LevelFilter, Targets},
-    fmt,
+    fmt::{self, format::JsonFields},
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
-use crate::failure::Failure;
+use self::json::{Json, Line};
+use crate::{failure::Failure, output};
+
+/// Whether JSON was asked for by name.
+static ONLY_JSON: AtomicBool = AtomicBool::new(false);
 
 /// How a log line looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -67,6 +79,59 @@ fn filter(level: LogLevel) -> Targets {
         .fold(Targets::new().with_default(level), |targets, name| targets.with_target(name, quiet))
 }
 
+/// Looks whether JSON is asked for by name, before anything is parsed: also what is wrong with the settings is told so.
+pub fn look(args: impl Iterator<Item = std::ffi::OsString>) {
+    let is_json = |value: &std::ffi::OsStr| value.eq_ignore_ascii_case("json");
+    let args: Vec<_> = args.collect();
+    let mut asked = std::env::var_os(crate::env::BERTH_LOG_FORMAT).is_some_and(|value| is_json(&value));
+    for (n, arg) in args.iter().enumerate() {
+        if arg == "--log-format" {
+            asked = args.get(n + 1).is_some_and(|value| is_json(value));
+        } else if let Some(value) = arg.to_str().and_then(|arg| arg.strip_prefix("--log-format=")) {
+            asked = is_json(value.as_ref());
+        }
+    }
+    ONLY_JSON.store(asked, Ordering::Relaxed);
+}
+
+/// What is printed is for whoever asks, and no log.
+pub fn answers() {
+    ONLY_JSON.store(false, Ordering::Relaxed);
+}
+
+/// Whether what a component prints is JSON, all of it.
+pub fn only_json() -> bool {
+    ONLY_JSON.load(Ordering::Relaxed)
+}
+
+/// What a component says when it fails: as a line of its log.
+pub fn fail(message: &str, hints: &[String]) {
+    let mut line = Line::new("error", message);
+    if !hints.is_empty() {
+        line.fields.insert("hint".to_owned(), hints.join("\n").into());
+    }
+    output::say_json(&line);
+}
+
+/// A panic is a line of the log too.
+fn tell_of_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let said = panic.payload_as_str().unwrap_or("it says nothing of why");
+        let thread = std::thread::current();
+        let backtrace = std::backtrace::Backtrace::capture();
+        let backtrace = match backtrace.status() {
+            std::backtrace::BacktraceStatus::Captured => Some(backtrace.to_string()),
+            _ => None,
+        };
+        tracing::error!(
+            location = panic.location().map(ToString::to_string),
+            thread = thread.name(),
+            backtrace,
+            "a thread panicked: {said}"
+        );
+    }));
+}
+
 /// Starts logging. Once a process; a second call changes nothing.
 pub fn start(args: LogArgs) {
     let terminal = std::io::stderr().is_terminal();
@@ -77,15 +142,17 @@ pub fn start(args: LogArgs) {
             .with_ansi(terminal && crate::output::colors_wanted())
             .with_target(false)
             .boxed(),
-        LogFormat::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .with_writer(std::io::stderr)
-            .boxed(),
+        LogFormat::Json => {
+            fmt::layer().fmt_fields(JsonFields::new()).event_format(Json).with_writer(std::io::stderr).boxed()
+        }
     };
-    let _ = tracing_subscriber::registry().with(layer.with_filter(filter(args.log_level))).try_init();
+    init(layer, args.log_level);
+}
+
+fn init(layer: Box<dyn Layer<Registry> + Send + Sync>, level: LogLevel) {
+    if tracing_subscriber::registry().with(layer.with_filter(filter(level))).try_init().is_ok() {
+        tell_of_panics();
+    }
 }
 
 /// Starts logging to a file that is turned over when it is full: JSON lines unless text is
@@ -94,10 +161,10 @@ pub fn start_in_file(args: LogArgs, path: &std::path::Path) -> Result<(), Failur
     let file = Capped::open(path.to_owned(), LOG_CAP).map_err(|error| Failure::io(path.display(), error))?;
     let layer = fmt::layer().with_ansi(false).with_target(false).with_writer(std::sync::Mutex::new(file));
     let layer = match args.log_format {
-        Some(LogFormat::Json) => layer.json().flatten_event(true).with_span_list(false).boxed(),
+        Some(LogFormat::Json) => layer.fmt_fields(JsonFields::new()).event_format(Json).boxed(),
         Some(LogFormat::Text) | None => layer.boxed(),
     };
-    let _ = tracing_subscriber::registry().with(layer.with_filter(filter(args.log_level))).try_init();
+    init(layer, args.log_level);
     Ok(())
 }
 
