@@ -22,10 +22,11 @@ refuse() {
 native_why="the native backend needs root"
 if is_root; then native_why="this root has no CAP_SYS_ADMIN (a plain container?), which the native backend needs"; fi
 
-# Disk limits are held by mounts, which take the same. Who wants sandboxes without them says so; the tests do.
+# Disk limits are held by mounts, which take the same, or by the engine's mounts of our loop devices. Who wants sandboxes
+# without them says so; the tests do.
 docker_may() {
-    if native_can || [ "${1:-demo}" = test ] || [ "${BERTH_WORKSPACE:-auto}" = directory ]; then return 0; fi
-    refuse "sessions can't be held to their disk limit here: that takes root and CAP_SYS_ADMIN" \
+    if native_can || { is_root && [ -w /dev/loop-control ]; } || [ "${1:-demo}" = test ] || [ "${BERTH_WORKSPACE:-auto}" = directory ]; then return 0; fi
+    refuse "sessions can't be held to their disk limit here: that takes root, and CAP_SYS_ADMIN or loop devices" \
         "run it as root: sudo -E env PATH=\"\$PATH\" make ${1:-demo}" \
         "or, if any session may fill this disk, say so: BERTH_WORKSPACE=directory make ${1:-demo}"
 }
@@ -49,7 +50,7 @@ case "${BERTH_SANDBOX:-auto}" in
             echo docker
         elif is_root; then
             refuse "nothing here can hold a sandbox: $native_why; and $docker_why" \
-                "give the container CAP_SYS_ADMIN (docker run --privileged …), or mount the engine's socket into it"
+                "mount the engine's socket into the container, or give it CAP_SYS_ADMIN"
         elif have docker; then
             refuse "nothing here can hold a sandbox: $native_why; and $docker_why" \
                 "run it as root: sudo -E env PATH=\"\$PATH\" make ${1:-demo}" \
