@@ -1,11 +1,12 @@
 #!/bin/sh
 # Builds Berth into ./bin: berth, coordinator, worker, and the static berth-agent beside them.
-#   PROFILE=dev|release (default dev). WEAKENED=1: also what the abuse suite loosens, in ./bin/weakened. Further arguments are packages to build too: scripts/build.sh berth-bench
+#   PROFILE=dev|release|image (default dev). OUT=DIR: there, not into ./bin. WEAKENED=1: also what the abuse suite loosens, in ./bin/weakened. Further arguments are packages to build too: scripts/build.sh berth-bench
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 
 profile=${PROFILE:-dev}
+out_dir=${OUT:-bin}
 sh scripts/setup.sh build
 host=$(rustc -vV | sed -n 's/^host: //p')
 target=${CARGO_TARGET_DIR:-target}
@@ -28,19 +29,19 @@ build_rest() { (unset CARGO_BUILD_TARGET && cargo build --locked --profile "$pro
 
 # Never written in place: a berth that runs keeps the file it was started from (and no ETXTBSY).
 put() {
-    cmp -s "$1" "bin/$2" && return 0
-    cp "$1" "bin/$2.new.$$"
-    mv -f "bin/$2.new.$$" "bin/$2"
+    cmp -s "$1" "$out_dir/$2" && return 0
+    cp "$1" "$out_dir/$2.new.$$"
+    mv -f "$out_dir/$2.new.$$" "$out_dir/$2"
 }
-mkdir -p bin
-trap 'rm -f bin/*.new."$$" bin/weakened/*.new."$$"' EXIT
+mkdir -p "$out_dir"
+trap 'rm -f "$out_dir"/*.new."$$" "$out_dir"/weakened/*.new."$$"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 # For the abuse suite alone: a worker and an agent that can be told to loosen one protection. First, so that what stays
 # in the target directory under these names are the real ones.
 if [ "${WEAKENED:-}" = 1 ]; then
-    mkdir -p bin/weakened
+    mkdir -p "$out_dir/weakened"
     build_agent --features weakened
     put "$target/$host/$out/berth-agent" weakened/berth-agent
     build_rest --features berth-cli/weakened --bin worker

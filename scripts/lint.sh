@@ -13,10 +13,10 @@ check() {
     "$@" || bad="$bad, $check_name"
 }
 scripts() { # the POSIX ones, then the bash one
-    for script in scripts/*.sh docker/sandbox/*.sh; do sh -n "$script" || return 1; done
+    for script in scripts/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh; do sh -n "$script" || return 1; done
     if have bash; then bash -n .ci/run || return 1; fi
     if have shellcheck; then
-        shellcheck -x scripts/*.sh docker/sandbox/*.sh .ci/run
+        shellcheck -x scripts/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh .ci/run
     else
         say "note: shellcheck is not installed; the scripts were only parsed"
     fi

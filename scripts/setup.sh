@@ -1,6 +1,6 @@
 #!/bin/sh
 # Checks for what a target needs, and as root on Debian or Ubuntu installs what is missing.
-#   scripts/setup.sh [build|demo|test|lint|bench|fuzz|all]    (all: what `make setup` does)
+#   scripts/setup.sh [build|demo|test|lint|bench|fuzz|images|all]    (all: what `make setup` does)
 # Says nothing and costs nothing when all is there. BERTH_NO_INSTALL=1: only check.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 
 what=${1:-all}
 case "$what" in
-    build | demo | test | lint | bench | fuzz | all) ;;
-    *) die "unknown target: $what" "one of build, demo, test, lint, bench, fuzz, all" ;;
+    build | demo | test | lint | bench | fuzz | images | all) ;;
+    *) die "unknown target: $what" "one of build, demo, test, lint, bench, fuzz, images, all" ;;
 esac
 
 if ! have cargo || ! have rustc; then
@@ -52,7 +52,15 @@ case "$what" in
         ;;
 esac
 case "$what" in
-    demo | test | bench | all)
+    test | all)
+        # A browser for the tests of the dashboard: 124 MB, about half a minute, once. Without it they are skipped, by name.
+        if have apt-get && ! have chromium && ! have chromium-browser && ! have google-chrome && can_apt; then
+            apt_install chromium || say "note: no chromium; the tests of the dashboard in a browser are skipped"
+        fi
+        ;;
+esac
+case "$what" in
+    demo | test | bench | images | all)
         # Each session's files are in a file system of their own. (A root's PATH may be without /usr/sbin.)
         if [ ! -x /usr/sbin/mkfs.ext4 ] && [ ! -x /sbin/mkfs.ext4 ]; then need mkfs.ext4 e2fsprogs; fi
         ;;
@@ -69,6 +77,16 @@ case "$what" in
         if have /usr/bin/python3 && ! /usr/bin/python3 -c 'import ensurepip, pip' >/dev/null 2>&1; then
             packages="$packages python3-venv python3-pip" missing="$missing python3-venv"
         fi
+        ;;
+esac
+case "$what" in
+    test | images | all)
+        # Of these the components' images are made, beside our binaries.
+        if ! have busybox || ! busybox --list 2>/dev/null | grep -qx nc || ldd "$(command -v busybox)" >/dev/null 2>&1; then
+            packages="$packages busybox-static" missing="$missing busybox"
+        fi
+        need strip binutils
+        [ -r /etc/ssl/certs/ca-certificates.crt ] || packages="$packages ca-certificates" missing="$missing ca-certificates"
         ;;
 esac
 # libFuzzer is compiled from its C++ source.
