@@ -235,6 +235,77 @@ class Common:
                 whole, at = whole + part["contents"], part.get("next_offset")
             self.assertEqual(hashlib.sha256(whole.encode()).hexdigest(), kept["long.txt"]["sha256"])
 
+    async def test_an_answer_at_the_maxima_comes(self):
+        """Red when any is larger than the SDK takes in one event over HTTP (1 MiB), or when what did not fit is not to be had."""
+        code = '''
+import os
+os.makedirs("artifacts/deep", exist_ok=True)
+text = "".join("line %d \\"quoted\\"\\n" % n for n in range(150000))
+data = os.urandom(2 << 20)
+for at in ("text", "artifacts/text.txt"): open(at, "w").write(text)
+for at in ("data", "artifacts/data.bin"): open(at, "wb").write(data)
+open("controls", "wb").write(bytes([1]) * (1 << 20))
+open("artifacts/large.svg", "w").write('<svg xmlns="http://www.w3.org/2000/svg">' + " " * (3 << 20) + "</svg>")
+open("artifacts/fits.svg", "w").write('<svg xmlns="http://www.w3.org/2000/svg">' + " " * (500 << 10) + "</svg>")
+long = "".join(("d" * 240) + "/" for _ in range(12))
+os.makedirs(long)
+for n in range(1200): open(long + "f" * 200 + str(n), "w").write("match " + "m" * 390)
+'''
+        most = 1 << 20
+        async with self.box() as box:
+            made = await box.call("run_python", code=code)
+            self.assertEqual(made.structured_content["exit_code"], 0, made)
+            self.assertEqual([block.type for block in made.content].count("image"), 1)
+            self.assertEqual([block.name for block in made.content if block.type == "resource_link"], ["large.svg"])
+            session = made.structured_content["session"]
+
+            async def parts(tool, **arguments):
+                whole, at, count = b"", 0, 0
+                while at is not None:
+                    part = await box.ok(tool, offset=at, length=most, **arguments)
+                    contents = part["contents"]
+                    whole += contents.encode() if part["encoding"] == "text" else base64.b64decode(contents)
+                    at, count = part.get("next_offset"), count + 1
+                    self.assertLess(count, 40)
+                return hashlib.sha256(whole).hexdigest()
+
+            async def summed(path):
+                return (await box.ok("run_shell", command=f"sha256sum {path}"))["stdout"].split()[0]
+
+            for path in ("text", "data", "controls"):
+                self.assertEqual(await parts("fs_read", path=path), await summed(path), path)
+            kept = {a["name"]: a["artifact_id"] for a in (await box.ok("artifact_list", limit=500))["artifacts"]}
+            for name in ("text.txt", "data.bin", "large.svg"):
+                self.assertEqual(await parts("artifact_get", artifact_id=kept[name]), await summed(f"artifacts/{name}"), name)
+            image = await box.call("artifact_get", artifact_id=kept["fits.svg"])
+            self.assertEqual([block.type for block in image.content], ["text", "image"])
+            self.assertFalse((await box.call("artifact_get", artifact_id=kept["large.svg"])).is_error)
+            for command in ("cat text; cat text >&2", "cat controls data; cat data >&2"):
+                ran = await box.call("run_shell", command=command, max_output_bytes=most)
+                self.assertTrue(ran.structured_content["truncated"])
+                self.assertIn("task_get_result", ran.content[0].text)
+                for encoding in ("text", "base64"):
+                    read = await box.ok("task_get_result", task_id=ran.structured_content["task_id"], max_bytes=most, encoding=encoding)
+                    self.assertTrue(read["more"] and read["stdout_next"] > 50_000, read["stdout_next"])
+                links = [block for block in ran.content if block.type == "resource_link"]
+                self.assertEqual(len(links), 2)
+                for link in links:
+                    await box.client.read_resource(link.uri)
+            found = await box.ok("fs_search", pattern="match", max_matches=1000, context=20)
+            self.assertIn("room", found["incomplete"])
+            listed = await box.ok("fs_list", depth=64)
+            self.assertTrue(listed["truncated"] and listed["entries"])
+            if box.client.protocol_version < "2026-01-01" or not box.session:
+                self.assertTrue((await box.client.list_resources()).resources)
+            with self.assertRaises(MCPError):
+                await box.client.read_resource(f"berth://{session}/data")
+            at, count = f"berth://{session}/data?offset=0", 0
+            while at:
+                read = (await box.client.read_resource(at)).contents[0]
+                at, count = read.meta.get("berth/next"), count + 1
+            self.assertLess(count, 10)
+            self.assertIn("ask for less", await box.refused("echo", message="x" * (2 << 20)) if not box.session else "ask for less")
+
     async def test_changes_are_told(self):
         told = anyio.Event()
 

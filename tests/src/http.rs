@@ -35,21 +35,23 @@ impl Reply {
     }
 }
 
-/// Where a cluster's gateway listens: its coordinator's log says so.
+/// Where a cluster's gateway listens: its coordinator's log says so, at each start.
 pub async fn gateway(cluster: &Cluster) -> String {
     until(READY, "the gateway", async || {
         let log = cluster.coordinator.log();
-        let (_, rest) = log.split_once("MCP is served on http")?.1.split_once("://")?;
+        let (_, rest) = log.rsplit_once("MCP is served on http")?.1.split_once("://")?;
         rest.split_once("/mcp").map(|(address, _)| address.to_owned())
     })
     .await
 }
 
 /// A client with the headers that all its requests have. Each request is a connection.
+#[derive(Clone)]
 pub struct Http {
     pub address: String,
     pub headers: Vec<(String, String)>,
-    pub(crate) next_id: u64,
+    /// Of the last request of JSON-RPC.
+    pub next_id: u64,
 }
 
 impl Http {

@@ -23,6 +23,7 @@ pub fn everything(dir: &Path) -> Vec<String> {
     for instance in instances(dir) {
         found.extend(cgroups(&instance).into_iter().map(|c| format!("cgroup {}", c.display())));
         found.extend(containers(&instance).into_iter().map(|c| format!("container {c}")));
+        found.extend(volumes(&instance).into_iter().map(|v| format!("volume {v}")));
     }
     found.extend(session_dirs(dir).into_iter().map(|s| format!("directory {}", s.display())));
     found
@@ -32,6 +33,9 @@ pub fn everything(dir: &Path) -> Vec<String> {
 pub fn sweep(dir: &Path) {
     for instance in instances(dir) {
         let _ = end(&instance);
+        for volume in volumes(&instance) {
+            let _ = std::process::Command::new("docker").args(["volume", "rm", &volume]).output();
+        }
     }
     unmount(dir);
 }
@@ -178,14 +182,24 @@ fn search(dir: &Path, needle: &str, depth: usize, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Containers of the instance, running or not. None where docker is not tested.
+/// Containers of the instance, running or not.
 pub fn containers(instance: &str) -> Vec<String> {
+    of_engine(instance, &["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.State}}"])
+}
+
+/// Volumes of the instance.
+pub fn volumes(instance: &str) -> Vec<String> {
+    of_engine(instance, &["volume", "ls", "-q"])
+}
+
+/// What the engine lists for the instance. Nothing where docker is not tested.
+fn of_engine(instance: &str, list: &[&str]) -> Vec<String> {
     if std::env::var_os("BERTH_TEST_DOCKER").is_none_or(|value| value != "1") {
         return Vec::new();
     }
     let label = format!("label=berth.instance={instance}");
-    let args = ["ps", "-a", "--no-trunc", "--filter", &label, "--format", "{{.ID}} {{.State}}"];
-    let listed = std::process::Command::new("docker").args(args).output().expect("docker is there");
+    let listed = std::process::Command::new("docker").args(list).args(["--filter", &label]).output();
+    let listed = listed.expect("docker is there");
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect()
 }

@@ -5,6 +5,8 @@
 //! interfaces, and ends with [`Cluster::stop`], which asserts that nothing is left. A test
 //! that fails instead shows the last lines of every component's log.
 
+pub mod browser;
+pub mod containers;
 pub mod http;
 pub mod left;
 pub mod mcp;

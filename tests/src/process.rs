@@ -108,8 +108,11 @@ impl Process {
         let _ = self.child.start_kill();
     }
 
-    /// SIGKILL.
+    /// SIGKILL, if it has not ended by itself.
     pub async fn kill(&mut self) {
+        if let Ok(Some(_)) = self.child.try_wait() {
+            return;
+        }
         self.child.kill().await.expect("our own child can be killed");
     }
 }

@@ -81,9 +81,10 @@ pub async fn a63_the_host_is_not_told(arena: &Arena) -> Finding {
         log.is_empty() || log.contains("not permitted") || log.contains("not found"),
         format!("dmesg: {log}"),
     )?;
-    let seen = sandbox.sh("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c 4243 || true").await.ok();
-    // The count's own command line is one.
-    hold(seen.parse::<u32>().is_ok_and(|n| n <= 2), format!("another session's processes: {seen}"))?;
+    // Whole arguments: those of the search itself are others.
+    let search = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -cx '424[3]' || true";
+    let seen = sandbox.sh(search).await.ok();
+    hold(seen == "0", format!("another session's processes: {seen}"))?;
     let count = sandbox.sh("ls /proc | grep -c '^[0-9]'").await.ok();
     hold(count.parse::<u32>().is_ok_and(|n| n < 12), format!("{count} processes are seen"))?;
     let dev = sandbox

@@ -7,11 +7,12 @@ use berth_proto::{
     v1::{
         self, file_service_client::FileServiceClient, interpreter_service_client::InterpreterServiceClient,
         port_service_client::PortServiceClient, secret_service_client::SecretServiceClient,
-        task_event::Event, task_service_client::TaskServiceClient, task_spec::Program,
+        session_service_client::SessionServiceClient, task_event::Event,
+        task_service_client::TaskServiceClient, task_spec::Program,
     },
 };
 use berth_tests::{Authorized, Bearer, Cluster, Setup};
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, transport::Channel};
 
 /// Longest that a case waits for one thing.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -31,30 +32,30 @@ pub struct Hop {
     pub files: FileServiceClient<Authorized>,
     pub ports: PortServiceClient<Authorized>,
     pub interpreter: InterpreterServiceClient<Authorized>,
-    cluster: Cluster,
+    /// The coordinator behind it.
+    coordinator: (Channel, Bearer),
+    /// What was started for it alone.
+    cluster: Option<Cluster>,
+}
+
+/// A session with limits that a case can reach.
+async fn session(coordinator: &(Channel, Bearer)) -> String {
+    let (channel, bearer) = coordinator.clone();
+    let limits = v1::Limits { memory_bytes: Some(128 << 20), pids: Some(64), ..v1::Limits::default() };
+    let request = v1::CreateSessionRequest { limits: Some(limits), ..v1::CreateSessionRequest::default() };
+    let made = SessionServiceClient::with_interceptor(channel, bearer).create_session(request).await;
+    made.expect("a session").into_inner().id
 }
 
 impl Hop {
     pub async fn start(backend: &str, at: At) -> Self {
         let setup = Setup { worker_listener: at == At::Worker, ..Setup::new(backend) };
         let cluster = Cluster::start(setup).await;
-        let session = cluster
-            .sessions()
-            .create_session(v1::CreateSessionRequest {
-                limits: Some(v1::Limits {
-                    memory_bytes: Some(128 << 20),
-                    pids: Some(64),
-                    ..v1::Limits::default()
-                }),
-                ..v1::CreateSessionRequest::default()
-            })
-            .await
-            .expect("a session")
-            .into_inner()
-            .id;
+        let coordinator = (cluster.channel(), Bearer::new(&cluster.admin_token));
+        let session = session(&coordinator).await;
         let worker = &cluster.workers[0];
         let (channel, bearer) = match at {
-            At::Coordinator => (cluster.channel(), Bearer::new(&cluster.admin_token)),
+            At::Coordinator => coordinator.clone(),
             At::Worker => {
                 let address = worker.data_plane.clone().expect("it has a listener");
                 let token = std::fs::read_to_string(worker.state.join("data_token")).expect("its token");
@@ -66,6 +67,24 @@ impl Hop {
                 (transport::channel_uds(socket), Bearer::none())
             }
         };
+        Self::of(at, backend, session, (channel, bearer), coordinator, Some(cluster))
+    }
+
+    /// On a fleet that runs, by its coordinator.
+    pub async fn on(channel: Channel, token: &str, backend: &str) -> Self {
+        let coordinator = (channel, Bearer::new(token));
+        let session = session(&coordinator).await;
+        Self::of(At::Coordinator, backend, session, coordinator.clone(), coordinator, None)
+    }
+
+    fn of(
+        at: At,
+        backend: &str,
+        session: String,
+        (channel, bearer): (Channel, Bearer),
+        coordinator: (Channel, Bearer),
+        cluster: Option<Cluster>,
+    ) -> Self {
         Self {
             at,
             session,
@@ -74,6 +93,7 @@ impl Hop {
             files: FileServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             ports: PortServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             interpreter: InterpreterServiceClient::with_interceptor(channel, bearer),
+            coordinator,
             cluster,
         }
     }
@@ -92,16 +112,20 @@ impl Hop {
 
     /// The coordinator's.
     pub fn secrets(&self) -> SecretServiceClient<Authorized> {
-        let bearer = Bearer::new(&self.cluster.admin_token);
-        SecretServiceClient::with_interceptor(self.cluster.channel(), bearer)
+        let (channel, bearer) = self.coordinator.clone();
+        SecretServiceClient::with_interceptor(channel, bearer)
     }
 
     pub async fn stop(self) {
-        let Self { cluster, tasks, files, ports, interpreter, session, .. } = self;
+        let Self { coordinator, cluster, tasks, files, ports, interpreter, session, .. } = self;
         drop((tasks, files, ports, interpreter));
         let request = v1::DeleteSessionRequest { session_id: session, ..Default::default() };
-        cluster.sessions().delete_session(request).await.expect("the session can be deleted");
-        cluster.stop().await;
+        let (channel, bearer) = coordinator;
+        let deleted = SessionServiceClient::with_interceptor(channel, bearer).delete_session(request).await;
+        deleted.expect("the session can be deleted");
+        if let Some(cluster) = cluster {
+            cluster.stop().await;
+        }
     }
 
     /// Runs a task to its end and gathers what it wrote.

@@ -70,8 +70,9 @@ contract!(fake:
     archive::what_is_no_archive_is_refused,
 );
 
-macro_rules! on_real_backends {
-    ($($backend:ident),*) => { $(contract!($backend:
+/// What holds of every real backend, handed to a macro.
+macro_rules! of_real_backends {
+    ($then:ident!($($before:tt)*)) => { $then! { $($before)*
         tasks::a_run_streams_started_output_ended,
         tasks::streams_are_separate_and_binary_safe,
         tasks::output_resumes_at_any_offset,
@@ -133,7 +134,11 @@ macro_rules! on_real_backends {
         archive::an_archive_leads_nowhere_else,
         archive::links_and_modes_come_along,
         archive::large_archives_go_both_ways,
-    );)* };
+    } };
 }
 
-on_real_backends!(native, docker);
+of_real_backends!(contract!(native:));
+of_real_backends!(contract!(docker:));
+
+// Behind the macro whose list it takes.
+mod fleet;

@@ -1,11 +1,14 @@
 //! What tasks leave in /workspace/artifacts: kept past the session, by what rules, and whatever a task arranges there.
 
+use berth_client::{ContextOptions, model::Kernel};
 use berth_tests::{
     Cluster, READY, Setup,
     process::{self, Finished},
     skip, until,
 };
 use serde_json::Value;
+
+use crate::{interpreter::client, recovery::workspace};
 
 async fn start(backend: &str, test: &str, env: &[(&str, &str)]) -> Option<Cluster> {
     if skip::without(backend, &format!("e2e artifacts {test}")) {
@@ -145,8 +148,8 @@ async fn what_a_task_leaves_outlives_its_session_in_docker() {
     outlive(cluster).await;
 }
 
-/// Links, pipes, giants, odd names, and too many. Red when the agent follows links in the path (`no_links`), or when a
-/// file's size is not looked at before it is read.
+/// Links, pipes, giants, odd names, and too many. Red when the agent follows links in the path (`no_links`): then files of
+/// /etc are kept; or when a file's size is not looked at before it is read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_task_arranges_is_bounded_and_told() {
     let env = [("BERTH_ARTIFACT_SIZE", "1M")];
@@ -244,7 +247,7 @@ async fn what_changes_while_it_is_read_is_kept_once_it_stands_still() {
     cluster.stop().await;
 }
 
-/// Red when a quota is not held, or is not told of.
+/// Red when a quota is not held (before a file is read nor where it is entered: either alone holds it), or is not told of.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_beyond_the_quota_is_not_kept_and_told() {
     let env = [("BERTH_ARTIFACT_QUOTA", "1000"), ("BERTH_ARTIFACT_COUNT", "3")];
@@ -272,7 +275,7 @@ async fn what_is_beyond_the_quota_is_not_kept_and_told() {
     cluster.stop().await;
 }
 
-/// Red when nobody looks at the time, or a file whose artifact is gone looks new.
+/// Red when nobody looks at the time (the catalog when it tells, nor the sweep), or a file whose artifact is gone looks new.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_artifact_is_gone_when_its_time_is_over() {
     let env = [("BERTH_ARTIFACT_KEEP", "2s")];
@@ -375,5 +378,50 @@ async fn a_worker_that_is_killed_halfway_leaves_nothing_half_there() {
         let file = cluster.dir.path().join("got");
         cluster.berth(&["artifact", "get", &id, "-o", file.to_str().unwrap()]).await.ok();
     }
+    cluster.stop().await;
+}
+
+/// Red when the end of code is not heard, when a listing does not wait for what it left, or when code that no client waits for
+/// any more is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_code_in_a_context_leaves_is_kept() {
+    let Some(cluster) = start("native", "what_code_in_a_context_leaves_is_kept", &[]).await else { return };
+    let id = cluster.berth(&["ps", "-q"]).await.ok().trim().to_owned();
+    let session = client(&cluster).await.session(id.parse().expect("an id"));
+    let context =
+        session.interpreter().create(ContextOptions::new().kernel(Kernel::Builtin)).await.expect("a context");
+    let write = |name: &str| {
+        format!(
+            "import os; os.makedirs('artifacts', exist_ok=True); open('artifacts/{name}', 'w').write('{name}')"
+        )
+    };
+    context.execute(write("asked").as_str()).await.expect("it runs");
+    let told = listed(&cluster, "box").await;
+    assert_eq!(content(&cluster, &id_of(&told, "asked")).await, "asked");
+    // Nobody asks: its end is enough.
+    context.execute(write("heard").as_str()).await.expect("it runs");
+    let kept = || cluster.coordinator.log().matches("artifact kept").count();
+    until(READY, "it to be kept", async || (kept() == 2).then_some(())).await;
+    // Nobody waits for it.
+    let waits =
+        "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n";
+    let code = format!("{waits}{}\nopen('done', 'w').close()", write("unheard"));
+    let stream = context.stream(code.as_str()).await.expect("it runs");
+    let root = workspace(&cluster, 0, &id);
+    until(READY, "the code to run", async || root.join("begun").exists().then_some(())).await;
+    drop(stream);
+    std::fs::write(root.join("go"), "").expect("the workspace is there");
+    until(READY, "the code to end", async || root.join("done").exists().then_some(())).await;
+    until(READY, "what it left", async || {
+        let told = listed(&cluster, "box").await;
+        names(&told).iter().any(|(name, _)| name == "unheard").then_some(())
+    })
+    .await;
+    let told = listed(&cluster, "box").await;
+    assert!(
+        told["artifacts"].as_array().unwrap().iter().all(|artifact| artifact["task"].is_null()),
+        "{told}"
+    );
+    assert_eq!(names(&told).len(), 3, "{told}");
     cluster.stop().await;
 }

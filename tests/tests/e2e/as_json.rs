@@ -230,6 +230,7 @@ async fn artifacts(asked: &mut Asked) {
 
 async fn fleet(asked: &mut Asked) {
     asked.ask(0, List, &["queue"]).await;
+    assert_eq!(asked.ask(0, Object, &["top"]).await["queue"], serde_json::json!([]));
     asked.ask(0, List, &["workers"]).await;
     asked.ask(0, Object, &["workers", "worker-1"]).await;
     asked.ask(0, Object, &["cordon", "worker-1"]).await;
@@ -278,6 +279,9 @@ async fn machine(asked: &mut Asked) {
     assert_eq!(asked.ask(0, Object, &["tenant", "show", "team-a"]).await["used"]["sessions"], 0);
     asked.ask(0, List, &["tenant", "list"]).await;
     asked.ask(1, Error, &["token", "show", "--value", "join"]).await;
+    let link = asked.ask(0, Object, &["dashboard", "--url", "http://127.0.0.1:8080/"]).await["link"].clone();
+    assert!(link.as_str().unwrap().starts_with("http://127.0.0.1:8080/#token="), "{link}");
+    asked.ask(1, Error, &["dashboard"]).await;
     let tls = asked.cluster.dir.path().join("tls").display().to_string();
     asked.ask(0, List, &["tls", "init", "--dir", &tls]).await;
     asked.ask(0, List, &["tls", "show", "--dir", &tls]).await;

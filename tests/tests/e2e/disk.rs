@@ -23,6 +23,24 @@ const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 32 * MIB;
 const DISK: u64 = 640 * MIB;
 
+/// Of the kinds of workspaces, the one that the engine mounts.
+const VOLUME: &str = "volume";
+
+/// Once with each backend, and once with docker where the engine mounts the files.
+macro_rules! on_all {
+    ($what:ident: $native:ident, $docker:ident, $volume:ident) => {
+        on_both!($what: $native, $docker);
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $volume() {
+            let test = concat!("e2e ", stringify!($volume));
+            if !skip::without_docker(test) && !skip::without_root(test) {
+                $what(VOLUME).await;
+            }
+        }
+    };
+}
+
 /// A disk of the test's own.
 struct Disk {
     dir: TempDir,
@@ -47,10 +65,17 @@ impl Disk {
         stat.blocks_available() * stat.fragment_size()
     }
 
-    /// A fleet of one worker whose sessions live here.
+    /// A fleet of one worker whose sessions live here. `volume`: docker's, which the engine mounts.
     async fn cluster(&self, sandbox: &str) -> Cluster {
         let path = self.path().to_str().expect("our own paths are UTF-8").to_owned();
-        let worker_env = vec![("BASE_WORKSPACE".to_owned(), path), ("BERTH_DISK".into(), "10G".into())];
+        let mut worker_env = vec![("BASE_WORKSPACE".to_owned(), path), ("BERTH_DISK".into(), "10G".into())];
+        let sandbox = match sandbox {
+            VOLUME => {
+                worker_env.push(("BERTH_WORKSPACE".into(), VOLUME.into()));
+                "docker"
+            }
+            other => other,
+        };
         Cluster::start(Setup { worker_env, ..Setup::new(sandbox) }).await
     }
 
@@ -173,7 +198,7 @@ async fn a_session_is_held_to_its_bytes(sandbox: &str) {
     cluster.stop().await;
     disk.assert_empty();
 }
-on_both!(a_session_is_held_to_its_bytes: native_a_session_is_held_to_its_bytes, docker_a_session_is_held_to_its_bytes);
+on_all!(a_session_is_held_to_its_bytes: native_a_session_is_held_to_its_bytes, docker_a_session_is_held_to_its_bytes, volume_a_session_is_held_to_its_bytes);
 
 /// ABUSE 12. Red when the store makes no file system: the files end with the disk's (its 40,000), after the asserted 5,000.
 async fn a_session_is_held_to_its_files(sandbox: &str) {
@@ -191,7 +216,7 @@ async fn a_session_is_held_to_its_files(sandbox: &str) {
     cluster.stop().await;
     disk.assert_empty();
 }
-on_both!(a_session_is_held_to_its_files: native_a_session_is_held_to_its_files, docker_a_session_is_held_to_its_files);
+on_all!(a_session_is_held_to_its_files: native_a_session_is_held_to_its_files, docker_a_session_is_held_to_its_files, volume_a_session_is_held_to_its_files);
 
 /// Red without the limit on a file's size: it is 1 TiB then, and its download has no end.
 async fn a_huge_hole_hurts_nobody(sandbox: &str) {
@@ -229,7 +254,9 @@ async fn a_workspace_lives_as_long_as_its_session(sandbox: &str) {
     let disk = Disk::new();
     let mut cluster = disk.cluster(sandbox).await;
     let (kept, ended) = (session(&cluster, LIMIT).await, session(&cluster, LIMIT).await);
-    assert_eq!(disk.of_sessions().len(), 4, "a mount and a loop device each: {:?}", disk.of_sessions());
+    // A loop device each, and a mount where the worker makes it.
+    let each = if sandbox == VOLUME { 1 } else { 2 };
+    assert_eq!(disk.of_sessions().len(), 2 * each, "{:?}", disk.of_sessions());
     run(&cluster, &kept, "echo kept > f; echo home > ~/f").await;
     cluster.workers[0].process.kill().await;
     cluster.restart_worker(0);
@@ -249,13 +276,14 @@ async fn a_workspace_lives_as_long_as_its_session(sandbox: &str) {
     })
     .await;
     let left = disk.of_sessions();
-    assert!(left.len() == 2 && left.iter().all(|line| line.contains(&kept)), "{left:?}");
+    assert!(left.len() == each && left.iter().all(|line| line.contains(&kept)), "{left:?}");
     assert!(disk.free() >= before + LIMIT, "its disk is free again when its end is told");
 
     // A worker that is killed, and whose sandboxes end meanwhile, leaves files, mounts and devices for its next start.
     cluster.workers[0].process.kill().await;
     left::end_instance(&left::instance(&cluster.workers[0].state).expect("an id"));
-    assert_eq!(disk.of_sessions().len(), 2);
+    // What the engine mounted went with the container; its record of it is left.
+    assert_eq!(disk.of_sessions().len(), if sandbox == VOLUME { 0 } else { 2 });
     cluster.restart_worker(0);
     cluster.workers_ready().await;
     until(READY, "the rest to be removed", async || {
@@ -265,7 +293,7 @@ async fn a_workspace_lives_as_long_as_its_session(sandbox: &str) {
     cluster.stop().await;
     disk.assert_empty();
 }
-on_both!(a_workspace_lives_as_long_as_its_session: native_a_workspace_lives_as_long_as_its_session, docker_a_workspace_lives_as_long_as_its_session);
+on_all!(a_workspace_lives_as_long_as_its_session: native_a_workspace_lives_as_long_as_its_session, docker_a_workspace_lives_as_long_as_its_session, volume_a_workspace_lives_as_long_as_its_session);
 
 /// After a restart of the machine nothing is mounted, no sandbox runs, and records and images are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -310,7 +338,8 @@ async fn a_full_disk_refuses_sessions_and_breaks_none(sandbox: &str) {
         (Code::ResourceExhausted, Some(Reason::NoPlace)),
         "{error:?}"
     );
-    assert_eq!(disk.of_sessions().len(), 2, "a session that was refused leaves nothing");
+    let each = if sandbox == VOLUME { 1 } else { 2 };
+    assert_eq!(disk.of_sessions().len(), each, "a session that was refused leaves nothing");
 
     std::fs::remove_file(filler).expect("the filler");
     until(READY, "the worker to take sessions again", async || try_session(&cluster, LIMIT).await.ok()).await;
@@ -321,7 +350,7 @@ async fn a_full_disk_refuses_sessions_and_breaks_none(sandbox: &str) {
     cluster.stop().await;
     disk.assert_empty();
 }
-on_both!(a_full_disk_refuses_sessions_and_breaks_none: native_a_full_disk_refuses_sessions_and_breaks_none, docker_a_full_disk_refuses_sessions_and_breaks_none);
+on_all!(a_full_disk_refuses_sessions_and_breaks_none: native_a_full_disk_refuses_sessions_and_breaks_none, docker_a_full_disk_refuses_sessions_and_breaks_none, volume_a_full_disk_refuses_sessions_and_breaks_none);
 
 /// What is promised counts as taken: the worker's offer is more than its disk has, and it refuses all the same. Red when
 /// `promised` is 0 in the worker's admission: a third session is taken, whose output has no room.
@@ -380,21 +409,12 @@ async fn a_worker_that_can_not_hold_disk_limits_says_so() {
         return;
     }
     let dir = tempfile::Builder::new().prefix("berth-t").tempdir().expect("a directory");
-    let start = |prefix: &[&str], workspace: &str| {
+    let start = |prefix: &[&str], sandbox: &str, workspace: &str| {
         let mut command = Command::new(prefix[0]);
         command.args(&prefix[1..]).arg(process::binary("worker"));
-        command.args([
-            "--sandbox",
-            "docker",
-            "--workspace",
-            workspace,
-            "--join-token",
-            "x",
-            "--coordinator",
-            "127.0.0.1:9",
-        ]);
+        command.args(["--sandbox", sandbox, "--workspace", workspace]);
+        command.args(["--join-token", "x", "--coordinator", "127.0.0.1:9"]);
         command.arg("--state-dir").arg(dir.path().join("w"));
-        command.env("BERTH_AGENT", process::binary("berth-agent")).env("BERTH_LOG_FORMAT", "json");
         // It would go on trying to reach its coordinator.
         Command::new("timeout")
             .arg("-s")
@@ -406,21 +426,37 @@ async fn a_worker_that_can_not_hold_disk_limits_says_so() {
             .expect("it runs")
     };
     let weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--"];
-    let refused = start(&weak, "auto");
+    // Nor are there loop devices.
+    let hidden = "mount --bind /dev/null /dev/loop-control && exec \"$@\"";
+    let weaker = [&["unshare", "-m", "--", "sh", "-c", hidden, "sh"], &weak[..]].concat();
+    let refused = start(&weaker, "docker", "auto");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("disk limit") && said.contains("ext4:") && said.contains("tmpfs:"), "{said}");
+    for kind in ["ext4:", "volume:", "tmpfs:"] {
+        assert!(said.contains("disk limit") && said.contains(kind), "{said}");
+    }
     assert!(said.contains("hint: ") && said.contains("BERTH_WORKSPACE=directory"), "{said}");
-    let named = start(&weak, "tmpfs");
+    let engines = start(&weak, "docker", "auto");
+    let said = String::from_utf8_lossy(&engines.stderr).into_owned();
+    assert!(said.contains("a volume of the engine") && said.contains("worker started"), "{said}");
+    // Nothing but docker can use them.
+    let native = start(&["env"], "native", VOLUME);
+    let said = String::from_utf8_lossy(&native.stderr).into_owned();
+    assert_eq!(native.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("volumes of the container engine") && said.contains("BERTH_SANDBOX=docker"),
+        "{said}"
+    );
+    let named = start(&weak, "docker", "tmpfs");
     assert_eq!(named.status.code(), Some(1), "what was asked for by name is not replaced");
 
     // The engine would bind the empty directory below the mount.
-    let apart = start(&["unshare", "-m", "--"], "auto");
+    let apart = start(&["unshare", "-m", "--"], "docker", "auto");
     let said = String::from_utf8_lossy(&apart.stderr).into_owned();
     assert_eq!(apart.status.code(), Some(1), "{said}");
-    assert!(said.contains("another mount namespace"), "{said}");
+    assert!(said.contains("another mount namespace") && said.contains("BERTH_WORKSPACE=volume"), "{said}");
 
-    let allowed = start(&weak, "directory");
+    let allowed = start(&weak, "docker", "directory");
     let said = String::from_utf8_lossy(&allowed.stderr).into_owned();
     assert!(said.contains("disk limits are not held") && said.contains("worker started"), "{said}");
     assert_eq!(left::mounts(dir.path()), [] as [String; 0]);
@@ -475,4 +511,4 @@ async fn a_checkpoint_goes_into_a_workspace_of_another_size(sandbox: &str) {
     cluster.stop().await;
     disk.assert_empty();
 }
-on_both!(a_checkpoint_goes_into_a_workspace_of_another_size: native_a_checkpoint_goes_into_a_workspace_of_another_size, docker_a_checkpoint_goes_into_a_workspace_of_another_size);
+on_all!(a_checkpoint_goes_into_a_workspace_of_another_size: native_a_checkpoint_goes_into_a_workspace_of_another_size, docker_a_checkpoint_goes_into_a_workspace_of_another_size, volume_a_checkpoint_goes_into_a_workspace_of_another_size);

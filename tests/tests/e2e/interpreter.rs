@@ -11,7 +11,7 @@ use berth_tests::{Cluster, READY, Setup, skip, until};
 
 use crate::{recovery::workspace, util::state};
 
-async fn client(cluster: &Cluster) -> Client {
+pub async fn client(cluster: &Cluster) -> Client {
     let options = ConnectOptions::new(&cluster.address).token(&cluster.admin_token);
     Client::connect(options.resume_for(READY)).await.expect("a connection")
 }

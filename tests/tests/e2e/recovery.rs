@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use berth_proto::{
     error::{Reason, reason_of},
-    v1::{self, outcome::Kind},
+    v1::{self, event::Subject, outcome::Kind},
 };
 use berth_tests::{Cluster, READY, Setup, skip, until};
 use nix::sys::signal::Signal;
@@ -41,6 +41,21 @@ pub async fn start(cluster: &Cluster, session: &str, line: &str) -> v1::Task {
     let spec = v1::TaskSpec { detached: true, ..shell(line) };
     let request = v1::StartTaskRequest { session_id: session.into(), task: Some(spec), ..Default::default() };
     cluster.tasks().start_task(request).await.expect("it starts").into_inner()
+}
+
+/// The same, and waits until the coordinator has heard of the task: of one whose machine is lost sooner, nothing is left.
+pub async fn start_known(cluster: &Cluster, session: &str, line: &str) -> v1::Task {
+    let events = cluster.admin().watch_events(v1::WatchEventsRequest::default()).await;
+    let mut events = events.expect("events").into_inner();
+    let task = start(cluster, session, line).await;
+    loop {
+        let event = tokio::time::timeout(READY, events.message()).await.expect("in time").expect("an event");
+        if let Some(Subject::Task(seen)) = event.expect("no end").subject
+            && seen.id == task.id
+        {
+            return task;
+        }
+    }
 }
 
 pub async fn outcome(cluster: &Cluster, task: &v1::Task) -> Option<Kind> {
@@ -81,7 +96,7 @@ async fn a_session_goes_on_elsewhere(sandbox: &str) {
     let taken = checkpoint(&cluster, &session.id).await;
     assert!(taken.content_bytes > 0 && taken.stored_bytes > 0 && taken.frozen_for.is_some(), "{taken:?}");
     run(&cluster, &session.id, "echo lost > later").await;
-    let running = start(&cluster, &session.id, "sleep 1000").await;
+    let running = start_known(&cluster, &session.id, "sleep 1000").await;
 
     let lost = index(&cluster, &session.worker_id);
     cluster.lose_machine(lost).await;

@@ -189,9 +189,7 @@ async fn large_answers_of_one_token_are_counted() {
 async fn what_is_wrong_is_told_in_json() {
     let cluster = Cluster::start(Setup::new("fake")).await;
     let http = client(&cluster).await;
-    let token = cluster.berth(&["token", "create", "--tenant", "red"]).await.ok();
-    let token = token.split_whitespace().last().unwrap().to_owned();
-    let red = client(&cluster).await.with("Authorization", &format!("Bearer {token}"));
+    let red = of_red(&cluster).await;
     let own = cluster.session().await.id;
     let path = format!("/v1/sessions/{own}");
     let text = |value: Value| value.to_string();
@@ -250,6 +248,109 @@ async fn what_is_wrong_is_told_in_json() {
     }
     assert_eq!(live(&red).await, 0, "another tenant's session is not listed");
     assert_eq!(live(&http).await, 1);
+    cluster.stop().await;
+}
+
+/// A client of another tenant.
+async fn of_red(cluster: &Cluster) -> Http {
+    let token = cluster.berth(&["token", "create", "--tenant", "red"]).await.ok();
+    let token = token.split_whitespace().last().expect("a token").to_owned();
+    client(cluster).await.with("Authorization", &format!("Bearer {token}"))
+}
+
+async fn refused(http: &Http, method: &str, path: &str, status: u16, says: &str) {
+    let reply = http.send(method, path, "").await;
+    assert_eq!(reply.status, status, "{method} {path}: {reply:?}");
+    assert!(reply.message()["error"]["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{reply:?}");
+    assert!(reply.body.contains(says), "{method} {path} {says}: {reply:?}");
+}
+
+/// Red when a page is handed out as one, when another tenant's is found, or when a removed one is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_tasks_leave_is_told_handed_out_and_removed() {
+    let Some((cluster, http)) = native("what_tasks_leave_is_told_handed_out_and_removed").await else {
+        return;
+    };
+    let document = got(&http, "/v1/openapi.json").await;
+    cluster.berth(&["create", "--name", "box"]).await.ok();
+    let page = "<script>alert(1)</script>";
+    let line = format!(
+        "mkdir -p artifacts/d; cd artifacts; printf '{page}' > 'd/a page.html'; seq 300000 > n.csv; : > e; ln -s / l"
+    );
+    let session = ran(&http, json!({"command": line, "session": "box"})).await["session"].clone();
+    let session = session.as_str().unwrap();
+    let listed = until(READY, "all of them to be kept", async || {
+        let listed = got(&http, "/v1/artifacts?session=box").await;
+        (listed["pending"] == false).then_some(listed)
+    })
+    .await;
+    checked(&document, "/v1/artifacts", "get", &listed);
+    assert_eq!(
+        (listed["artifacts"].as_array().unwrap().len(), &listed["not_kept"][0]["name"]),
+        (3, &json!("l"))
+    );
+    // Page by page, and past the session's end.
+    http.send("DELETE", "/v1/sessions/box", "").await;
+    let (mut paged, mut after) = (Vec::new(), String::new());
+    loop {
+        let page = got(&http, &format!("/v1/artifacts?session={session}&limit=1&after={after}")).await;
+        paged.extend(page["artifacts"].as_array().unwrap().iter().cloned());
+        let Some(next) = page["next"].as_str() else { break };
+        after = next.to_owned();
+    }
+    assert_eq!(Value::from(paged), listed["artifacts"]);
+    assert_eq!(got(&http, "/v1/artifacts").await["artifacts"], listed["artifacts"]);
+    let numbers: String = (1..=300_000).map(|n| format!("{n}\n")).collect();
+    let red = of_red(&cluster).await;
+    for (name, size, content_type, body, file) in [
+        ("d/a page.html", 25, "application/octet-stream", page, "a%20page.html"),
+        ("n.csv", 1_988_895, "text/csv; charset=utf-8", numbers.as_str(), "n.csv"),
+        ("e", 0, "application/octet-stream", "", "e"),
+    ] {
+        let all = listed["artifacts"].as_array().unwrap();
+        let artifact = all.iter().find(|artifact| artifact["name"] == name).expect(name);
+        assert_eq!((&artifact["size"], &artifact["session"]), (&json!(size), &json!(session)));
+        let path = format!("/v1/artifacts/{}", artifact["id"].as_str().unwrap());
+        let one = got(&http, &path).await;
+        checked(&document, "/v1/artifacts/{artifact}", "get", &one);
+        assert_eq!(&one, artifact);
+        let content = http.send("GET", &format!("{path}/content"), "").await;
+        assert_eq!((content.status, content.body == body), (200, true), "{name}");
+        for (header, value) in [
+            ("content-type", content_type),
+            ("content-length", &size.to_string()),
+            ("x-content-type-options", "nosniff"),
+            ("content-disposition", &format!("attachment; filename*=UTF-8''{file}")),
+            ("content-security-policy", "default-src 'none'; sandbox"),
+        ] {
+            assert_eq!(content.headers.get(header).map(String::as_str), Some(value), "{name}");
+        }
+        for (method, path) in
+            [("GET", path.clone()), ("GET", format!("{path}/content")), ("DELETE", path.clone())]
+        {
+            refused(&red, method, &path, 404, "ARTIFACT_NOT_FOUND").await;
+        }
+        let removed = http.send("DELETE", &path, "").await;
+        assert_eq!((removed.status, &removed.message()), (200, artifact), "another tenant's removal is none");
+        for (method, path) in [("GET", path.clone()), ("GET", format!("{path}/content")), ("DELETE", path)] {
+            refused(&http, method, &path, 404, "ARTIFACT_NOT_FOUND").await;
+        }
+    }
+    assert_eq!(got(&http, "/v1/artifacts").await["artifacts"], json!([]));
+    refused(&red, "GET", &format!("/v1/artifacts?session={session}"), 404, "SESSION_NOT_FOUND").await;
+    for (method, path, status, says) in [
+        ("GET", "/v1/artifacts?session=nobody", 404, "SESSION_NOT_FOUND"),
+        ("GET", "/v1/artifacts?limit=1001", 400, "1 to 1000"),
+        ("GET", "/v1/artifacts?after=x", 400, "page_token"),
+        ("GET", "/v1/artifacts?sesion=box", 400, "sesion"),
+        ("GET", "/v1/artifacts/x/content?range=1", 400, "range"),
+        ("GET", "/v1/artifacts/x", 400, "32"),
+        ("PUT", "/v1/artifacts/x", 405, "GET, DELETE"),
+        ("POST", "/v1/artifacts", 405, "GET"),
+    ] {
+        refused(&http, method, path, status, says).await;
+    }
+    refused(&client(&cluster).await.with("Authorization", ""), "GET", "/v1/artifacts", 401, "token").await;
     cluster.stop().await;
 }
 

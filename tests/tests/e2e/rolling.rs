@@ -11,7 +11,7 @@ use std::{
 };
 
 use berth_client::{
-    Client, Command, ConnectOptions, CreateOptions, EventStream, Reason, SessionState,
+    Client, Command, ConnectOptions, CreateOptions, EventStream, Reason, Session, SessionState,
     domain::OnWorkerLoss,
     model::{Change, Scheduling},
 };
@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 const CLIENTS: usize = 6;
 /// Tasks of a session before its client ends it.
 const TASKS: usize = 4;
-/// Of one that may go on elsewhere, with a pause before each: so it is quiet now and then while its worker stops.
+/// Of one that may go on elsewhere, with a pause before each: so it is quiet now and then while its worker stops. The first
+/// of them ends only when it has moved, or the work is over.
 const TASKS_OF_A_MOVER: usize = 30;
 const PAUSE: Duration = Duration::from_millis(150);
 /// In a session that a client left alone for longer nothing is under way: a stop may end it.
@@ -40,20 +41,41 @@ struct Tally {
     wrong: Vec<String>,
 }
 
+/// What the clients and the test tell each other.
+#[derive(Default)]
+struct Progress {
+    /// Sessions that their clients are through with.
+    done: AtomicUsize,
+    /// The session that ends only when it has moved has run something.
+    settled: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Progress {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
 /// Sessions one after the other, each with some short tasks. Every second one may go on elsewhere.
-async fn work(client: Client, number: usize, stop: Arc<AtomicBool>, done: Arc<AtomicUsize>) -> Tally {
+async fn work(client: Client, number: usize, progress: Arc<Progress>) -> Tally {
     let mut tally = Tally::default();
-    while !stop.load(Ordering::Relaxed) {
+    while !progress.stopped() {
         let name = format!("c{number}s{}", tally.sessions);
+        let until_moved = (number == 0 && tally.sessions == 0).then_some(&*progress);
         tally.sessions += 1;
-        tally.session(&client, &name, number.is_multiple_of(2)).await;
-        done.fetch_add(1, Ordering::Relaxed);
+        tally.session(&client, &name, number.is_multiple_of(2), until_moved).await;
+        progress.done.fetch_add(1, Ordering::Relaxed);
     }
     tally
 }
 
+async fn has_moved(session: &Session) -> bool {
+    session.info().await.is_ok_and(|info| info.recovered_from.is_some())
+}
+
 impl Tally {
-    async fn session(&mut self, client: &Client, name: &str, restore: bool) {
+    async fn session(&mut self, client: &Client, name: &str, restore: bool, until_moved: Option<&Progress>) {
         let mut options = CreateOptions::new().request_id(name).wait(READY);
         if restore {
             options = options.on_worker_loss(OnWorkerLoss::Restore);
@@ -64,7 +86,18 @@ impl Tally {
             Err(error) => return self.wrong.push(format!("{name}: not created: {error:?}")),
         };
         let mut tags = Vec::new();
-        for task in 0..if restore { TASKS_OF_A_MOVER } else { TASKS } {
+        let tasks = if restore { TASKS_OF_A_MOVER } else { TASKS };
+        for task in 0.. {
+            let goes_on = match until_moved {
+                Some(progress) if task > 0 => {
+                    progress.settled.store(true, Ordering::Relaxed);
+                    !progress.stopped() && !has_moved(&session).await
+                }
+                _ => task < tasks,
+            };
+            if !goes_on {
+                break;
+            }
             if restore {
                 tokio::time::sleep(PAUSE).await;
             }
@@ -113,7 +146,7 @@ impl Tally {
     }
 
     /// Each task has noted itself once, wherever the session has been. Then it is ended.
-    async fn check(&mut self, client: &Client, session: &berth_client::Session, tags: &[String]) {
+    async fn check(&mut self, client: &Client, session: &Session, tags: &[String]) {
         let give_up = Instant::now() + READY;
         let runs = loop {
             match session.files().read("runs").await {
@@ -130,8 +163,7 @@ impl Tally {
         if noted != tags {
             self.wrong.push(format!("{}: ran {noted:?}", session.id()));
         }
-        let moved = session.info().await.is_ok_and(|info| info.recovered_from.is_some());
-        self.moved += usize::from(moved);
+        self.moved += usize::from(has_moved(session).await);
         if let Err(error) = client.session(session.id()).delete().await {
             self.wrong.push(format!("{}: not ended: {error:?}", session.id()));
         }
@@ -183,11 +215,11 @@ async fn a_rolling_restart_loses_nothing(sandbox: &str) {
     let (tell, verdict) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     spawn("watcher", watch(client.events(None).await.expect("events"), tell, ended));
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let progress = Arc::new(Progress::default());
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
         let (tell, told) = oneshot::channel();
-        let work = work(client.clone(), number, stop.clone(), done.clone());
+        let work = work(client.clone(), number, progress.clone());
         spawn("client", async move {
             let _ = tell.send(work.await);
         });
@@ -195,9 +227,10 @@ async fn a_rolling_restart_loses_nothing(sandbox: &str) {
     }
     // Each round begins with load on both, and ends with load on the one that came back.
     let more = async || {
-        let from = done.load(Ordering::Relaxed);
+        let from = progress.done.load(Ordering::Relaxed);
         until(READY * 2, "more sessions", async || {
-            (done.load(Ordering::Relaxed) > from + CLIENTS).then_some(())
+            let enough = progress.done.load(Ordering::Relaxed) > from + CLIENTS;
+            (enough && progress.settled.load(Ordering::Relaxed)).then_some(())
         })
         .await;
     };
@@ -208,7 +241,7 @@ async fn a_rolling_restart_loses_nothing(sandbox: &str) {
         cluster.workers_ready().await;
         more().await;
     }
-    stop.store(true, Ordering::Relaxed);
+    progress.stop.store(true, Ordering::Relaxed);
     let mut total = Tally::default();
     for tally in join_all(clients).await.into_iter().map(|tally| tally.expect("a client lives")) {
         total.sessions += tally.sessions;
@@ -229,7 +262,7 @@ async fn a_rolling_restart_loses_nothing(sandbox: &str) {
     );
     assert_eq!(total.wrong, Vec::<String>::new());
     assert_eq!(seen, r#"{"worker-1": 1, "worker-2": 1}"#);
-    assert!(total.tasks > CLIENTS * TASKS && total.moved > 0, "there was load");
+    assert!(total.tasks > CLIENTS * TASKS && total.moved > 0, "there was load, and what could move did");
     cluster.stop().await;
 }
 

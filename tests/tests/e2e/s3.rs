@@ -14,7 +14,7 @@ use tonic::Code;
 
 use crate::{
     clocks::Shift,
-    recovery::{checkpoint, fleet, index, moved, outcome, restorable, start},
+    recovery::{checkpoint, fleet, index, moved, outcome, restorable, start, start_known},
     util::{run, state, try_run},
 };
 
@@ -51,7 +51,7 @@ async fn goes_on_elsewhere(sandbox: &str) {
     let bytes: u64 = s3.pieces().iter().map(|path| path.metadata().unwrap().len()).sum();
     assert_eq!(bytes, taken.stored_bytes, "all that was stored is in the bucket");
     assert!(!cluster.dir.path().join("c/blobs").exists(), "and nowhere else");
-    let running = start(&cluster, &session.id, "echo lost > later; sleep 1000").await;
+    let running = start_known(&cluster, &session.id, "echo lost > later; sleep 1000").await;
 
     let lost = index(&cluster, &session.worker_id);
     cluster.lose_machine(lost).await;

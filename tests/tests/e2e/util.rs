@@ -45,6 +45,12 @@ pub async fn try_run(
     panic!("the stream ended before the task");
 }
 
+/// Starts a program in a session, which is named by its id or name; the task's id.
+pub async fn started(cluster: &Cluster, session: &str, program: &[&str]) -> String {
+    let told = cluster.berth(&[&["run", "--detach", "-s", session, "--"], program].concat()).await.ok();
+    told.split_whitespace().last().expect("a task's id").to_owned()
+}
+
 pub async fn state(cluster: &Cluster, session: &str) -> v1::Session {
     let request = v1::GetSessionRequest { session_id: session.into() };
     cluster.sessions().get_session(request).await.expect("the session is known").into_inner()

@@ -53,6 +53,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("BERTH_TASK_TIMEOUT", "11m"),
     ("BERTH_PTY_SIZE", "123x45"),
     ("BERTH_MAX_TASKS", "9"),
+    ("BERTH_METRICS_ADDR", "127.0.0.8:4713"),
     ("LOG_LEVEL", "debug"),
     ("BERTH_LOG_FORMAT", "json"),
 ];

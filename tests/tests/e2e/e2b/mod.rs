@@ -54,7 +54,11 @@ async fn drive(sdk: &Sdk, program: &str, env: &[(&str, &str)]) {
     if let Some(why) = stdout.trim().strip_prefix("skipped: ") {
         return skip::note(&format!("e2e e2b {program} with {version}"), why);
     }
-    assert!(ran.status.success() && stdout.trim() == "ok", "{program} with {version}: {stdout}{stderr}");
+    // When all is said, a thread of the SDK's transport may still be there, and CPython aborts while it ends: no word on us.
+    let aborted_at_its_end = stderr.starts_with("Fatal Python error: PyGILState_Release")
+        && stderr.contains("Python runtime state: finalizing");
+    let ended = ran.status.success() || aborted_at_its_end;
+    assert!(ended && stdout.trim() == "ok", "{program} with {version}: {stdout}{stderr}");
 }
 
 /// A program with both versions, each with a key of its own.

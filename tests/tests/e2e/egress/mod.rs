@@ -47,7 +47,7 @@ async fn status(cluster: &Cluster, session: &str, url: &str) -> String {
 /// Lines of a log that tell of a decision.
 fn decisions(log: &str) -> Vec<serde_json::Value> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    lines.filter(|line| line["target"] == "audit" && line["message"] == "egress").collect()
+    lines.filter(|line| line["target"] == "audit" && line["msg"] == "egress").collect()
 }
 
 async fn what_is_allowed_is_reached_and_nothing_else(sandbox: &str) {
@@ -115,7 +115,7 @@ async fn what_is_allowed_is_reached_and_nothing_else(sandbox: &str) {
     let own = decisions(&cluster.workers[0].process.log());
     let told = |host: &str, allowed: bool, why: &str| {
         let is = |line: &&serde_json::Value| {
-            line["session.id"] == session.as_str()
+            line["sessionId"] == session.as_str()
                 && line["host"] == host
                 && line["allowed"] == allowed
                 && line["why"].as_str().is_some_and(|text| text.contains(why))

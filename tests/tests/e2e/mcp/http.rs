@@ -130,7 +130,7 @@ async fn who_may_not_is_refused_over_http() {
         let other = fresh(&token).with("Mcp-Session-Id", id);
         assert_eq!(other.send("POST", "/mcp", &list).await.status, 404, "it is nobody's");
     }
-    assert_eq!(fresh(&cluster.admin_token).send("GET", "/", "").await.status, 404);
+    assert_eq!(fresh(&cluster.admin_token).send("GET", "/nothing", "").await.status, 404);
     let reply = http.send("POST", "/mcp", &"x".repeat(25 << 20)).await;
     assert_eq!(reply.status, 413, "{reply:?}");
     assert_eq!(http.call("echo", json!({"message": "m"})).await["structuredContent"]["message"], "m");

@@ -87,7 +87,7 @@ async fn images_are_bounded_and_what_is_left_out_is_named() {
     let mut left_out: Vec<_> = told(&result).into_iter().filter(|(_, why)| why.is_some()).collect();
     left_out.sort_unstable();
     let expected = [
-        ("big.png", "it is above 3 MiB"),
+        ("big.png", "it is above 512 KiB"),
         ("evil.svg", "its content is no such image"),
         ("fake.png", "its content is no such image"),
     ];
@@ -95,17 +95,30 @@ async fn images_are_bounded_and_what_is_left_out_is_named() {
         left_out.iter().map(|(path, why)| (path.rsplit('/').next().unwrap(), why.unwrap())).collect();
     assert_eq!(names, expected, "{}", result["structuredContent"]);
     let text = result["content"][0]["text"].as_str().unwrap();
-    assert!(text.contains("[image left out, it is above 3 MiB: /workspace/artifacts/big.png"), "{text}");
+    assert!(text.contains("[image left out, it is above 512 KiB: /workspace/artifacts/big.png"), "{text}");
     assert!(text.contains("berth://") && !text.contains('\u{1b}'), "{text}");
     let code = format!("{DRAW}\nfor i in range(70): png(f'{{i:02}}.png')");
     let result = mcp.call("run_python", json!({"code": code})).await;
     assert_eq!((images(&result).len(), told(&result).len()), (8, 50), "{}", result["structuredContent"]);
     let text = result["content"][0]["text"].as_str().unwrap();
     assert!(text.contains("and 20 images more") && text.contains("fs_list"), "{text}");
-    let code = format!("{DRAW}\nfor i in range(4): png(f'large{{i}}.png', (3 << 20) - 1000)");
+    let code = format!("{DRAW}\nfor i in range(4): png(f'large{{i}}.png', 200 << 10)");
     let result = mcp.call("run_python", json!({"code": code})).await;
     assert_eq!((images(&result).len(), told(&result).len()), (2, 4), "{}", result["structuredContent"]);
-    assert!(result.to_string().len() < 14 << 20);
+    assert!(result.to_string().len() <= 1_000_000);
+    let links: Vec<_> = result["content"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|block| block["type"] == "resource_link")
+        .collect();
+    assert_eq!(links.len(), 2, "{}", result["structuredContent"]);
+    assert!(
+        mcp.read(links[0]["uri"].as_str().unwrap()).await["blob"]
+            .as_str()
+            .unwrap()
+            .starts_with("iVBORw0KGgo")
+    );
     // A directory that is another thing fails no run.
     let ran = mcp
         .ok("run_shell", json!({"command": "rm -r artifacts; ln -s artifacts artifacts; echo fine"}))

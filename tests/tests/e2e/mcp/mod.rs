@@ -10,6 +10,7 @@ mod images;
 mod packages;
 mod programs;
 mod resources;
+mod restarts;
 mod sdk;
 mod settings;
 mod wire;
