@@ -13,7 +13,9 @@ use berth_proto::{
     Code, Reason, TaskId,
     convert::{duration_out, time_out},
     domain::{Outcome, PtySize, TaskSpec},
-    secret, v1,
+    secret,
+    trace::TraceContext,
+    v1,
 };
 use bytes::Bytes;
 use nix::sys::signal::Signal;
@@ -50,6 +52,8 @@ pub struct Plan {
     pub spec: TaskSpec,
     pub shown: v1::TaskSpec,
     pub session: String,
+    /// Of the request that starts it.
+    pub request: Option<TraceContext>,
     /// Resolved: `None` is no timeout.
     pub timeout: Option<Duration>,
     pub pty_size: Option<PtySize>,
@@ -88,6 +92,7 @@ impl Driver {
             id,
             plan.session.clone(),
             plan.shown.clone(),
+            plan.request,
             [spool("stdout"), spool("stderr")],
             shared.clock.now(),
         );

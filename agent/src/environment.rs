@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use berth_proto::{
     agent_config::{AgentConfig, TASK_PATH},
     domain::{Labels, Program, TaskSpec},
+    trace::TraceContext,
 };
 
 use crate::{launch, wire::Spawn};
@@ -29,7 +30,13 @@ impl Environment {
         }
     }
 
-    fn variables(&self, session: &Labels, spec: &TaskSpec, secrets: &Labels) -> Labels {
+    fn variables(
+        &self,
+        session: &Labels,
+        spec: &TaskSpec,
+        secrets: &Labels,
+        trace: Option<TraceContext>,
+    ) -> Labels {
         let mut env: Labels = [
             ("PATH", TASK_PATH),
             ("HOME", &self.home),
@@ -43,6 +50,10 @@ impl Environment {
         if spec.pty.is_some() {
             env.insert("TERM".to_owned(), "xterm-256color".to_owned());
         }
+        // A program that is traced itself goes on where we are. Not in a trace that nobody keeps: it would keep none either.
+        if let Some(trace) = trace.filter(|trace| trace.is_sampled()) {
+            env.insert("TRACEPARENT".to_owned(), trace.to_string());
+        }
         env.extend(
             session.iter().chain(&spec.env).chain(secrets).map(|(name, value)| (name.clone(), value.clone())),
         );
@@ -50,8 +61,15 @@ impl Environment {
     }
 
     /// The whole of what a task's first process needs.
-    pub fn spawn(&self, session: &Labels, spec: &TaskSpec, secrets: &Labels) -> Spawn {
-        let env = self.variables(session, spec, secrets);
+    /// `trace`: the task's own span, if its request is traced.
+    pub fn spawn(
+        &self,
+        session: &Labels,
+        spec: &TaskSpec,
+        secrets: &Labels,
+        trace: Option<TraceContext>,
+    ) -> Spawn {
+        let env = self.variables(session, spec, secrets, trace);
         let argv = match &spec.program {
             Program::Argv(args) => args.clone(),
             Program::Shell(line) => vec![self.shell.to_owned(), "-c".to_owned(), line.clone()],
@@ -95,7 +113,7 @@ mod tests {
             ..Default::default()
         });
         let secrets = Labels::from([("B".to_owned(), "secret".to_owned())]);
-        let spawn = environment().spawn(&session, &spec, &secrets);
+        let spawn = environment().spawn(&session, &spec, &secrets, Some(TraceContext::begin()));
         assert_eq!(
             text(&spawn.env),
             [
@@ -113,11 +131,25 @@ mod tests {
         assert_eq!(text(&spawn.programs), ["/bin/sh"]);
     }
 
+    /// A program that looks for it goes on with the trace, unless the caller has said otherwise.
+    #[test]
+    fn a_trace_that_is_kept_goes_on_in_the_task() {
+        let kept = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let of = |env: &[(&str, &str)]| {
+            let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let spec = spec(v1::TaskSpec { env, ..Default::default() });
+            let spawn = environment().spawn(&Labels::new(), &spec, &Labels::new(), kept.parse().ok());
+            text(&spawn.env).into_iter().filter(|line| line.starts_with("TRACEPARENT=")).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[]), [format!("TRACEPARENT={kept}")]);
+        assert_eq!(of(&[("TRACEPARENT", "mine")]), ["TRACEPARENT=mine"]);
+    }
+
     #[test]
     fn the_directory_is_below_the_workspace_or_absolute() {
         let of = |cwd: &str| {
             let spec = spec(v1::TaskSpec { cwd: cwd.into(), ..Default::default() });
-            String::from_utf8(environment().spawn(&Labels::new(), &spec, &Labels::new()).cwd).unwrap()
+            String::from_utf8(environment().spawn(&Labels::new(), &spec, &Labels::new(), None).cwd).unwrap()
         };
         assert_eq!(of("/abs"), "/abs");
         assert_eq!(of("a/b"), "/w/a/b");

@@ -18,6 +18,7 @@ use berth_proto::{
     agent_config::{AgentConfig, SOCKET_NAME},
     secret,
     spawn::{spawn, spawn_fallible},
+    trace::{Role, TraceLayer},
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
     v1::{
         agent_service_server::AgentServiceServer, file_service_server::FileServiceServer,
@@ -179,6 +180,7 @@ async fn serve(
         writable: config.writable.clone(),
     };
     let serving = transport::server(DATA_STREAMS)
+        .layer(TraceLayer(Role::Last))
         .add_service(
             TaskServiceServer::new(TaskApi { tasks: tasks.clone(), usage })
                 .max_decoding_message_size(MESSAGE_LIMIT),

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_proto::{Code, Error, Reason, TaskId, convert::time_out, domain::PtySize, v1};
+use berth_proto::{Code, Error, Reason, TaskId, convert::time_out, domain::PtySize, trace::TraceContext, v1};
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
@@ -76,6 +76,8 @@ pub struct Task {
     pub id: TaskId,
     session: String,
     shown: v1::TaskSpec,
+    /// That started it.
+    request: Option<TraceContext>,
     pub stdout: Arc<Spool>,
     pub stderr: Arc<Spool>,
     pub stdin: Stdin,
@@ -93,6 +95,7 @@ impl Task {
         id: TaskId,
         session: String,
         shown: v1::TaskSpec,
+        request: Option<TraceContext>,
         [stdout, stderr]: [Arc<Spool>; 2],
         now: Duration,
     ) -> (Arc<Self>, mpsc::Receiver<Stop>, watch::Sender<()>) {
@@ -102,6 +105,7 @@ impl Task {
             id,
             session,
             shown,
+            request,
             stdout,
             stderr,
             stdin: Stdin::new(),
@@ -182,6 +186,7 @@ impl Task {
             stdout: info(&self.stdout),
             stderr: info(&self.stderr),
             end,
+            traceparent: self.request.map(|request| request.to_string()).unwrap_or_default(),
         }
     }
 

@@ -16,6 +16,7 @@ use berth_proto::{
     convert::{same_placement, shown_spec, time_out},
     domain::{Labels, Outcome, TaskDefaults, TaskSpec, Timeout},
     secret::Given,
+    trace,
     v1::{self, agent_event::Event},
 };
 use tokio::sync::{Notify, broadcast};
@@ -272,7 +273,7 @@ impl Tasks {
                 .cause(error)
             })?;
         }
-        let plan = self.plan(&session, spec, shown, given);
+        let plan = self.plan(id, &session, spec, shown, given);
         let (task, driver) = Driver::new(id, plan, self.shared.clone());
         table.tasks.insert(id, task.clone());
         table.running.insert(id, self.activity.enter());
@@ -305,8 +306,13 @@ impl Tasks {
         }
         if entry.earlier {
             // It may have run, or not: that is what WorkerLost says.
-            let plan =
-                self.plan(session, TaskSpec::try_from(shown.clone())?, shown.clone(), Given::default());
+            let plan = self.plan(
+                entry.task,
+                session,
+                TaskSpec::try_from(shown.clone())?,
+                shown.clone(),
+                Given::default(),
+            );
             let (task, _) = Driver::new(entry.task, plan, self.shared.clone());
             task.lost(v1::TaskEnd {
                 outcome: Some(Outcome::WorkerLost.into()),
@@ -324,7 +330,9 @@ impl Tasks {
         ))
     }
 
-    fn plan(&self, session: &Session, spec: TaskSpec, shown: v1::TaskSpec, given: Given) -> Plan {
+    fn plan(&self, id: TaskId, session: &Session, spec: TaskSpec, shown: v1::TaskSpec, given: Given) -> Plan {
+        let request = trace::current();
+        let of_task = request.map(|request| request.of_task(id));
         let timeout = match spec.timeout {
             Timeout::Default if spec.detached => None,
             Timeout::Default => session.defaults.timeout,
@@ -332,7 +340,8 @@ impl Tasks {
             Timeout::After(after) => Some(after),
         };
         Plan {
-            spawn: self.environment.spawn(&session.env, &spec, &given.env),
+            spawn: self.environment.spawn(&session.env, &spec, &given.env, of_task),
+            request,
             secret_files: given.files,
             timeout,
             pty_size: spec.pty.map(|size| size.unwrap_or(session.defaults.pty_size)),
@@ -425,8 +434,14 @@ impl Tasks {
             spool("stdout", wire.stdout, &kept.stdout_tail),
             spool("stderr", wire.stderr, &kept.stderr_tail),
         ];
-        let (task, ..) =
-            Task::new(id, session, wire.spec.unwrap_or_default(), spools, self.shared.clock.now());
+        let (task, ..) = Task::new(
+            id,
+            session,
+            wire.spec.unwrap_or_default(),
+            wire.traceparent.parse().ok(),
+            spools,
+            self.shared.clock.now(),
+        );
         let started = wire.started_at.map(|at| berth_proto::convert::time("started_at", at)).transpose()?;
         task.ended_elsewhere(wire.pid, started, berth_proto::convert::required("end", wire.end)?);
         let mut table = lock(&self.table);

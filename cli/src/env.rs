@@ -82,6 +82,27 @@ pub const KNOWN: &[Variable] = &[
         "coordinator, worker, berth up, berth mcp",
         "off, error, warn, info, debug or trace (info)",
     ),
+    var(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "coordinator, worker, berth up, berth mcp",
+        "send spans by OTLP over HTTP to this collector: http://host:4318 (none are sent)",
+    ),
+    var(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "coordinator, worker, berth up, berth mcp",
+        "headers for the collector: name=value,name=value",
+    ),
+    var(
+        "OTEL_TRACES_SAMPLER_ARG",
+        "coordinator, worker, berth up, berth mcp",
+        "of the traces that begin here, send this part: 0 to 1 (1)",
+    ),
+    var(
+        "OTEL_SERVICE_NAME",
+        "coordinator, worker, berth up, berth mcp",
+        "the name under which spans are sent (berth-coordinator, berth-worker, berth, berth-mcp)",
+    ),
+    var("TRACEPARENT", "berth", "the trace that a command's request belongs to (one of its own)"),
     var("WORKER_ID", "worker", "name of the worker (drawn once, kept in the state directory)"),
     var("MAX_SESSIONS", WORKERS, "sessions that a worker holds at most (5)"),
     var("BASE_WORKSPACE", "worker", "where sessions live (under the state directory)"),

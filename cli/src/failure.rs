@@ -1,6 +1,6 @@
 //! How a command fails: a message, what to do about it, and an exit code. Printed in one
 //! place: as `error: …` and `hint: …` lines on stderr, or with `--format json` as one JSON
-//! object on a line there: `{"code","reason","message","hint"}`.
+//! object on a line there: `{"code","reason","message","hint","request_id"}`.
 //!
 //! No failure is without a hint: what [`Failure::new`] makes is only one once [`Unhinted::hint`]
 //! has said what to do.
@@ -46,6 +46,8 @@ pub struct Failure {
     pub status: Code,
     /// Machine-readable, e.g. `SESSION_NOT_FOUND`.
     pub reason: Option<&'static str>,
+    /// The request that failed, for whoever looks into logs and traces.
+    pub request_id: Option<String>,
 }
 
 /// A failure as `--format json` prints it.
@@ -57,6 +59,8 @@ struct Told {
     message: String,
     /// One a line.
     hint: String,
+    /// Under which the logs of all components tell of it. Null: nothing was asked.
+    request_id: Option<String>,
 }
 
 /// A failure of which nobody has said yet what to do about it.
@@ -128,7 +132,16 @@ impl Failure {
     }
 
     fn bare(message: String, code: u8, status: Code) -> Self {
-        Self { message, hints: Vec::new(), general: false, also: Vec::new(), code, status, reason: None }
+        Self {
+            message,
+            hints: Vec::new(),
+            general: false,
+            also: Vec::new(),
+            code,
+            status,
+            reason: None,
+            request_id: None,
+        }
     }
 
     #[must_use]
@@ -181,6 +194,9 @@ impl Failure {
         } else {
             for failure in std::iter::once(self).chain(&self.also) {
                 output::error(&failure.message, &failure.hints);
+                if let Some(id) = &failure.request_id {
+                    output::request(id);
+                }
             }
         }
         ExitCode::from(self.code)
@@ -195,6 +211,7 @@ impl Failure {
             reason: self.reason,
             message: messages.join("\n"),
             hint: hints.join("\n"),
+            request_id: all().find_map(|failure| failure.request_id.clone()),
         }
     }
 }
@@ -229,7 +246,12 @@ impl From<Error> for Failure {
             None => error.message().to_owned(),
         };
         let failure = Self::new(message).hint(error.hint().unwrap_or("`berth doctor` looks at this machine"));
-        Self { status: error.code(), reason: error.reason().map(Reason::as_str), ..failure }
+        Self {
+            status: error.code(),
+            reason: error.reason().map(Reason::as_str),
+            request_id: error.request_id().map(ToOwned::to_owned),
+            ..failure
+        }
     }
 }
 
@@ -238,12 +260,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_as_json_has_four_fields() {
+    fn a_failure_as_json_has_five_fields() {
         let failure = Failure::usage("wrong").hint("do this").hint("or that");
         let told = serde_json::to_value(failure.told()).unwrap();
         let hint = "do this\nor that";
-        let expected =
-            serde_json::json!({"code": "INVALID_ARGUMENT", "reason": null, "message": "wrong", "hint": hint});
+        let expected = serde_json::json!({
+            "code": "INVALID_ARGUMENT", "reason": null, "message": "wrong", "hint": hint, "request_id": null
+        });
         assert_eq!(told, expected);
         let about = |message: &str, name: &str| Failure::new(message).hint("x").about(name).message;
         assert_eq!(about("no such file", "a"), "\"a\": no such file");

@@ -11,6 +11,7 @@ pub mod process;
 pub mod select;
 pub mod serve;
 pub mod signals;
+pub mod spans;
 mod sys;
 pub mod terminal;
 pub mod value;

@@ -89,6 +89,11 @@ pub fn hint(text: impl Display) {
     }
 }
 
+/// The request that an error is of, for people.
+pub fn request(id: &str) {
+    marked("request", "\x1b[2m", id);
+}
+
 fn marked(mark: &str, color: &str, text: impl Display) {
     let text = printable_lines(&text.to_string());
     let mut stderr = io::stderr().lock();

@@ -4,6 +4,7 @@
 use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use berth_net::{Dialer, Files, Trust};
+use berth_proto::trace::{self, TraceContext};
 use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataValue},
@@ -197,9 +198,13 @@ impl Client {
         self.inner.channel.clone()
     }
 
-    /// A request with the token on it.
+    /// A request with the token on it, as a part of what is done now ([`TraceContext::scope`]), or of a trace of its own.
     pub fn authorized<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
+        let context = trace::current().map_or_else(TraceContext::begin, TraceContext::child);
+        if let Ok(value) = MetadataValue::try_from(context.to_string()) {
+            request.metadata_mut().insert(trace::HEADER, value);
+        }
         if let Some(token) = &self.inner.token {
             request.metadata_mut().insert("authorization", token.clone());
         }
@@ -214,8 +219,17 @@ impl Client {
         Error::from_status(status, &self.inner.address)
     }
 
-    /// Makes a unary call.
+    /// Makes a unary call. However often it is tried, it is one request.
     pub(crate) async fn call<M, R, F, Fut>(&self, policy: Policy, message: M, send: F) -> Result<R, Error>
+    where
+        M: Clone,
+        F: Fn(Channel, Request<M>) -> Fut,
+        Fut: Future<Output = Result<Response<R>, Status>>,
+    {
+        traced(self.attempts(policy, message, send)).await
+    }
+
+    async fn attempts<M, R, F, Fut>(&self, policy: Policy, message: M, send: F) -> Result<R, Error>
     where
         M: Clone,
         F: Fn(Channel, Request<M>) -> Fut,
@@ -243,13 +257,12 @@ impl Client {
         F: FnOnce(Channel, Request<M>) -> Fut,
         Fut: Future<Output = Result<Response<R>, Status>>,
     {
-        let mut request = self.authorized(message);
-        request.set_timeout(deadline + MARGIN);
-        match tokio::time::timeout(deadline, send(self.channel(), request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.error(status)),
-            Err(_) => Err(Error::deadline(self.address(), deadline)),
-        }
+        traced(async {
+            let mut request = self.authorized(message);
+            request.set_timeout(deadline + MARGIN);
+            self.answer(deadline, send(self.channel(), request)).await
+        })
+        .await
     }
 
     /// Opens a server stream: bounded until its head is there.
@@ -259,10 +272,29 @@ impl Client {
         Fut: Future<Output = Result<Response<R>, Status>>,
     {
         let deadline = Policy::ONCE.deadline;
-        match tokio::time::timeout(deadline, send(self.channel(), self.authorized(message))).await {
+        traced(async { self.answer(deadline, send(self.channel(), self.authorized(message))).await }).await
+    }
+
+    async fn answer<R>(
+        &self,
+        deadline: Duration,
+        answer: impl Future<Output = Result<Response<R>, Status>>,
+    ) -> Result<R, Error> {
+        match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.error(status)),
             Err(_) => Err(Error::deadline(self.address(), deadline)),
+        }
+    }
+}
+
+/// A request of what is done now, or one by itself; an error names it.
+async fn traced<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match trace::current() {
+        Some(request) => work.await.map_err(|error| error.of_request(request)),
+        None => {
+            let request = TraceContext::begin();
+            request.scope(work).await.map_err(|error| error.of_request(request))
         }
     }
 }

@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use berth_proto::error::{DOMAIN, reason_of};
+use berth_proto::{
+    error::{DOMAIN, reason_of},
+    trace::{self, TraceContext},
+};
 use tonic::Status;
 use tonic_types::StatusExt;
 
@@ -27,6 +30,7 @@ struct Inner {
     /// See [`Error::in_doubt`].
     doubt: bool,
     cause: Option<String>,
+    request: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,6 +56,7 @@ impl Error {
             origin,
             doubt: false,
             cause: None,
+            request: None,
         }))
     }
 
@@ -136,6 +141,12 @@ impl Error {
             text => text.to_owned(),
         };
         let mut error = Self::new(Origin::Answered, status.code(), message);
+        error.0.request = status
+            .metadata()
+            .get(trace::REQUEST_ID)
+            .and_then(|value| value.to_str().ok())
+            .filter(|id| id.len() <= 64)
+            .map(ToOwned::to_owned);
         error.0.reason = reason;
         error.0.hint = details.remove("hint");
         error.0.details = details;
@@ -202,6 +213,19 @@ impl Error {
     /// A machine-readable detail, e.g. `first_kept` of `OUTPUT_LOST`.
     pub fn detail(&self, key: &str) -> Option<&str> {
         self.0.details.get(key).map(String::as_str)
+    }
+
+    /// The id of the request that failed: 32 hex digits, under which the logs of all components tell of it, and a trace is
+    /// kept. `None`: nothing was sent.
+    pub fn request_id(&self) -> Option<&str> {
+        self.0.request.as_deref()
+    }
+
+    /// It is of this request, unless an answer has said of which.
+    #[must_use]
+    pub(crate) fn of_request(mut self, request: TraceContext) -> Self {
+        self.0.request.get_or_insert_with(|| request.request_id());
+        self
     }
 
     /// What the transport said, for a log.
@@ -300,6 +324,9 @@ impl fmt::Debug for Error {
         }
         if let Some(hint) = &self.0.hint {
             write!(f, " (hint: {hint})")?;
+        }
+        if let Some(request) = &self.0.request {
+            write!(f, " (request: {request})")?;
         }
         Ok(())
     }

@@ -63,7 +63,11 @@ pub use backup::{Backup, BackupPart};
 /// Label that names a session. A name is had by one live session of a tenant at a time.
 pub const NAME_LABEL: &str = "name";
 
-pub use berth_proto::{ContextId, SessionId, TaskId, WorkerId, domain, transport::CHUNK};
+pub use berth_proto::{
+    ContextId, SessionId, TaskId, WorkerId, domain,
+    trace::{NoTraceContext, TraceContext},
+    transport::CHUNK,
+};
 pub use changes::{ChangeEvent, ChangeOptions, ChangeStream};
 pub use checkpoint::CheckpointOptions;
 pub use command::{Command, Output};

@@ -8,6 +8,7 @@ use berth_net::{Acceptor, Files, Patience};
 use berth_proto::{
     DESCRIPTORS,
     spawn::{spawn, spawn_fallible},
+    trace::{Role, TraceLayer},
     v1,
     world::{self, TcpListener},
 };
@@ -340,6 +341,8 @@ async fn run(
     let server = spawn_fallible("grpc server", async move {
         let incoming = ReceiverStream::new(clients);
         rpc::server()
+            // First, so that whoever is refused by the others is told an id too.
+            .layer(TraceLayer(Role::Entry))
             .layer(patience)
             .layer(room)
             .add_routes(routes)

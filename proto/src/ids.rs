@@ -22,6 +22,11 @@ macro_rules! uuid_id {
                 Self(world::uuid_v7())
             }
 
+            /// Its last 16 digits.
+            pub fn low_bits(self) -> u64 {
+                self.0.as_u128() as u64
+            }
+
             /// For simulations and tests that inject their ids.
             pub const fn from_u128(value: u128) -> Self {
                 Self(Uuid::from_u128(value))

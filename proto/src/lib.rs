@@ -17,6 +17,7 @@ pub mod redact;
 pub mod relay;
 pub mod secret;
 pub mod spawn;
+pub mod trace;
 pub mod transport;
 pub mod world;
 

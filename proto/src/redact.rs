@@ -126,7 +126,7 @@ mod tests {
         hidden(v1::CreateContextRequest { env: env(), ..Default::default() }, "API_KEY");
         let place = v1::PlaceSession { env: env(), ..Default::default() };
         let message = v1::coordinator_message::Message::Place(place);
-        hidden(v1::CoordinatorMessage { message: Some(message) }, "API_KEY");
+        hidden(v1::CoordinatorMessage { message: Some(message), ..Default::default() }, "API_KEY");
     }
 
     #[test]

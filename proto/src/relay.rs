@@ -24,6 +24,7 @@ use tonic::{Extensions, Request, Response, Status, Streaming, metadata::Metadata
 use crate::{
     error::{Error, Reason, reason_of},
     ids::SessionId,
+    trace,
     transport::MESSAGE_LIMIT,
     v1::{
         self, file_service_client::FileServiceClient, file_service_server::FileService,
@@ -86,6 +87,7 @@ impl<R: Route> Relay<R> {
 
     async fn hop(&self, session: &str, call: &'static str, extensions: &Extensions) -> Result<Hop, Status> {
         let session: SessionId = session.parse()?;
+        trace::note("berth.session.id", session);
         Ok(self.route.route(session, call, extensions).await?)
     }
 
@@ -122,7 +124,7 @@ async fn unless_over<T>(over: &mut Over, call: impl Future<Output = Result<T, St
 /// Metadata that travels on: the deadline, tracing, and our own keys. Credentials stay here.
 fn passed_on<T>(metadata: &MetadataMap, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    for key in ["grpc-timeout", "traceparent", "tracestate", "berth-request-id"] {
+    for key in ["grpc-timeout", trace::HEADER, "tracestate"] {
         if let Some(value) = metadata.get(key) {
             request.metadata_mut().insert(key, value.clone());
         }

@@ -9,7 +9,9 @@ use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tracing::{Instrument, error, error_span};
 
-/// Runs `future` in the background under `name`.
+use crate::trace;
+
+/// Runs `future` in the background under `name`, for the request that it is started for ([`trace`]).
 #[allow(clippy::disallowed_methods)]
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<()>
 where
@@ -20,7 +22,7 @@ where
             error!(task = name, panic = panic_text(&*panic), "a background task panicked");
         }
     };
-    tokio::spawn(guarded.instrument(error_span!("background", task = name)))
+    tokio::spawn(trace::inherit(guarded.instrument(error_span!("background", task = name))))
 }
 
 /// The same for a future that may fail: the error goes to the log.

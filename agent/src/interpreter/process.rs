@@ -87,7 +87,7 @@ impl Process {
         let socket = UnixStream::from_std(ours).map_err(|e| internal(&e))?;
         let (stdout, their_stdout) = source().map_err(|e| internal(&e))?;
         let (stderr, their_stderr) = source().map_err(|e| internal(&e))?;
-        let spawn = tasks.environment.spawn(&session.env, &as_task(id, spec), &Default::default());
+        let spawn = tasks.environment.spawn(&session.env, &as_task(id, spec), &Default::default(), None);
         let shared = tasks.shared();
         let theirs = [theirs.into(), their_stdout, their_stderr];
         let started = shared.spawner.spawn(&spawn, &theirs, &shared.clock).await;

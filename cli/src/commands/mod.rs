@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, io::IsTerminal, path::PathBuf};
 
-use berth_client::{Client, ConnectOptions};
+use berth_client::{Client, ConnectOptions, TraceContext};
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand,
     error::{ContextKind, ContextValue},
@@ -287,8 +287,20 @@ fn refuse(error: clap::Error) -> ! {
 
 /// Runs a command.
 pub async fn dispatch(cli: Cli) -> CommandResult {
-    let global = cli.global;
-    match cli.command {
+    // What they do is for the requests of others.
+    let serves = matches!(cli.command, Command::Up(_) | Command::Mcp(_));
+    let work = run_command(cli.global, cli.command);
+    if serves { work.await } else { request().scope(work).await }
+}
+
+/// All that a command asks for is one request: of the trace that it was started in, else one of its own.
+fn request() -> TraceContext {
+    let given = std::env::var("TRACEPARENT").ok().and_then(|text| text.parse().ok());
+    given.unwrap_or_else(TraceContext::begin)
+}
+
+async fn run_command(global: Global, command: Command) -> CommandResult {
+    match command {
         Command::Up(args) => up::run(&global, *args).await,
         Command::Stop(args) => up::stop(&global, args).await,
         Command::Status => up::status(&global).await,

@@ -28,6 +28,7 @@ use crate::{
     logging::{self, LogArgs, json::Line},
     output,
     signals::Interrupts,
+    spans::{self, TraceArgs},
 };
 
 /// Options of every command that serves.
@@ -35,6 +36,9 @@ use crate::{
 pub struct ServeArgs {
     #[command(flatten)]
     pub log: LogArgs,
+
+    #[command(flatten)]
+    pub trace: TraceArgs,
 
     /// Write the address (coordinator), or the id and the data-plane address if there is one (worker), to this file when ready
     #[arg(long, value_name = "PATH")]
@@ -85,7 +89,11 @@ fn run<S: Serve>() -> CommandResult {
             // An earlier process may have left it: "ready" must mean this one.
             remove(path).map_err(|error| Failure::io(path.display(), error))?;
         }
-        settings.serve(interrupts).await
+        let name = format!("berth-{}", S::command().get_name());
+        let export = spans::start(&settings.serve_args().trace, &name)?;
+        let result = settings.serve(interrupts).await;
+        export.finish().await;
+        result
     })
 }
 

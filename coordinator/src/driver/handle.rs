@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use berth_proto::{Error, Reason};
+use berth_proto::{
+    Error, Reason,
+    trace::{self, TraceContext},
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::links::Link;
@@ -17,6 +20,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 pub(super) enum Message {
     Call {
         event: Event,
+        /// The request that it is made for.
+        request: Option<TraceContext>,
         answer: oneshot::Sender<Result<(), CallError>>,
     },
     /// From a worker's link: nobody waits for an answer.
@@ -66,7 +71,7 @@ impl Handle {
     /// Applies an event. When this returns, it is in the store and in the view.
     pub async fn call(&self, event: Event) -> Result<(), CallError> {
         let (answer, answered) = oneshot::channel();
-        self.ask(Message::Call { event, answer }, answered).await
+        self.ask(Message::Call { event, request: trace::current(), answer }, answered).await
     }
 
     /// Makes `link` the worker's, if the fleet takes it. The welcome is then on its way.
@@ -78,7 +83,7 @@ impl Handle {
     /// The same, if there is room for it now: for what is better known and can be done without.
     pub fn note(&self, event: Event) {
         let (answer, _) = oneshot::channel();
-        let _ = self.inbox.try_send(Message::Call { event, answer });
+        let _ = self.inbox.try_send(Message::Call { event, request: trace::current(), answer });
     }
 
     /// Passes on what a worker said.

@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use berth_proto::{Error, Incarnation, Reason, WorkerId, relay::worker_unreachable, v1};
+use berth_proto::{Error, Incarnation, Reason, WorkerId, relay::worker_unreachable, trace::TraceContext, v1};
 use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, timeout_at},
@@ -100,11 +100,18 @@ impl Links {
         secrets.unwrap_or_default()
     }
 
-    /// Hands a message to a link. False: it is gone, or was too slow and is gone now.
-    pub fn send(&self, id: LinkId, message: v1::coordinator_message::Message) -> bool {
+    /// Hands a message to a link, for this request. False: it is gone, or was too slow and is gone now.
+    pub fn send(
+        &self,
+        id: LinkId,
+        message: v1::coordinator_message::Message,
+        request: Option<TraceContext>,
+    ) -> bool {
+        let traceparent = request.map(|request| request.to_string()).unwrap_or_default();
+        let message = v1::CoordinatorMessage { message: Some(message), traceparent };
         let control = lock(&self.control);
         let Some((worker, link)) = control.get(&id) else { return false };
-        match link.sender.try_send(Ok(v1::CoordinatorMessage { message: Some(message) })) {
+        match link.sender.try_send(Ok(message)) {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(worker.id = %worker, %error, "a worker's link is dropped");
@@ -254,9 +261,9 @@ mod tests {
         let (slow, _receiver) = link(&links, 2);
         let (id, closed) = (slow.id, slow.closed.clone());
         links.admit("w".parse().unwrap(), Incarnation(1), slow);
-        assert!(links.send(id, lease()) && links.send(id, lease()));
+        assert!(links.send(id, lease(), None) && links.send(id, lease(), None));
         assert!(!closed.is_cancelled());
-        assert!(!links.send(id, lease()), "its queue is full");
+        assert!(!links.send(id, lease(), None), "its queue is full");
         assert!(closed.is_cancelled());
     }
 

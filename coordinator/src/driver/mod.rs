@@ -15,6 +15,7 @@
 //! [`TASK_FLUSH`]. A worker still has them; the store's copy is for after the session's end,
 //! and that end takes them along in its own transaction.
 
+mod causes;
 mod events;
 mod handle;
 mod links;
@@ -25,12 +26,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use berth_proto::{Error, Incarnation, Reason, WorkerId, v1};
+use berth_proto::{Error, Incarnation, Reason, WorkerId, trace::TraceContext, v1};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
 
+use causes::Causes;
 pub use events::{Events, Watcher};
 use handle::Message;
 pub use handle::{CallError, Handle};
@@ -106,6 +108,7 @@ pub struct Driver {
     rest_until: Option<Instant>,
     /// Links that turned out to be gone; the next batch begins with them.
     lost: Vec<(WorkerId, LinkId)>,
+    causes: Causes,
 }
 
 /// Somebody who waits for the end of the batch.
@@ -157,6 +160,7 @@ impl Driver {
             tasks_since: None,
             rest_until: None,
             lost: Vec::new(),
+            causes: Causes::default(),
         };
         let mut pending = Pending::default();
         driver.sort(effects, &mut pending);
@@ -208,25 +212,26 @@ impl Driver {
         let mut stop = None;
         let resting = self.rest_until.is_some_and(|until| until > Instant::now());
         if !resting && self.fleet.next_timer().is_some_and(|at| at <= now.mono) {
-            let _ = self.apply(Event::Tick, now, &mut pending);
+            let _ = self.apply(Event::Tick, None, now, &mut pending);
         }
         for (worker, link) in std::mem::take(&mut self.lost) {
-            let _ = self.apply(Event::LinkLost { worker, link }, now, &mut pending);
+            let _ = self.apply(Event::LinkLost { worker, link }, None, now, &mut pending);
         }
         for message in messages.drain(..) {
             match message {
-                Message::Call { event, answer } => {
-                    let result = self.apply(event, now, &mut pending);
+                Message::Call { event, request, answer } => {
+                    let result = self.apply(event, request, now, &mut pending);
                     pending.waiting.push(Waiting { answer, result });
                 }
                 Message::Told { event, link } => {
                     pending.told.extend(worker_of(&event).map(|worker| (link, worker)));
                     // What a worker says is never refused, only ignored.
-                    let _ = self.apply(event, now, &mut pending);
+                    let cause = self.causes.of_report(&event);
+                    let _ = self.apply(event, cause, now, &mut pending);
                 }
                 Message::Attach { hello, link, answer } => {
                     let worker = hello.worker.clone();
-                    let result = self.apply(Event::Hello(hello), now, &mut pending);
+                    let result = self.apply(Event::Hello(hello), None, now, &mut pending);
                     if result.is_ok() {
                         pending.attaching.push((link, worker));
                     }
@@ -239,8 +244,19 @@ impl Driver {
         stop
     }
 
-    fn apply(&mut self, event: Event, now: Now, pending: &mut Pending) -> Result<(), Refused> {
-        let effects = self.fleet.apply(event, now)?;
+    fn apply(
+        &mut self,
+        event: Event,
+        request: Option<TraceContext>,
+        now: Now,
+        pending: &mut Pending,
+    ) -> Result<(), Refused> {
+        let fleet = &mut self.fleet;
+        let effects = match request {
+            Some(request) => request.enter(|| fleet.apply(event, now))?,
+            None => fleet.apply(event, now)?,
+        };
+        self.causes.note(request, &effects);
         self.sort(effects, pending);
         Ok(())
     }
@@ -385,7 +401,7 @@ impl Driver {
 
     fn send(&mut self, link: LinkId, command: &Command) {
         let message = wire::command(command, &self.welcome, || self.shared.links.secrets(link));
-        if !self.shared.links.send(link, message) {
+        if !self.shared.links.send(link, message, self.causes.of_command(command)) {
             self.shared.links.close(link, None);
             let owner = self.fleet.workers().find(|w| w.has_link(link)).map(|w| w.id.clone());
             self.lost.extend(owner.map(|worker| (worker, link)));

@@ -333,7 +333,7 @@ impl Puppet {
             let end = loop {
                 tokio::select! {
                     next = incoming.message() => match next {
-                        Ok(Some(v1::CoordinatorMessage { message: Some(next) })) => {
+                        Ok(Some(v1::CoordinatorMessage { message: Some(next), .. })) => {
                             let now = script.lock().unwrap().clone();
                             for answer in answers(&next, &now) {
                                 let _ = say.send(message(worker_message::Message::Session(answer))).await;

@@ -28,7 +28,10 @@ use std::{
     time::Duration,
 };
 
-use berth_proto::spawn::spawn;
+use berth_proto::{
+    spawn::spawn,
+    trace::{self, Hop, Role},
+};
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -71,6 +74,31 @@ pub async fn serve(listener: TcpListener, door: Door, site: Site, stop: Cancella
     site.end().await;
 }
 
+/// A hop of its trace, which ends when the answer begins: what streams behind that is in the spans of the calls it makes.
+fn arrived(request: &mut Request<Received>) -> Hop {
+    let (method, path) = (request.method(), request.uri().path());
+    // Its first part alone: a span's name is of few kinds.
+    let kind = path.splitn(4, '/').skip(1).take(2).collect::<Vec<_>>().join("/");
+    let kind = crate::text::clipped(&kind, 40);
+    let hop = Hop::arrived(Role::Entry, request.headers(), &format!("{method} /{kind}"));
+    hop.note("http.request.method", method);
+    hop.note("url.path", crate::text::clipped(path, 200));
+    if let Ok(context) = hop.context().to_string().parse() {
+        request.headers_mut().insert(trace::HEADER, context);
+    }
+    hop
+}
+
+fn name_request(response: &mut http::Response<Body>, hop: &mut Hop) {
+    hop.note("http.response.status_code", response.status().as_u16());
+    if response.status().is_server_error() {
+        hop.fail(response.status().to_string());
+    }
+    if let Ok(id) = hop.context().request_id().parse() {
+        response.headers_mut().insert("x-request-id", id);
+    }
+}
+
 /// What a request came over. It is among the extensions of each, for what goes on after it.
 #[derive(Clone)]
 pub struct Connection {
@@ -111,9 +139,11 @@ async fn arrive(
                 head.headers.insert("x-forwarded-proto", http::HeaderValue::from_static("https"));
             }
             let (body, left) = received::receive(&head.headers, body);
-            let request = Request::from_parts(head, body);
+            let mut request = Request::from_parts(head, body);
             let counted = site.metrics().request(site.interface(&request));
-            let response = site.handle(request).await;
+            let mut hop = arrived(&mut request);
+            let mut response = hop.scope(site.handle(request)).await;
+            name_request(&mut response, &mut hop);
             left.read().await;
             Ok::<_, Infallible>(counted.answered(pace.answered(response)))
         }

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use berth_client::{Error, Reason};
+use berth_proto::trace;
 use rmcp::{
     ErrorData,
     model::{CallToolResult, ContentBlock},
@@ -75,10 +76,16 @@ impl Problem {
         let reason = self.reason.map(|reason| format!(" [{}]", reason.as_str())).unwrap_or_default();
         let message = text::clipped(&self.message, LONGEST);
         CallToolResult::error(vec![ContentBlock::text(format!(
-            "error: {message}{reason}\nhint: {}",
-            text::clipped(&self.hint, LONGEST)
+            "error: {message}{reason}\nhint: {}{}",
+            text::clipped(&self.hint, LONGEST),
+            of_request()
         ))])
     }
+}
+
+/// For whoever looks into the logs afterwards.
+fn of_request() -> String {
+    trace::current().map(|request| format!("\nrequest: {}", request.request_id())).unwrap_or_default()
 }
 
 impl fmt::Display for Problem {

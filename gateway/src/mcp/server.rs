@@ -2,14 +2,18 @@
 
 use std::sync::{Arc, LazyLock};
 
-use berth_proto::spawn::spawn;
+use berth_proto::{
+    spawn::spawn,
+    trace::{self, Hop, Role, TraceContext},
+};
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
-        CallToolRequestParams, CallToolResponse, Implementation, InitializeRequestParams, InitializeResult,
-        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-        ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
-        SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
+        CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, InitializeRequestParams,
+        InitializeResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
+        PaginatedRequestParams, ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse,
+        ServerCapabilities, ServerConfig, SubscribeRequestParams, SubscriptionFilter, Tool,
+        UnsubscribeRequestParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
@@ -27,7 +31,7 @@ use super::{
     room,
     sessions::Sessions,
     text,
-    tool::{Beside, Call, Table},
+    tool::{Beside, Call, Entry, Table},
     tools,
 };
 
@@ -124,6 +128,54 @@ impl Server {
     }
 }
 
+impl Server {
+    async fn called(
+        &self,
+        entry: &Entry,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> CallToolResult {
+        let (beside, began) = (Beside::default(), Instant::now());
+        let call = Call::new(Arc::clone(&self.sessions), context, beside.clone());
+        let result = entry.call(call, request.arguments.unwrap_or_default()).await;
+        let (session, task) = {
+            let mut kept = beside.kept();
+            (kept.session, kept.task.take())
+        };
+        if let Some(session) = session {
+            trace::note("berth.session.id", session);
+        }
+        if let Some(task) = task {
+            self.changes.started(task, began);
+        }
+        // Also where it failed: half of a write is a change.
+        if !entry.only_reads() {
+            self.changes.touched(session, began);
+        }
+        match result {
+            Ok(result) => room::bound(result),
+            Err(problem) => {
+                tracing::debug!(tool = %entry.tool.name, %problem, "a tool failed");
+                self.sessions.failed(problem).await.into_result()
+            }
+        }
+    }
+}
+
+/// A call of a tool as a hop of the trace that its client names in `_meta` (SEP-414), else of the HTTP request's.
+fn hop(tool: &str, context: &RequestContext<RoleServer>) -> Hop {
+    let parse = |text: &str| text.parse::<TraceContext>().ok();
+    let over_http = || {
+        let head = context.extensions.get::<http::request::Parts>()?;
+        parse(head.headers.get(trace::HEADER)?.to_str().ok()?)
+    };
+    let sent = context.meta.get_traceparent().and_then(parse).or_else(over_http);
+    let hop = Hop::sent(Role::Entry, sent, &format!("tools/call {tool}"));
+    hop.note("mcp.method.name", "tools/call");
+    hop.note("gen_ai.tool.name", tool);
+    hop
+}
+
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
         let implementation = Implementation::new("berth", berth_proto::VERSION).with_title("Berth");
@@ -186,27 +238,12 @@ impl ServerHandler for Server {
             Ok(permit) => permit,
             Err(problem) => return Ok(problem.into_result().into()),
         };
-        let (beside, began) = (Beside::default(), Instant::now());
-        let call = Call::new(Arc::clone(&self.sessions), context, beside.clone());
-        let result = entry.call(call, request.arguments.unwrap_or_default()).await;
-        let (session, task) = {
-            let mut kept = beside.kept();
-            (kept.session, kept.task.take())
-        };
-        if let Some(task) = task {
-            self.changes.started(task, began);
+        let mut hop = hop(&entry.tool.name, &context);
+        let answer = hop.scope(self.called(entry, request, context)).await;
+        if answer.is_error == Some(true) {
+            hop.fail("the tool failed");
         }
-        // Also where it failed: half of a write is a change.
-        if !entry.only_reads() {
-            self.changes.touched(session, began);
-        }
-        match result {
-            Ok(result) => Ok(room::bound(result).into()),
-            Err(problem) => {
-                tracing::debug!(tool = %entry.tool.name, %problem, "a tool failed");
-                Ok(self.sessions.failed(problem).await.into_result().into())
-            }
-        }
+        Ok(answer.into())
     }
 
     async fn list_resources(

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use berth_client::{Code, Error, Reason};
+use berth_client::{Code, Error, Reason, TraceContext};
+use berth_proto::trace;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -32,6 +33,8 @@ pub struct Problem {
     message: String,
     /// What to do about it.
     hint: String,
+    /// Under which the logs of all components tell of it; also in the header `x-request-id`.
+    request_id: String,
 }
 
 impl Problem {
@@ -42,7 +45,8 @@ impl Problem {
             message.truncate(end);
             let _ = write!(message, "…");
         }
-        Self { status, code, reason: None, message, hint: "see /v1/openapi.json".to_owned() }
+        let request_id = trace::current().map(TraceContext::request_id).unwrap_or_default();
+        Self { status, code, reason: None, message, hint: "see /v1/openapi.json".to_owned(), request_id }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {

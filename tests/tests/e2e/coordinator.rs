@@ -176,6 +176,8 @@ async fn print_config_lists_every_setting_and_where_it_came_from() {
         ("BERTH_ARTIFACT_SIZE", "345678"),
         ("BERTH_SHUTDOWN_GRACE", "44s"),
         ("BERTH_METRICS_ADDR", "127.0.0.8:4713"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
         ("BERTH_LOG_FORMAT", "json"),
     ];
     let row = |text: &str, name: &str| {

@@ -52,6 +52,7 @@ mod store;
 mod symptoms;
 mod tls;
 mod top;
+mod tracing;
 mod usage;
 mod util;
 mod watching;

@@ -12,6 +12,7 @@ use berth_proto::{
     convert,
     domain::BackendChoice,
     spawn::spawn,
+    trace::TraceContext,
     v1::{self, coordinator_message::Message as Command, worker_message::Message},
     world,
 };
@@ -46,7 +47,7 @@ impl Link {
             tokio::select! {
                 biased;
                 message = incoming.message() => match message? {
-                    Some(v1::CoordinatorMessage { message: Some(command) }) => {
+                    Some(v1::CoordinatorMessage { message: Some(command), traceparent }) => {
                         if let Command::Lease(lease) = &command {
                             let span = renewed(lease, pace);
                             lease_over = Instant::now() + span;
@@ -60,7 +61,10 @@ impl Link {
                                 }
                             }
                         }
-                        self.obey(command);
+                        match traceparent.parse::<TraceContext>() {
+                            Ok(request) => request.enter(|| self.obey(command)),
+                            Err(_) => self.obey(command),
+                        }
                     }
                     Some(_) => debug!("a message of a kind that this version does not know"),
                     None => return Err(Ended::Broken("the coordinator ended the stream".to_owned())),

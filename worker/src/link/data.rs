@@ -21,6 +21,7 @@ use berth_proto::{
     DESCRIPTORS,
     relay::Relay,
     spawn::spawn,
+    trace::{Role, TraceLayer},
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT},
     v1::{
         DataPreface, file_service_server::FileServiceServer,
@@ -223,6 +224,7 @@ async fn serve(stream: Stream, services: Routes, stop: CancellationToken) {
         }
     });
     let serving = transport::server(DATA_STREAMS)
+        .layer(TraceLayer(Role::Inner))
         .add_routes(services)
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     let lingered = async {
@@ -303,6 +305,7 @@ pub fn listen(
     let incoming = ReceiverStream::new(clients);
     async move {
         let serving = transport::server(transport::CLIENT_STREAMS)
+            .layer(TraceLayer(Role::Entry))
             .layer(Patience::new(Bounds::default(), DESCRIPTORS))
             .add_routes(services)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());

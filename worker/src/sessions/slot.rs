@@ -19,6 +19,7 @@ use berth_proto::{
     Error, Reason, TaskId, convert,
     domain::{Backend, Egress, EndReason, Placement, SessionState},
     relay::Hop,
+    trace::{self, Span, TraceContext},
     transport::PORT_CONNECTIONS,
     v1,
 };
@@ -56,11 +57,13 @@ pub struct Desired {
 pub struct End {
     pub reason: EndReason,
     pub message: String,
+    /// Of whom it ends, if at somebody's request.
+    pub request: Option<TraceContext>,
 }
 
 impl End {
     pub fn new(reason: EndReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), request: trace::current() }
     }
 }
 
@@ -272,11 +275,37 @@ impl Slot {
         // Told twice it is counted once, and those whose sandbox failed are counted too.
         if let Some(task) = ended.filter(|_| news) {
             self.metrics.task(&task);
-            let end = task.end.unwrap_or_default();
-            let took = end.duration.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default();
-            info!(session.id = %self.placement.session, task.id = %id, status = convert::outcome_words(&end),
-                duration = took.as_secs_f64(), "a task ended");
+            match task.traceparent.parse::<TraceContext>() {
+                Ok(request) => request.enter(|| self.task_ended(id, &task, Some(request))),
+                Err(_) => self.task_ended(id, &task, None),
+            }
         }
+    }
+
+    /// A line in the log, and a span in the trace of the request that started it.
+    fn task_ended(&self, id: TaskId, task: &v1::Task, request: Option<TraceContext>) {
+        let end = task.end.clone().unwrap_or_default();
+        let took = end.duration.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default();
+        let status = convert::outcome_words(&end);
+        info!(session.id = %self.placement.session, task.id = %id, status,
+            duration = took.as_secs_f64(), "a task ended");
+        let Some(request) = request else { return };
+        let began = task.started_at.and_then(|at| SystemTime::try_from(at).ok());
+        Span::tell(request, request.of_task(id), |span| {
+            let begun = began.unwrap_or(span.begun);
+            Span {
+                name: "task".to_owned(),
+                begun,
+                ended: begun + took,
+                attributes: vec![
+                    ("berth.session.id", self.placement.session.to_string()),
+                    ("berth.task.id", id.to_string()),
+                    ("berth.task.status", status.clone()),
+                ],
+                failed: (status != "exited 0").then_some(status),
+                ..span
+            }
+        });
     }
 
     /// Contexts begin to execute something, or are done with all of it.

@@ -169,7 +169,7 @@ impl Script {
 
     pub async fn send(&self, command: Command) {
         let out = self.inner.out.lock().unwrap().clone().expect("a worker is attached");
-        out.send(Ok(v1::CoordinatorMessage { message: Some(command) })).await.unwrap();
+        out.send(Ok(v1::CoordinatorMessage { message: Some(command), ..Default::default() })).await.unwrap();
     }
 
     /// Ends the control stream; the port stays.
@@ -296,7 +296,8 @@ impl WorkerService for Inner {
             };
             (manners.answer_heartbeats, welcome)
         };
-        let welcome = v1::CoordinatorMessage { message: Some(Command::Welcome(welcome)) };
+        let welcome =
+            v1::CoordinatorMessage { message: Some(Command::Welcome(welcome)), ..Default::default() };
         out.send(Ok(welcome)).await.unwrap();
         let (seen, weak, current) = (self.seen.clone(), out.downgrade(), self.out.clone());
         *self.out.lock().unwrap() = Some(out);
@@ -330,7 +331,8 @@ impl WorkerService for Inner {
                 if let (Some(sequence), true) = (sequence, answer) {
                     let Some(out) = weak.upgrade() else { return };
                     let lease = v1::LeaseRenewed { sequence, lease: None };
-                    let message = v1::CoordinatorMessage { message: Some(Command::Lease(lease)) };
+                    let message =
+                        v1::CoordinatorMessage { message: Some(Command::Lease(lease)), ..Default::default() };
                     if out.send(Ok(message)).await.is_err() {
                         return;
                     }

@@ -20,6 +20,7 @@ use crate::{
     logging::{self, LogArgs},
     serve::worker::MachineArgs,
     signals::Interrupts,
+    spans::{self, TraceArgs},
     value,
 };
 
@@ -65,6 +66,9 @@ pub struct McpArgs {
 
     #[command(flatten)]
     pub log: LogArgs,
+
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 impl McpArgs {
@@ -87,6 +91,13 @@ impl McpArgs {
 
 pub async fn run(global: &Global, args: McpArgs) -> CommandResult {
     logging::start(args.log);
+    let export = spans::start(&args.trace, "berth-mcp")?;
+    let result = serve(global, args).await;
+    export.finish().await;
+    result
+}
+
+async fn serve(global: &Global, args: McpArgs) -> CommandResult {
     let mut interrupts = Interrupts::new()?;
     let (connect, embedded) = reach(global, &args)?;
     let mut has_ours = embedded.is_some();

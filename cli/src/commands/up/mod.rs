@@ -47,6 +47,7 @@ use crate::{
         remove, worker, write_atomic,
     },
     signals::Interrupts,
+    spans::{self, TraceArgs},
     value,
 };
 
@@ -111,6 +112,9 @@ pub struct UpArgs {
 
     #[command(flatten)]
     pub log: LogArgs,
+
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 impl UpArgs {
@@ -148,8 +152,10 @@ pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
         logging::start(args.log);
     }
     let _lock = lock(&state_dir)?;
+    let export = spans::start(&args.trace, "berth")?;
     let mut interrupts = Interrupts::new()?;
     let result = serve(global, &args, &state_dir, args.daemon.then_some(log), &mut interrupts).await;
+    export.finish().await;
     remove(&local::up_record_path(&state_dir)).map_err(|error| Failure::io("can't remove up.json", error))?;
     result
 }

@@ -49,6 +49,9 @@ class BerthError(Exception):
     """Where it came about."""
     cause: Optional[str]
     """What the transport said, for a log."""
+    request_id: Optional[str]
+    """Of the request that failed: the logs of all components tell of it under this id, and a trace has it. None: no server
+    answered."""
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class BerthError(Exception):
         details: Optional[Dict[str, str]] = None,
         origin: Origin = Origin.LOCAL,
         cause: Optional[str] = None,
+        request_id: Optional[str] = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -69,11 +73,13 @@ class BerthError(Exception):
         self.details = details or {}
         self.origin = origin
         self.cause = cause
+        self.request_id = request_id
         self._doubt = False
 
     def __str__(self) -> str:
         reason = f" [{str.__str__(self.reason)}]" if self.reason else ""
-        return f"{self.message}{reason}\nhint: {self.hint}"
+        request = f"\nrequest: {self.request_id}" if self.request_id else ""
+        return f"{self.message}{reason}\nhint: {self.hint}{request}"
 
     def __repr__(self) -> str:
         return f"BerthError({self.code.name}/{str.__str__(self.reason or '-')}: {self.message!r})"
@@ -227,7 +233,13 @@ def from_status(
             # The server's own hint is for those who speak gRPC by hand.
             hint = "set BERTH_TOKEN, or use the machine and user that ran `berth up`"
         return BerthError(
-            said or code.name, code=code, reason=info.reason, hint=hint, details=details, origin=Origin.ANSWERED
+            said or code.name,
+            code=code,
+            reason=info.reason,
+            hint=hint,
+            details=details,
+            origin=Origin.ANSWERED,
+            request_id=_request_id(trailing),
         )
     if any(text in said for text in _NO_CONNECTION):
         return not_connected(address, said)
@@ -239,6 +251,10 @@ def from_status(
         return broken(address, said)
     hint = "set BERTH_TOKEN" if code is grpc.StatusCode.UNAUTHENTICATED else None
     return BerthError(said or code.name, code=code, hint=hint, origin=Origin.ANSWERED)
+
+
+def _request_id(trailing: Optional[Metadata]) -> Optional[str]:
+    return next((value for key, value in trailing or () if key == "berth-request-id" and isinstance(value, str)), None)
 
 
 def _error_info(trailing: Optional[Metadata]) -> Optional[status_pb2.ErrorInfo]:

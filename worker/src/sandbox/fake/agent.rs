@@ -12,6 +12,7 @@ use berth_proto::{
     domain::{Labels, Limits, Outcome, TaskDefaults, TaskDefaultsPatch},
     secret::Given,
     spawn::spawn,
+    trace::{Role, TraceLayer},
     transport::{self, DATA_STREAMS, MESSAGE_LIMIT, PORT_CONNECTIONS},
     v1::{
         self, agent_event::Event, agent_service_server::AgentService,
@@ -397,6 +398,7 @@ where
     }
     let handle = Served(machine.clone());
     let serving = transport::server(DATA_STREAMS)
+        .layer(TraceLayer(Role::Last))
         .add_service(AgentServiceServer::new(handle.clone()))
         .add_service(TaskServiceServer::new(handle.clone()).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(FileServiceServer::new(handle.clone()).max_decoding_message_size(MESSAGE_LIMIT))

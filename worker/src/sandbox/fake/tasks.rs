@@ -11,6 +11,7 @@ use berth_proto::{
     domain::{Labels, Outcome, Program, TaskSpec, Timeout},
     secret::{self, Given},
     spawn::spawn,
+    trace::{self, TraceContext},
     v1,
 };
 use bytes::Bytes;
@@ -29,6 +30,8 @@ pub(super) struct Task {
     pub(super) session: SessionId,
     pub(super) spec: TaskSpec,
     pub(super) asked: v1::TaskSpec,
+    /// That started it.
+    pub(super) request: Option<TraceContext>,
     pub(super) pid: u32,
     pub(super) env: Labels,
     pub(super) secret_files: BTreeMap<String, Bytes>,
@@ -73,6 +76,7 @@ impl Task {
         Self {
             id: TaskId::new(),
             session,
+            request: trace::current(),
             pid,
             env,
             secret_files,
@@ -279,6 +283,7 @@ impl Task {
             session_id: self.session.to_string(),
             state: status.into(),
             spec: Some(convert::shown_spec(self.asked.clone())),
+            traceparent: self.request.map(|request| request.to_string()).unwrap_or_default(),
             pid: self.pid,
             started_at: Some(convert::time_out(self.started_at)),
             stdout: info(&state.stdout),

@@ -19,13 +19,20 @@ use crate::{
 };
 
 impl Actor {
-    /// Ends what runs, removes what is there, and says so.
+    /// Ends what runs, removes what is there, and says so: for whoever asked for it.
     pub(super) async fn finish(
         &self,
         end: End,
         live: Option<(Running, Events)>,
         late: Option<JoinHandle<()>>,
     ) {
+        match end.request {
+            Some(request) => request.scope(self.end(end, live, late)).await,
+            None => self.end(end, live, late).await,
+        }
+    }
+
+    async fn end(&self, end: End, live: Option<(Running, Events)>, late: Option<JoinHandle<()>>) {
         let session = self.slot.placement.session;
         info!(session.id = %session, epoch = self.slot.placement.epoch.0, reason = ?end.reason, why = end.message,
             "session ends");

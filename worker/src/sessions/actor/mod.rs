@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use berth_proto::{convert, domain::EndReason, v1, world};
+use berth_proto::{convert, domain::EndReason, trace::Hop, v1, world};
 use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,20 @@ impl Actor {
         }
     }
 
+    /// The start, as a span of the request that it is for.
+    async fn begin(&self) -> Started {
+        let Some(mut hop) = Hop::within("start sandbox") else { return self.start().await };
+        hop.note("berth.session.id", self.slot.placement.session);
+        hop.note("berth.backend", self.slot.backend);
+        let started = hop.scope(self.start()).await;
+        match &started {
+            Started::Live(_) => {}
+            Started::Refused(why) => hop.fail(why.clone()),
+            Started::Failed(end, _) => hop.fail(end.message.clone()),
+        }
+        started
+    }
+
     fn metrics(&self) -> &Metrics {
         &self.inner.settings.metrics
     }
@@ -125,7 +139,7 @@ impl Actor {
                 if let Some(predecessor) = predecessor {
                     predecessor.cancelled().await;
                 }
-                self.start().await
+                self.begin().await
             }
             Origin::Adopted(running) => self.take_up(running).await,
         };
