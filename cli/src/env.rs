@@ -100,7 +100,7 @@ pub const KNOWN: &[Variable] = &[
     var(
         "OTEL_SERVICE_NAME",
         "coordinator, worker, berth up, berth mcp",
-        "the name under which spans are sent (berth-coordinator, berth-worker, berth, berth-mcp)",
+        "the name under which spans are sent (that of the command)",
     ),
     var("TRACEPARENT", "berth", "the trace that a command's request belongs to (one of its own)"),
     var("WORKER_ID", "worker", "name of the worker (drawn once, kept in the state directory)"),

@@ -1,7 +1,7 @@
 //! Finding and reaching a coordinator, and the one way that unary calls are made: with
 //! the token, a deadline, and a short retry where repeating is safe.
 
-use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use berth_net::{Dialer, Files, Trust};
 use berth_proto::trace::{self, TraceContext};
@@ -226,7 +226,7 @@ impl Client {
         F: Fn(Channel, Request<M>) -> Fut,
         Fut: Future<Output = Result<Response<R>, Status>>,
     {
-        traced(self.attempts(policy, message, send)).await
+        traced(Box::pin(self.attempts(policy, message, send))).await
     }
 
     async fn attempts<M, R, F, Fut>(&self, policy: Policy, message: M, send: F) -> Result<R, Error>
@@ -257,11 +257,11 @@ impl Client {
         F: FnOnce(Channel, Request<M>) -> Fut,
         Fut: Future<Output = Result<Response<R>, Status>>,
     {
-        traced(async {
+        traced(Box::pin(async {
             let mut request = self.authorized(message);
             request.set_timeout(deadline + MARGIN);
             self.answer(deadline, send(self.channel(), request)).await
-        })
+        }))
         .await
     }
 
@@ -272,7 +272,8 @@ impl Client {
         Fut: Future<Output = Result<Response<R>, Status>>,
     {
         let deadline = Policy::ONCE.deadline;
-        traced(async { self.answer(deadline, send(self.channel(), self.authorized(message))).await }).await
+        let answer = async { self.answer(deadline, send(self.channel(), self.authorized(message))).await };
+        traced(Box::pin(answer)).await
     }
 
     async fn answer<R>(
@@ -288,8 +289,8 @@ impl Client {
     }
 }
 
-/// A request of what is done now, or one by itself; an error names it.
-async fn traced<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+/// A request of what is done now, or one by itself; an error names it. Boxed: a call is a small part of what waits for it.
+async fn traced<T, F: Future<Output = Result<T, Error>>>(work: Pin<Box<F>>) -> Result<T, Error> {
     match trace::current() {
         Some(request) => work.await.map_err(|error| error.of_request(request)),
         None => {

@@ -52,6 +52,10 @@ pub struct TraceArgs {
     #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS", value_name = "HEADERS", hide_env_values = true, value_parser = headers)]
     pub otlp_headers: Option<http::HeaderMap>,
 
+    /// The name under which they are sent [default: that of the command]
+    #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME")]
+    pub otlp_service: Option<String>,
+
     /// Of the traces that begin here, send this part: 0 to 1 [default: 1]
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "RATIO", value_parser = ratio)]
     pub trace_ratio: Option<f64>,
@@ -112,10 +116,10 @@ enum Queued {
     Flush(oneshot::Sender<()>),
 }
 
-/// Begins to export, if there is somewhere to export to. `service`: as it is called unless OTEL_SERVICE_NAME says otherwise.
+/// Begins to export, if there is somewhere to export to. `service`: as it is called unless the settings say otherwise.
 pub fn start(args: &TraceArgs, service: &str) -> Result<Export, Failure> {
     let Some(Endpoint(Some(endpoint))) = args.otlp_endpoint.clone() else { return Ok(Export(None)) };
-    let named = std::env::var("OTEL_SERVICE_NAME").ok().filter(|name| !name.is_empty());
+    let named = args.otlp_service.clone().filter(|name| !name.is_empty());
     let sender = Sender {
         client: client(args.otlp_headers.clone().unwrap_or_default())?,
         endpoint,

@@ -84,7 +84,7 @@ impl Control<'_> {
     pub async fn answer(&self, call: Call) -> Result<Response<Body>, Problem> {
         let path: Vec<&str> = call.path.iter().map(String::as_str).collect();
         match (call.method.as_str(), &path[..]) {
-            ("POST", ["sandboxes"]) => self.create(&call.headers, call.body).await,
+            ("POST", ["sandboxes"]) => Box::pin(self.create(&call.headers, call.body)).await,
             ("GET", ["sandboxes"]) => self.list(&call.query, call.v2).await,
             ("GET", ["snapshots"]) => snapshots::list(self, &call.query).await,
             ("DELETE", ["templates", id]) => snapshots::delete(self, id).await,

@@ -142,13 +142,13 @@ impl E2b {
         let is_data =
             path.starts_with(PROCESS) || path.starts_with(FILESYSTEM) || path == FILES || path == HEALTH;
         match target {
-            Some(target) => self.data(callers, &head, target, body).await,
+            Some(target) => Box::pin(self.data(callers, &head, target, body)).await,
             // A signed URL does not say of which sandbox.
             None if is_data => {
                 let target = Target { sandbox: None, port: ENVD_PORT.to_owned() };
-                self.data(callers, &head, target, body).await
+                Box::pin(self.data(callers, &head, target, body)).await
             }
-            None => self.control(callers, head, body).await,
+            None => Box::pin(self.control(callers, head, body)).await,
         }
     }
 
@@ -167,7 +167,7 @@ impl E2b {
             let token = caller.token.clone();
             let (access, public, series) = (&self.access, &self.public, &self.series);
             let control = Control { lease, token, access, public, series };
-            control.answer(call(head, Upload::new(body, caller.large.clone()))).await
+            Box::pin(control.answer(call(head, Upload::new(body, caller.large.clone())))).await
         };
         let response = answer.await.unwrap_or_else(|problem: Problem| problem.rest());
         caller.answered(response)

@@ -74,10 +74,12 @@ impl Site {
         }
     }
 
+    /// (What is boxed here and below: unoptimised, a function that waits keeps the stack for all that it may wait for, and a
+    /// thread's was used up.)
     pub(super) async fn handle(&self, request: Request<Received>) -> Response<Body> {
         // First: below a sandbox's own host name every path is the sandbox's.
         if self.e2b.takes(&request) {
-            return self.e2b.handle(&self.callers, request).await;
+            return Box::pin(self.e2b.handle(&self.callers, request)).await;
         }
         let path = request.uri().path();
         let file = dashboard::find(path);
@@ -91,8 +93,8 @@ impl Site {
             return dashboard::answer(file, &request);
         }
         match path {
-            mcp::http::PATH => self.mcp.handle(&self.callers, request).await,
-            path if path.starts_with(rest::PATH) => rest::handle(&self.callers, request).await,
+            mcp::http::PATH => Box::pin(self.mcp.handle(&self.callers, request)).await,
+            path if path.starts_with(rest::PATH) => Box::pin(rest::handle(&self.callers, request)).await,
             _ => plain(
                 StatusCode::NOT_FOUND,
                 "the dashboard is at /, MCP is served at /mcp, plain HTTP below /v1 (/v1/openapi.json), E2B's API at /sandboxes",

@@ -22,7 +22,10 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use super::{
     conversations::Link,
@@ -60,18 +63,18 @@ pub struct Server {
 /// Ends a client's sessions once nobody serves it any more.
 struct EndWithServer {
     sessions: Arc<Sessions>,
-    ending: TaskTracker,
-    /// When it is cancelled nobody serves the client for a while: it goes on after that.
+    /// From the beginning: who waits for the ends waits for those that have not been noticed yet, too.
+    ending: Option<TaskTrackerToken>,
+    /// When it is cancelled nobody serves the client for a while: it goes on after that, unless it was told to end.
     pause: Option<CancellationToken>,
 }
 
 impl Drop for EndWithServer {
     fn drop(&mut self) {
-        if self.pause.as_ref().is_some_and(CancellationToken::is_cancelled) {
+        if self.pause.as_ref().is_some_and(CancellationToken::is_cancelled) && self.sessions.go_on() {
             return;
         }
-        let sessions = Arc::clone(&self.sessions);
-        let token = self.ending.token();
+        let (sessions, token) = (Arc::clone(&self.sessions), self.ending.take());
         spawn("mcp client's end", async move {
             sessions.end().await;
             drop(token);
@@ -88,7 +91,7 @@ impl Server {
     /// Its client's sessions end with it, unless `pause` is cancelled then; `ending` counts those that are about to.
     #[must_use]
     pub fn ended_with(mut self, ending: &TaskTracker, pause: Option<CancellationToken>) -> Self {
-        let (sessions, ending) = (Arc::clone(&self.sessions), ending.clone());
+        let (sessions, ending) = (Arc::clone(&self.sessions), Some(ending.token()));
         self._end = Some(Arc::new(EndWithServer { sessions, ending, pause }));
         self
     }

@@ -117,6 +117,11 @@ impl Sessions {
         let _ = self.link.set(link);
     }
 
+    /// Whether their client may come back to them: nobody has ended its conversation.
+    pub(super) fn go_on(&self) -> bool {
+        self.link.get().and_then(|link| link.conversation()).is_none_or(|conversation| conversation.goes_on())
+    }
+
     /// What is true of the client's sessions by now is kept for as long as its conversation.
     async fn keep(self: &Arc<Self>) {
         if let Some(conversation) = self.link.get().and_then(|link| link.conversation()) {

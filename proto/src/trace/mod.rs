@@ -160,7 +160,8 @@ impl Current {
 
     fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
         let span = self.log_span();
-        CURRENT.scope(self, future.instrument(span))
+        // Each wrapper moves what it wraps, and unoptimised each keeps the stack for it.
+        CURRENT.scope(self, Box::pin(future).instrument(span))
     }
 
     fn enter<R>(self, work: impl FnOnce() -> R) -> R {
@@ -186,6 +187,7 @@ pub fn note(key: &'static str, value: impl fmt::Display) {
 /// The same request for a future that goes on elsewhere. Its log span is the caller's to give.
 pub(crate) fn inherit<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let current = CURRENT.try_with(Clone::clone).ok();
+    let future = Box::pin(future);
     async move {
         match current {
             // What it notes is not the span's any more, which may be over.

@@ -56,7 +56,7 @@ impl Asked {
         let errors = talk.iter().filter(|told| told.get("message").is_some());
         for error in errors.clone() {
             let fields: Vec<&String> = error.as_object().unwrap().keys().collect();
-            assert_eq!(fields, ["code", "hint", "message", "reason"], "{args:?}: {error}");
+            assert_eq!(fields, ["code", "hint", "message", "reason", "request_id"], "{args:?}: {error}");
             assert!(error["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{args:?}: {error}");
         }
         match shape {

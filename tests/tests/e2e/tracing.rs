@@ -16,6 +16,9 @@ use berth_tests::{
 };
 use serde_json::{Value, json};
 
+/// No session has this id, and the coordinator alone knows that.
+const NOBODY: &str = "0190000000007000800000000000000a";
+
 /// OpenTelemetry's own reading of what is sent to it.
 struct Collector {
     process: Child,
@@ -171,10 +174,10 @@ async fn an_error_shows_the_request_that_the_logs_tell_of() {
         assert!(refused.count() > 0, "{request}: {answered:#?}");
     };
     // For people, for programs.
-    let failed = cluster.berth(&["usage", "nobody"]).await;
+    let failed = cluster.berth(&["usage", NOBODY]).await;
     let shown = failed.stderr.lines().find_map(|line| line.strip_prefix("request: ")).expect("an id");
     told(shown);
-    let failed = cluster.berth(&["usage", "nobody", "--format", "json"]).await;
+    let failed = cluster.berth(&["usage", NOBODY, "--format", "json"]).await;
     let error: Value = serde_json::from_str(&failed.stderr).expect("JSON");
     told(error["request_id"].as_str().expect("an id"));
     // What went wrong before anything was asked has none.
@@ -185,13 +188,14 @@ async fn an_error_shows_the_request_that_the_logs_tell_of() {
     let http = Http::new(&gateway(&cluster).await, &cluster.admin_token);
     let mine = TraceContext::begin();
     let named = http.clone().with("traceparent", &mine.to_string());
-    let reply = named.send("GET", "/v1/sessions/nobody", "").await;
+    let reply = named.send("GET", &format!("/v1/sessions/{NOBODY}"), "").await;
     let body: Value = serde_json::from_str(&reply.body).expect("JSON");
     assert_eq!(body["error"]["request_id"], mine.request_id());
     assert_eq!(reply.headers["x-request-id"], mine.request_id());
     told(&mine.request_id());
     // One that makes no sense is not taken over.
-    let nonsense = http.with("traceparent", "00-0-0-00\u{7f}").send("GET", "/v1/sessions/nobody", "").await;
+    let nonsense =
+        http.with("traceparent", "00-0-0-00").send("GET", &format!("/v1/sessions/{NOBODY}"), "").await;
     told(nonsense.headers["x-request-id"].as_str());
     cluster.stop().await;
 }

@@ -56,6 +56,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("BERTH_METRICS_ADDR", "127.0.0.8:4713"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
     ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret"),
+    ("OTEL_SERVICE_NAME", "some-name"),
     ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
     ("LOG_LEVEL", "debug"),
     ("BERTH_LOG_FORMAT", "json"),

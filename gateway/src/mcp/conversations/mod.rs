@@ -115,6 +115,11 @@ impl Conversation {
         }
     }
 
+    /// Nobody has ended it.
+    pub fn goes_on(&self) -> bool {
+        locked(&self.all.all).of.contains_key(&self.key)
+    }
+
     /// Writes which sessions it has. Asks for them when nobody else writes: who is last has the last word.
     pub async fn keep(self: &Arc<Self>, sessions: impl FnOnce() -> Vec<Made> + Send + 'static) {
         let this = Arc::clone(self);

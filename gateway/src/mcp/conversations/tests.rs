@@ -115,6 +115,7 @@ async fn one_that_is_told_to_end_stays_ended() {
     let link = Link::new("token");
     store(&all, &link).delete("awake").await.unwrap();
     assert!(link.take_sessions().is_empty(), "who serves it ends its sessions");
+    assert!(!awake.conversation().unwrap().goes_on());
     awake.conversation().unwrap().keep(|| vec![made(true)]).await;
     store(&all, &link).delete("asleep").await.unwrap();
     assert_eq!(link.take_sessions().len(), 1);
