@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help setup build test lint fmt demo bench abuse fuzz sim chaos sandbox-image docker-build docker-build-coordinator \
 	docker-build-worker docker-up docker-up-dev docker-up-multi docker-down docker-down-dev docker-add-worker docker-test docker-clean \
 	docker-clean-all docker-ps docker-logs docker-logs-coordinator docker-logs-worker \
-	docker-restart docker-restart-worker docker-shell-coordinator docker-shell-worker kubernetes-check units-check release night clean
+	docker-restart docker-restart-worker docker-shell-coordinator docker-shell-worker settings kubernetes-check units-check release night clean
 
 PROFILE ?= dev
 export PROFILE
@@ -113,6 +113,9 @@ docker-shell-coordinator: ## a shell in the coordinator's container
 
 docker-shell-worker: ## a shell in the first worker's
 	@sh scripts/compose.sh shell worker-1
+
+settings: build ## write docs/settings.md anew: all settings, as the programs have them
+	@bin/berth env --reference > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 
 kubernetes-check: ## hold deploy/kubernetes to the API's schemas, to itself and to Berth (no cluster, no network)
 	@sh scripts/kubernetes.sh check

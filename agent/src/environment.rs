@@ -143,6 +143,11 @@ mod tests {
         };
         assert_eq!(of(&[]), [format!("TRACEPARENT={kept}")]);
         assert_eq!(of(&[("TRACEPARENT", "mine")]), ["TRACEPARENT=mine"]);
+        // One that nobody keeps does not go on.
+        let spec = spec(v1::TaskSpec::default());
+        let unkept = Some(TraceContext::begin());
+        let spawn = environment().spawn(&Labels::new(), &spec, &Labels::new(), unkept);
+        assert!(!text(&spawn.env).iter().any(|line| line.starts_with("TRACEPARENT=")));
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl Client {
     /// A request with the token on it, as a part of what is done now ([`TraceContext::scope`]), or of a trace of its own.
     pub fn authorized<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
-        let context = trace::current().map_or_else(TraceContext::begin, TraceContext::child);
+        let context = trace::current().unwrap_or_else(TraceContext::begin);
         if let Ok(value) = MetadataValue::try_from(context.to_string()) {
             request.metadata_mut().insert(trace::HEADER, value);
         }

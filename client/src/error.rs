@@ -224,7 +224,9 @@ impl Error {
     /// It is of this request, unless an answer has said of which.
     #[must_use]
     pub(crate) fn of_request(mut self, request: TraceContext) -> Self {
-        self.0.request.get_or_insert_with(|| request.request_id());
+        if matches!(self.0.origin, Origin::Answered | Origin::Broken) {
+            self.0.request.get_or_insert_with(|| request.request_id());
+        }
         self
     }
 

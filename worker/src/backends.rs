@@ -43,7 +43,7 @@ struct Seen {
 }
 
 /// Makes the backends that this configuration can use. Those that can't be made come as a preflight.
-fn construct(
+pub(crate) fn construct(
     config: &Config,
     instance: &str,
     scratch: &std::path::Path,

@@ -15,6 +15,7 @@
 //! | [`health`] | how the machine is, and whether a canary lives |
 //! | [`metrics`] | what it counts and measures |
 //! | [`workspace`], [`state`] | what is on the disk |
+//! | [`orphans`] | what was left by a worker that is gone |
 #![allow(clippy::module_inception)]
 
 #[macro_use]
@@ -28,6 +29,7 @@ pub mod egress;
 pub mod health;
 pub mod link;
 pub mod metrics;
+pub mod orphans;
 pub mod sandbox;
 pub mod sessions;
 pub mod state;

@@ -8,13 +8,18 @@
 //! | `instance` | random; marks everything that this worker's backends make |
 //! | `credential` | 0600; what the coordinator gave it, if it registered with a token that is used up ([`crate::credential`]) |
 //! | `data_token` | 0600; the bearer token of the optional data-plane listener |
+//! | `sessions_at` | where its sessions are, for who looks while it does not run ([`crate::orphans`]) |
 //! | `sessions/` | unless BASE_WORKSPACE is elsewhere |
 //! | `quarantine/` | session directories whose record can't be read: kept for people |
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, Read, Seek, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::OpenOptionsExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -102,6 +107,12 @@ impl State {
         Ok((token, self.dir.join("data_token")))
     }
 
+    /// Where the sessions of this worker are from now on.
+    pub fn remember_sessions(&self, dir: &Path) -> Result<(), StartError> {
+        let path = self.dir.join(SESSIONS_AT);
+        write_atomic(&path, dir.as_os_str().as_bytes()).map_err(|source| StartError::State { path, source })
+    }
+
     /// Keeps a thing whose records can't be understood out of the way, for people to look at.
     pub fn quarantine(&self, path: &Path) -> io::Result<PathBuf> {
         quarantine(&self.dir, path)
@@ -119,6 +130,21 @@ impl State {
         };
         read.map_err(|source| StartError::State { path, source })
     }
+}
+
+const SESSIONS_AT: &str = "sessions_at";
+
+/// What marks what the worker of a state directory makes, if there has been one. Takes no lock.
+pub fn known_instance(dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(dir.join("instance")).ok()?;
+    Some(text.trim().to_owned())
+        .filter(|text| text.len() == 12 && text.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Where its sessions are, as it said last.
+pub fn known_sessions(dir: &Path) -> Option<PathBuf> {
+    let path = std::fs::read(dir.join(SESSIONS_AT)).ok()?;
+    Some(PathBuf::from(OsString::from_vec(path))).filter(|path| path.is_absolute())
 }
 
 /// Moves `path` into `<dir>/quarantine`, under a name that nothing there has.

@@ -1,6 +1,7 @@
 //! `berth doctor`: looks at everything that Berth needs here, and says all that is wrong
 //! at once, each with what to do. "Cannot tell" is not "ok".
 
+mod repair;
 mod tls;
 
 use std::{
@@ -13,10 +14,11 @@ use std::{
 
 use berth_client::{Client, Error, local};
 use berth_net::Files;
-use berth_worker::{Config, preflight, sandbox::Preflight, store};
+use berth_worker::{Config, orphans, preflight, sandbox::Preflight, store};
 use clap::Args;
 use serde::Serialize;
 
+use self::repair::{Kept, Repair};
 use super::Global;
 use crate::{
     failure::{CommandResult, code},
@@ -26,10 +28,14 @@ use crate::{
 };
 
 const HELP: &str = "\
-Exit code 1 if something is missing that `berth up` needs. Nothing is changed or started.
+Exit code 1 if something is missing that `berth up` needs. Nothing is changed or started, unless with --fix: that
+closes credentials that others may read, moves records of processes that are gone out of the way, and removes sandboxes
+of this state directory that no worker would take up. What it changed is kept, or written down, below
+doctor/ in the state directory. What it could not mend counts as before.
 
 Examples:
   berth doctor
+  berth doctor --fix
   berth doctor --sandbox docker          docker alone must work
   berth doctor --format json";
 
@@ -40,6 +46,10 @@ pub struct DoctorArgs {
     /// gRPC port that `berth up` would take
     #[arg(long, env = "GRPC_PORT", default_value_t = 50051, value_name = "PORT")]
     pub port: u16,
+
+    /// Mend what is ours and safe to mend; what was there before is kept
+    #[arg(long)]
+    pub fix: bool,
 
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -67,11 +77,34 @@ struct Finding {
     verdict: Verdict,
     text: String,
     hint: Option<String>,
+    /// It was otherwise, and `--fix` has mended it.
+    fixed: bool,
+    #[serde(skip)]
+    repair: Option<Repair>,
 }
 
 impl Finding {
     fn new(what: impl Into<String>, verdict: Verdict, text: impl Into<String>) -> Self {
-        Self { what: what.into(), verdict, text: text.into(), hint: None }
+        Self { what: what.into(), verdict, text: text.into(), hint: None, fixed: false, repair: None }
+    }
+
+    fn mended_by(self, repair: Repair) -> Self {
+        Self { repair: Some(repair), ..self }
+    }
+
+    fn mended_if(self, repair: Option<Repair>) -> Self {
+        Self { repair, ..self }
+    }
+
+    /// What is so no more, or why it still is.
+    fn mended(&mut self, how: Result<String, String>) {
+        match how {
+            Ok(done) => {
+                self.text = format!("{} (mended: {done})", self.text);
+                (self.verdict, self.hint, self.fixed) = (Verdict::Ok, None, true);
+            }
+            Err(why) => self.text = format!("{} (could not be mended: {why})", self.text),
+        }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -94,17 +127,23 @@ pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
         Some(dir) => {
             findings.push(state_directory(dir));
             findings.push(disk(dir));
+            findings.extend(repair::credentials(dir));
             findings.extend(credentials(dir));
+            findings.extend(repair::record(dir));
             findings.push(port(args.port, dir));
         }
     }
-    let dir = state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
+    let dir = state_dir.clone().unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
     let config = args.machine.config("localhost:50051", "", &dir.join("w1"));
     findings.push(agent(&config.agent));
     let (limits, kind) = store::preflight(&config).await;
     findings.extend(disk_limits(&limits));
     findings.extend(backends(&config, kind).await);
+    findings.extend(leftovers(&args, &dir, kind).await);
     findings.push(coordinator(global).await);
+    if let Some(dir) = state_dir.filter(|_| args.fix) {
+        mend(&dir, &mut findings).await;
+    }
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Problem);
     if global.json() {
         output::json(&findings)?;
@@ -114,6 +153,49 @@ pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
         }
     }
     Ok(if failed { code::FAILED } else { 0 })
+}
+
+/// Mends what can be, and says where it is kept.
+async fn mend(state_dir: &Path, findings: &mut [Finding]) {
+    let kept = Kept::new(state_dir);
+    for finding in findings {
+        if let Some(repair) = finding.repair.take() {
+            finding.mended(kept.mend(&repair).await);
+        }
+    }
+    if let Some(dir) = kept.dir() {
+        output::say(format!("what was changed is kept in {}", dir.display()));
+    }
+}
+
+/// Sandboxes that no worker would take up, of each worker that this state directory has, or is.
+async fn leftovers(args: &DoctorArgs, dir: &Path, files: store::Kind) -> Vec<Finding> {
+    let what = "leftover sandboxes";
+    let is_worker = |name: &str| name.strip_prefix('w').is_some_and(|n| n.parse::<u32>().is_ok());
+    let below = fs::read_dir(dir).into_iter().flatten().flatten();
+    let below =
+        below.filter(|entry| entry.file_name().to_str().is_some_and(is_worker)).map(|entry| entry.path());
+    let mut findings = Vec::new();
+    for worker in std::iter::once(dir.to_owned()).chain(below) {
+        let config = args.machine.config("localhost:50051", "", &worker);
+        let found = orphans::look(&config, files).await;
+        for text in &found.unseen {
+            findings.push(
+                Finding::new(what, Verdict::Unknown, text)
+                    .hint("start that backend's engine, or that worker: it removes its own"),
+            );
+        }
+        let sessions: Vec<&str> = found.sessions().map(|(_, session)| session).collect();
+        if !sessions.is_empty() {
+            let text = format!("{}: of sessions that are gone: {}", worker.display(), sessions.join(", "));
+            findings.push(
+                Finding::new(what, Verdict::Note, text)
+                    .hint("`berth doctor --fix` removes them; the next start of that worker does so too")
+                    .mended_by(Repair::Remove(Box::new(config), files)),
+            );
+        }
+    }
+    findings
 }
 
 fn show(finding: &Finding) -> Result<(), crate::failure::Failure> {
@@ -182,7 +264,8 @@ fn credentials(dir: &Path) -> Vec<Finding> {
         match fs::metadata(&path) {
             Ok(meta) if meta.permissions().mode() & 0o077 != 0 => findings.push(
                 Finding::new(what, Verdict::Problem, format!("others may read {}", path.display()))
-                    .hint(format!("chmod 600 {}", path.display())),
+                    .hint(format!("chmod 600 {}, or `berth doctor --fix`", path.display()))
+                    .mended_if(repair::closing(&path)),
             ),
             Ok(_) => match local::read_token(&path) {
                 Ok(_) => findings.push(Finding::new(what, Verdict::Ok, path.display().to_string())),

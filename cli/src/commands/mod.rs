@@ -25,6 +25,8 @@ mod completions;
 mod cp;
 mod create;
 mod dashboard;
+#[cfg(test)]
+mod doc_tests;
 mod doctor;
 mod drain;
 mod events;
@@ -36,6 +38,7 @@ mod options;
 mod place;
 mod port_forward;
 mod queue;
+mod reference;
 mod removal;
 mod restore;
 mod run;
@@ -231,7 +234,7 @@ pub enum Command {
     /// List tenants, or set what each may have
     Tenant(tenant::TenantArgs),
     /// List the environment variables that Berth reads
-    Env,
+    Env(reference::EnvArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -342,7 +345,7 @@ async fn run_command(global: Global, command: Command) -> CommandResult {
         Command::Tls(args) => tls::run(&global, args),
         Command::Secret(args) => secret::run(&global, args).await,
         Command::Tenant(args) => tenant::run(&global, args).await,
-        Command::Env => listing::env(&global),
+        Command::Env(args) => reference::run(&global, &args),
         Command::Completions(args) => completions::run(&global, args),
     }
 }

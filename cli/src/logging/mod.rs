@@ -159,7 +159,8 @@ fn init(layer: Box<dyn Layer<Registry> + Send + Sync>, level: LogLevel) {
 /// asked for. One older file is kept beside it.
 pub fn start_in_file(args: LogArgs, path: &std::path::Path) -> Result<(), Failure> {
     let file = Capped::open(path.to_owned(), LOG_CAP).map_err(|error| Failure::io(path.display(), error))?;
-    let layer = fmt::layer().with_ansi(false).with_target(false).with_writer(std::sync::Mutex::new(file));
+    // With what wrote a line: `berth logs worker` goes by it.
+    let layer = fmt::layer().with_ansi(false).with_writer(std::sync::Mutex::new(file));
     let layer = match args.log_format {
         Some(LogFormat::Json) => layer.fmt_fields(JsonFields::new()).event_format(Json).boxed(),
         Some(LogFormat::Text) | None => layer.boxed(),

@@ -1,5 +1,5 @@
 //! Where the spans of a process go: by OTLP over HTTP (protobuf) to a collector, Jaeger, Tempo, or whatever else takes it.
-//! Named as OpenTelemetry's own settings, so that what a machine has set for its programs is good for Berth too.
+//! Four of OpenTelemetry's own settings say where and how much; its others are not read.
 //!
 //! Nothing waits for it. Spans go into a queue; from there in pieces to the collector. What finds no room, or can't be
 //! delivered, is dropped, and the log says how many were, at most once a minute.
@@ -80,6 +80,10 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     if url.query().is_some() {
         return Err("must be without a query".to_owned());
     }
+    // It is logged, and shown by --print-config.
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("must be without a password: that belongs into OTEL_EXPORTER_OTLP_HEADERS".to_owned());
+    }
     Ok(Endpoint(Some(format!("{}/v1/traces", text.trim_end_matches('/')))))
 }
 
@@ -143,7 +147,7 @@ pub fn start(args: &TraceArgs, service: &str) -> Result<Export, Failure> {
 fn client(headers: http::HeaderMap) -> Result<reqwest::Client, Failure> {
     // Another part of this process may have said so already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().default_headers(headers).timeout(ANSWER_WITHIN).build().map_err(|error| {
+    reqwest::Client::builder().default_headers(headers).redirect(reqwest::redirect::Policy::none()).timeout(ANSWER_WITHIN).build().map_err(|error| {
         Failure::new(format!("spans can't be sent: {error}"))
             .hint("this machine's CA certificates are needed for it (ca-certificates); or leave OTEL_EXPORTER_OTLP_ENDPOINT out")
     })
@@ -244,7 +248,15 @@ mod tests {
             url("https://otel.example.org/otlp").as_deref(),
             Some("https://otel.example.org/otlp/v1/traces")
         );
-        for wrong in ["localhost:4318", "ftp://a", "http://", "/v1/traces", "http://a?b=c", "unix:///x"] {
+        for wrong in [
+            "localhost:4318",
+            "ftp://a",
+            "http://",
+            "/v1/traces",
+            "http://a?b=c",
+            "http://u:p@a:1",
+            "unix:///x",
+        ] {
             assert!(endpoint(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -93,14 +93,15 @@ class ErrorTest(unittest.TestCase):
         info = status_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata)
         wire = status_pb2.Status(code=8, message="full")
         wire.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=info.SerializeToString())
-        trailing = [("x", "y"), ("grpc-status-details-bin", wire.SerializeToString())]
+        trailing = [("berth-request-id", "4bf9"), ("grpc-status-details-bin", wire.SerializeToString())]
         return errors.from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailing, "a:1")
 
     def test_what_a_server_said_is_kept(self) -> None:
         error = self.status(hint="add a worker", missing="memory")
         self.assertEqual((error.reason, error.hint), (berth.Reason.NO_PLACE, "add a worker"))
         self.assertEqual((error.reason, error.details), ("NO_PLACE", {"missing": "memory"}))
-        self.assertEqual(str(error), "full [NO_PLACE]\nhint: add a worker")
+        self.assertEqual(str(error), "full [NO_PLACE]\nhint: add a worker\nrequest: 4bf9")
+        self.assertEqual(error.request_id, "4bf9")
         self.assertFalse(error.in_doubt or error.was_lost)
         # A reason of a later version is still told.
         self.assertEqual(self.status("BRAND_NEW", hint="x").reason, "BRAND_NEW")

@@ -22,11 +22,12 @@ mod links;
 mod view;
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use berth_proto::{Error, Incarnation, Reason, WorkerId, trace::TraceContext, v1};
+use berth_proto::{Error, Incarnation, Reason, SessionId, WorkerId, trace::TraceContext, v1};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -251,12 +252,12 @@ impl Driver {
         now: Now,
         pending: &mut Pending,
     ) -> Result<(), Refused> {
-        let fleet = &mut self.fleet;
+        let (fleet, named) = (&mut self.fleet, causes::named(&event));
         let effects = match request {
             Some(request) => request.enter(|| fleet.apply(event, now))?,
             None => fleet.apply(event, now)?,
         };
-        self.causes.note(request, &effects);
+        self.causes.note(request, named, &effects);
         self.sort(effects, pending);
         Ok(())
     }
@@ -415,6 +416,8 @@ impl Driver {
         self.tasks_since = Some(Instant::now());
         self.rest_until = Some(Instant::now() + AFTER_FAILURE);
         self.fleet.rollback();
+        let known: HashSet<SessionId> = self.fleet.sessions().map(|session| session.id).collect();
+        self.causes.keep(|session| known.contains(session));
         for waiting in pending.waiting {
             let failed = Error::unavailable(Reason::StoreFailed, "the coordinator's store refused a write")
                 .hint("nothing was changed: look at the disk under the coordinator's state directory, and try again")

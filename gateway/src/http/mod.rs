@@ -46,6 +46,8 @@ pub use received::Received;
 pub use reply::{Body, bearer, empty, plain, text, unauthorized};
 pub use site::{Settings, Site};
 
+use crate::metrics::Interface;
+
 /// A client that reads nothing of what it is sent is gone.
 const WRITE_WITHIN: Duration = Duration::from_secs(60);
 
@@ -75,18 +77,49 @@ pub async fn serve(listener: TcpListener, door: Door, site: Site, stop: Cancella
 }
 
 /// A hop of its trace, which ends when the answer begins: what streams behind that is in the spans of the calls it makes.
-fn arrived(request: &mut Request<Received>) -> Hop {
-    let (method, path) = (request.method(), request.uri().path());
-    // Its first part alone: a span's name is of few kinds.
-    let kind = path.splitn(4, '/').skip(1).take(2).collect::<Vec<_>>().join("/");
-    let kind = crate::text::clipped(&kind, 40);
-    let hop = Hop::arrived(Role::Entry, request.headers(), &format!("{method} /{kind}"));
-    hop.note("http.request.method", method);
-    hop.note("url.path", crate::text::clipped(path, 200));
-    if let Ok(context) = hop.context().to_string().parse() {
+fn arrived(request: &mut Request<Received>, interface: Interface) -> Hop {
+    let sent = request.headers().contains_key(trace::HEADER);
+    let to_port = interface == Interface::Ports;
+    let hop = Hop::arrived(Role::Entry, request.headers(), &name_of(request, to_port));
+    // What is asked of a server in a sandbox is between it and its user, who may have put a secret into the path.
+    if !to_port {
+        hop.note("http.request.method", crate::text::clipped(request.method().as_str(), 20));
+        hop.note("url.path", crate::text::clipped(request.uri().path(), 200));
+    }
+    // Such a server is told of a trace that its user is in, or that is kept; of no other.
+    if (!to_port || sent || hop.context().is_sampled())
+        && let Ok(context) = hop.context().to_string().parse()
+    {
         request.headers_mut().insert(trace::HEADER, context);
     }
     hop
+}
+
+/// A span's name is one of few: of a path that part which no client chooses.
+fn name_of(request: &Request<Received>, to_port: bool) -> String {
+    if to_port {
+        return "port".to_owned();
+    }
+    let mut parts = request.uri().path().split('/').skip(1);
+    let path = match (parts.next().unwrap_or_default(), parts.next()) {
+        ("v1", Some(what))
+            if what.bytes().all(|b| b.is_ascii_lowercase() || b == b'.') && what.len() < 20 =>
+        {
+            format!("/v1/{what}")
+        }
+        (known @ ("mcp" | "v1" | "v2" | "sandboxes" | "templates" | "snapshots" | "files" | "health"), _) => {
+            format!("/{known}")
+        }
+        (call, Some(method)) if call.starts_with("process.") || call.starts_with("filesystem.") => {
+            crate::text::clipped(&format!("/{call}/{method}"), 80)
+        }
+        _ => "other".to_owned(),
+    };
+    let method = match request.method().as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
+        _ => "other",
+    };
+    format!("{method} {path}")
 }
 
 fn name_request(response: &mut http::Response<Body>, hop: &mut Hop) {
@@ -95,7 +128,8 @@ fn name_request(response: &mut http::Response<Body>, hop: &mut Hop) {
         hop.fail(response.status().to_string());
     }
     if let Ok(id) = hop.context().request_id().parse() {
-        response.headers_mut().insert("x-request-id", id);
+        // A server in a sandbox may have said one of its own.
+        response.headers_mut().entry("x-request-id").or_insert(id);
     }
 }
 
@@ -140,8 +174,9 @@ async fn arrive(
             }
             let (body, left) = received::receive(&head.headers, body);
             let mut request = Request::from_parts(head, body);
-            let counted = site.metrics().request(site.interface(&request));
-            let mut hop = arrived(&mut request);
+            let interface = site.interface(&request);
+            let counted = site.metrics().request(interface);
+            let mut hop = arrived(&mut request, interface);
             let mut response = hop.scope(site.handle(request)).await;
             name_request(&mut response, &mut hop);
             left.read().await;

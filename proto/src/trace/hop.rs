@@ -77,7 +77,7 @@ pub struct Hop {
     parent: Option<u64>,
     kind: Kind,
     begun: (SystemTime, Instant),
-    notes: Option<Notes>,
+    current: Current,
     failed: Option<String>,
 }
 
@@ -115,7 +115,7 @@ impl Hop {
             parent: sent.map(|sent| sent.span),
             kind,
             begun: (world::now(), Instant::now()),
-            notes: recorded.then(Notes::default),
+            current: context.noted(recorded.then(Notes::default)),
             failed: None,
         }
     }
@@ -130,30 +130,33 @@ impl Hop {
         self.begun.1.elapsed()
     }
 
-    fn current(&self) -> Current {
-        self.context.noted(self.notes.clone())
-    }
-
     /// What is done in it.
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
-        self.current().scope(future)
+        self.current.clone().scope(future)
     }
 
     /// The same for what does not wait.
     pub fn enter<R>(&self, work: impl FnOnce() -> R) -> R {
-        self.current().enter(work)
+        self.current.clone().enter(work)
     }
 
     /// What is known of it.
     pub fn note(&self, key: &'static str, value: impl fmt::Display) {
-        if let Some(notes) = &self.notes {
+        if let Some(notes) = &self.current.notes {
             notes.lock().unwrap_or_else(PoisonError::into_inner).push((key, value.to_string()));
+        }
+    }
+
+    /// It is of another kind than was thought.
+    pub fn rename(&mut self, name: &str) {
+        if self.current.notes.is_some() {
+            name.clone_into(&mut self.name);
         }
     }
 
     /// It does not do what it was to do.
     pub fn fail(&mut self, why: impl Into<String>) {
-        if self.notes.is_some() {
+        if self.current.notes.is_some() {
             self.failed = Some(why.into());
         }
     }
@@ -161,7 +164,7 @@ impl Hop {
 
 impl Drop for Hop {
     fn drop(&mut self) {
-        let Some((recorder, notes)) = RECORDER.get().zip(self.notes.take()) else { return };
+        let Some((recorder, notes)) = RECORDER.get().zip(self.current.notes.take()) else { return };
         let attributes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
         (recorder.sink)(Span {
             trace_id: self.context.trace,

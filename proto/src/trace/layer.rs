@@ -34,6 +34,9 @@ pub struct Traced<S> {
     inner: S,
 }
 
+/// Bytes of a call's name that are kept: the longest of ours has 50.
+const CALL_MAX: usize = 100;
+
 /// Of these there is no span: they last for as long as two processes run, or are asked every few seconds by what looks
 /// whether we are well.
 fn is_quiet(path: &str) -> bool {
@@ -58,7 +61,9 @@ where
         if is_quiet(path) {
             return Box::pin(self.inner.call(request));
         }
-        let call = path.trim_start_matches('/').to_owned();
+        // What there is no call for is anybody's text, and as long as a header may be.
+        let call = path.trim_start_matches('/');
+        let call = call[..call.floor_char_boundary(CALL_MAX)].to_owned();
         let hop = Hop::arrived(self.role, request.headers(), &call);
         if let Some((service, method)) = call.split_once('/') {
             hop.note("rpc.system", "grpc");
@@ -74,7 +79,7 @@ where
         Box::pin(async move {
             let mut answer = answer.await?;
             name_request(answer.headers_mut(), &hop);
-            let mut told = Told { hop, call };
+            let mut told = Told { hop, call, is_over: false };
             if let Some(status) = Status::from_header_map(answer.headers()) {
                 told.over(&status);
             }
@@ -92,11 +97,25 @@ fn name_request(headers: &mut http::HeaderMap, hop: &Hop) {
 struct Told {
     hop: Hop,
     call: String,
+    is_over: bool,
+}
+
+impl Drop for Told {
+    /// Whoever asked did not wait for the end.
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.over(&Status::cancelled("its client went away"));
+        }
+    }
 }
 
 impl Told {
     fn over(&mut self, status: &Status) {
+        self.is_over = true;
         self.hop.note("rpc.grpc.status_code", i32::from(status.code()));
+        if status.code() == Code::Unimplemented {
+            self.hop.rename("unknown call");
+        }
         if status.code() != Code::Ok {
             self.hop.fail(format!("{:?}: {}", status.code(), status.message()));
         }
@@ -121,7 +140,8 @@ impl HttpBody for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        let mut frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        let polled = this.told.hop.enter(|| Pin::new(&mut this.inner).poll_frame(cx));
+        let mut frame = std::task::ready!(polled);
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {

@@ -82,7 +82,9 @@ impl TraceContext {
     }
 
     fn noted(self, notes: Option<Notes>) -> Current {
-        Current { context: self, notes }
+        // An error's level: no filter that lets any line pass leaves it out.
+        let log = error_span!("request", request.id = self.request_id());
+        Current { context: self, notes, log }
     }
 }
 
@@ -146,6 +148,8 @@ struct Current {
     context: TraceContext,
     /// Only of a span that is exported.
     notes: Option<Notes>,
+    /// What a log line has its id from.
+    log: tracing::Span,
 }
 
 tokio::task_local! {
@@ -153,19 +157,14 @@ tokio::task_local! {
 }
 
 impl Current {
-    /// An error's level: no filter that lets any line pass leaves it out.
-    fn log_span(&self) -> tracing::Span {
-        error_span!("request", request.id = self.context.request_id())
-    }
-
     fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        let span = self.log_span();
+        let span = self.log.clone();
         // Each wrapper moves what it wraps, and unoptimised each keeps the stack for it.
         CURRENT.scope(self, Box::pin(future).instrument(span))
     }
 
     fn enter<R>(self, work: impl FnOnce() -> R) -> R {
-        let span = self.log_span();
+        let span = self.log.clone();
         CURRENT.sync_scope(self, || span.in_scope(work))
     }
 }

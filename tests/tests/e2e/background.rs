@@ -14,6 +14,7 @@ use nix::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::AsyncBufReadExt;
 
 /// A user's directory, with a state directory `s` in it.
 struct Home {
@@ -68,6 +69,59 @@ impl Drop for Home {
             left::sweep(&state);
         }
     }
+}
+
+/// Red when a component's lines are another's, the tail is not the end, or what comes later is not told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_each_component_is_shown() {
+    let home = Home::new("fake");
+    let none = home.berth(&["logs"]).await;
+    assert_eq!(none.code, Some(1), "{none:?}");
+    assert!(none.stderr.contains("berth up -d") && none.stderr.contains("journalctl"), "{}", none.stderr);
+    home.berth(&["up", "-d"]).await.ok();
+    let shown = home.berth(&["logs", "coordinator"]).await.ok();
+    assert!(shown.contains("the coordinator is ready") && !shown.contains("berth_worker::"), "{shown}");
+    let shown = home.berth(&["logs", "worker"]).await.ok();
+    assert!(shown.contains("worker started") && !shown.contains("berth_coordinator::"), "{shown}");
+    let all = home.berth(&["logs"]).await.ok();
+    let last: Vec<&str> = all.lines().rev().take(2).collect();
+    let tail = home.berth(&["logs", "--tail", "2"]).await.ok();
+    assert_eq!(tail.lines().rev().collect::<Vec<_>>(), last);
+    let lines = home.berth(&["logs", "--format", "json", "--tail", "3"]).await.ok();
+    let texts: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(texts.len() == 3 && texts.iter().all(|line| line["text"].is_string()), "{lines}");
+    let refused = home.berth(&["logs", "worker", "0123"]).await;
+    assert!(refused.code == Some(2) && refused.stderr.contains("Give its id"), "{refused:?}");
+
+    // Followed: what happens from now on, until it is interrupted.
+    let mut follow = tokio::process::Command::new(process::binary("berth"))
+        .args(["logs", "-f", "--tail", "0", "worker"])
+        .current_dir(home.dir.path())
+        .env("BERTH_STATE_DIR", "s")
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts");
+    let mut lines = tokio::io::BufReader::new(follow.stdout.take().expect("it is piped")).lines();
+    // Twice: what comes after the first new lines is told too.
+    for _ in 0..2 {
+        let told = async {
+            loop {
+                // It may still be reading what there was.
+                home.berth(&["run", "--", "true"]).await.ok();
+                let next = tokio::time::timeout(Duration::from_secs(2), lines.next_line());
+                if let Ok(line) = next.await {
+                    return line.expect("it is text").expect("it goes on");
+                }
+            }
+        };
+        let seen = tokio::time::timeout(READY, told).await.expect("it is told");
+        assert!(seen.contains("berth_worker::"), "{seen}");
+    }
+    let pid = Pid::from_raw(follow.id().expect("it runs").cast_signed());
+    kill(pid, Signal::SIGINT).unwrap();
+    assert_eq!(follow.wait().await.unwrap().code(), Some(130));
+    home.berth(&["stop"]).await.ok();
 }
 
 fn mode(path: &Path) -> u32 {

@@ -18,7 +18,7 @@ fn error(seen: &process::Finished) -> Value {
     let [line] = lines[..] else { panic!("not one line: {seen:?}") };
     let error = json(line);
     let fields: Vec<&String> = error.as_object().expect("an object").keys().collect();
-    assert_eq!(fields, ["code", "hint", "message", "reason"], "{error}");
+    assert_eq!(fields, ["code", "hint", "message", "reason", "request_id"], "{error}");
     error
 }
 
@@ -266,4 +266,108 @@ async fn a_backend_is_told_when_it_is_in_force() {
     let shown = json(&cluster.berth(&["backend", "worker-1", "fake", "--format", "json"]).await.ok());
     assert_eq!(shown["id"], "worker-1");
     tokio::time::timeout(Duration::from_secs(60), cluster.stop()).await.expect("it stops");
+}
+
+/// Red when it changes anything unasked, leaves what it says it mends, or loses what was there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_mends_what_is_ours_and_keeps_what_it_changed() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let credentials = state.join("credentials");
+    std::fs::create_dir_all(&credentials).unwrap();
+    let token = credentials.join("admin.token");
+    std::fs::write(&token, "secret\n").unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let set = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(&credentials, 0o755);
+    set(&token, 0o644);
+    // Of a process that can't be: nobody has pid 0.
+    let stale = r#"{"pid":0,"start_time":1,"boot_id":"x","address":"127.0.0.1:1","version":"0","workers":1,"ready":true}"#;
+    std::fs::write(state.join("up.json"), stale).unwrap();
+    let env = [
+        ("BERTH_STATE_DIR".to_owned(), state.to_str().unwrap().to_owned()),
+        ("BERTH_AGENT".into(), process::binary("berth-agent").to_str().unwrap().to_owned()),
+        ("GRPC_PORT".into(), "0".into()),
+    ];
+    let doctor = ["doctor", "--sandbox", "fake"];
+    let seen = process::run("berth", &doctor, &env, b"").await;
+    assert_eq!(seen.code, Some(1), "others may read a token: {seen:?}");
+    assert!(seen.stdout.contains("--fix") && seen.stdout.contains("which is gone"), "{}", seen.stdout);
+    assert!(mode(&token) == 0o644 && state.join("up.json").exists() && !state.join("doctor").exists());
+
+    let fix = [&doctor[..], &["--fix", "--format", "json"]].concat();
+    let mended = json(&process::run("berth", &fix, &env, b"").await.ok());
+    let fixed = mended.as_array().unwrap().iter().filter(|finding| finding["fixed"] == true).count();
+    assert_eq!(fixed, 3, "{mended:#}");
+    assert_eq!((mode(&token), mode(&credentials)), (0o600, 0o700));
+    let kept = std::fs::read_dir(state.join("doctor")).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(std::fs::read_to_string(kept.join("up.json")).unwrap(), stale);
+    let changes = std::fs::read_to_string(kept.join("changes")).unwrap();
+    assert!(changes.contains(&format!("chmod 644 {}", token.display())), "{changes}");
+    assert!(changes.contains(&format!("chmod 755 {}", credentials.display())), "{changes}");
+    assert_eq!((mode(&kept), mode(&kept.join("changes"))), (0o700, 0o600));
+
+    // There is nothing left to mend.
+    let seen = process::run("berth", &fix, &env, b"").await.ok();
+    assert!(!seen.contains("\"fixed\": true"), "{seen}");
+    assert_eq!(std::fs::read_dir(state.join("doctor")).unwrap().count(), 1);
+}
+
+/// Red when a sandbox of a session that is gone stays, or one of a session that is there goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_removes_sandboxes_that_no_worker_would_take_up() {
+    let test = "e2e doctor_removes_sandboxes_that_no_worker_would_take_up";
+    for backend in ["native", "docker"] {
+        if skip::without(backend, test) {
+            continue;
+        }
+        let elsewhere = tempfile::Builder::new().prefix("berth-t").tempdir().unwrap();
+        let mut setup = Setup::new(backend);
+        setup.worker_env.push(("BERTH_ON_STOP".into(), "keep".into()));
+        // Not where anybody would look who does not ask.
+        let base = elsewhere.path().to_str().unwrap().to_owned();
+        setup.worker_env.push(("BASE_WORKSPACE".into(), base));
+        let mut cluster = Cluster::start(setup).await;
+        let [gone, stays] = ["gone", "stays"].map(|name| ["create", "--name", name]);
+        let gone = cluster.berth(&gone).await.ok().trim().to_owned();
+        let stays = cluster.berth(&stays).await.ok().trim().to_owned();
+        let state = cluster.workers[0].state.clone();
+        let env = [
+            ("BERTH_STATE_DIR".to_owned(), state.to_str().unwrap().to_owned()),
+            ("BERTH_AGENT".into(), process::binary("berth-agent").to_str().unwrap().to_owned()),
+            ("GRPC_PORT".into(), "0".into()),
+        ];
+        let doctor = ["doctor", "--fix", "--format", "json"];
+        let left = |findings: &str| {
+            let all = json(findings);
+            let all =
+                all.as_array().unwrap().iter().filter(|finding| finding["what"] == "leftover sandboxes");
+            all.cloned().collect::<Vec<_>>()
+        };
+        // A worker that runs looks after its own.
+        let seen = process::run("berth", &doctor, &env, b"").await;
+        assert!(left(&seen.stdout).is_empty(), "{seen:?}");
+        cluster.workers[0].process.terminate().await;
+        let (record, aside) = (elsewhere.path().join("sessions").join(&gone), elsewhere.path().join("aside"));
+        // Looking alone removes none.
+        assert!(
+            left(&process::run("berth", &["doctor", "--format", "json"], &env, b"").await.stdout).is_empty()
+        );
+        std::fs::rename(&record, &aside).unwrap();
+        let seen = process::run("berth", &doctor, &env, b"").await;
+        let found = left(&seen.stdout);
+        let [finding] = &found[..] else { panic!("{backend}: {found:#?}") };
+        let text = finding["text"].as_str().unwrap();
+        assert!(finding["fixed"] == true && text.contains(&gone) && !text.contains(&stays), "{finding:#}");
+        assert!(left(&process::run("berth", &doctor, &env, b"").await.stdout).is_empty());
+        std::fs::rename(&aside, &record).unwrap();
+        cluster.restart_worker(0);
+        cluster.workers_ready().await;
+        // The one that was not meant lives on.
+        cluster.berth(&["run", "-s", &stays, "--", "true"]).await.ok();
+        cluster.stop().await;
+    }
 }

@@ -131,6 +131,10 @@ async fn follow(backend: &str, collector: &Collector) {
     let run = collector.span(&request, "berth-coordinator", "berth.v1.TaskService/Run").await;
     let relayed = collector.span(&request, "berth-worker", "berth.v1.TaskService/Run").await;
     let task = collector.span(&request, "berth-worker", "task").await;
+    // All that the command asks for is below what it was started in.
+    for span in [&create, &run] {
+        assert!(client.to_string().contains(span["parent"].as_str().expect("hex")), "{span:#}");
+    }
     for (child, parent) in [(&start, &create), (&relayed, &run), (&task, &relayed)] {
         assert_eq!(child["parent"], parent["span"], "{child:#}\n{parent:#}");
         assert!(child["begun"].as_u64() >= parent["begun"].as_u64(), "{child:#}\n{parent:#}");
@@ -157,6 +161,17 @@ async fn follow(backend: &str, collector: &Collector) {
         until(READY, &format!("{msg:?} is told"), async || says(&process.log(), &request, msg).then_some(()))
             .await;
     }
+    // Over HTTP the gateway's is between the client's and the coordinator's.
+    let web = TraceContext::begin();
+    let http = Http::new(&gateway(&cluster).await, &cluster.admin_token);
+    http.with("traceparent", &web.to_string()).send("GET", &format!("/v1/sessions/{NOBODY}"), "").await;
+    let at_gateway = collector.span(&web.request_id(), "berth-coordinator", "GET /v1/sessions").await;
+    let asked = "berth.v1.SessionService/GetSession";
+    let asked = collector.span(&web.request_id(), "berth-coordinator", asked).await;
+    assert!(web.to_string().contains(at_gateway["parent"].as_str().expect("hex")), "{at_gateway:#}");
+    assert_eq!(asked["parent"], at_gateway["span"], "{asked:#}\n{at_gateway:#}");
+    assert_eq!(at_gateway["attributes"]["http.response.status_code"], "404");
+
     // Another request is another trace, and of its own.
     let other = cluster.berth(&["run", "--", "sh", "-c", line]).await;
     let inside: TraceContext = other.stdout.trim().parse().expect("a context");

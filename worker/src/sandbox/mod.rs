@@ -163,6 +163,15 @@ pub enum Identity {
     },
 }
 
+impl Identity {
+    /// Whose it is.
+    pub fn session(&self) -> &str {
+        match self {
+            Self::Native { session, .. } | Self::Docker { session, .. } | Self::Fake { session } => session,
+        }
+    }
+}
+
 /// A started sandbox.
 pub struct Running {
     pub identity: Identity,

@@ -143,14 +143,14 @@ impl Sessions {
                     continue;
                 }
             };
-            for identity in left.iter().filter(|identity| !alive.contains(session_of(identity))) {
-                info!(session.id = session_of(identity), backend = %backend.backend(), "removing a leftover sandbox");
+            for identity in left.iter().filter(|identity| !alive.contains(identity.session())) {
+                info!(session.id = identity.session(), backend = %backend.backend(), "removing a leftover sandbox");
                 match tokio::time::timeout(REMOVE_TIMEOUT, backend.remove(identity)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => warn!(?error, "a leftover could not be removed"),
                     Err(_) => warn!("a leftover could not be removed in time"),
                 }
-                match session_of(identity).parse() {
+                match identity.session().parse() {
                     Ok(session) if !kept.contains(&session) => self.remove(session, None).await,
                     _ => {}
                 }
@@ -178,13 +178,5 @@ impl Sessions {
     /// A held session's state, for status and tests.
     pub fn state_of(&self, session: SessionId) -> Option<SessionState> {
         self.held(session).map(|slot| slot.state())
-    }
-}
-
-fn session_of(identity: &Identity) -> &str {
-    match identity {
-        Identity::Native { session, .. } | Identity::Docker { session, .. } | Identity::Fake { session } => {
-            session
-        }
     }
 }

@@ -296,7 +296,8 @@ impl Slot {
             Span {
                 name: "task".to_owned(),
                 begun,
-                ended: begun + took,
+                // The agent's figures: they need not make sense.
+                ended: begun.checked_add(took).unwrap_or(begun),
                 attributes: vec![
                     ("berth.session.id", self.placement.session.to_string()),
                     ("berth.task.id", id.to_string()),

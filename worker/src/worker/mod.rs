@@ -128,6 +128,9 @@ impl Worker {
         let config = Config { state_dir: state.dir().to_owned(), ..config };
         let instance = state.instance()?;
         let workspaces = open_workspaces(&config).await;
+        if let Ok(workspaces) = &workspaces {
+            state.remember_sessions(workspaces.base())?;
+        }
         // A machine without any backend is told that first.
         let files = workspaces.as_ref().map_or(Kind::Directory, |workspaces| workspaces.store().kind());
         let backends = Backends::open(&config, &instance, files).await?;

@@ -53,7 +53,8 @@ pub struct StopArgs {
     pub kill: bool,
 }
 
-fn state_dir(global: &Global) -> Result<PathBuf, Failure> {
+/// What was named, else the usual one.
+pub fn state_dir(global: &Global) -> Result<PathBuf, Failure> {
     match &global.state_dir {
         Some(dir) => Ok(dir.clone()),
         None => Ok(local::default_state_dir()?),

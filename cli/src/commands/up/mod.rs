@@ -31,7 +31,8 @@ use futures::future::{join_all, select_all};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 
-pub use manage::{StopArgs, runs, status, stop};
+pub use detach::log_path;
+pub use manage::{StopArgs, runs, state_dir, status, stop};
 
 use super::Global;
 use crate::{
@@ -169,7 +170,7 @@ pub(super) fn make_state_dir(dir: &Path) -> Result<(), Failure> {
 }
 
 /// One `berth up` a state directory.
-pub(super) fn lock(state_dir: &Path) -> Result<Flock<fs::File>, Failure> {
+pub fn lock(state_dir: &Path) -> Result<Flock<fs::File>, Failure> {
     let path = state_dir.join("up.lock");
     let open = || {
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;

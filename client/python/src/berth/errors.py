@@ -250,7 +250,8 @@ def from_status(
     if reset or code.name in ("UNAVAILABLE", "UNKNOWN", "CANCELLED"):
         return broken(address, said)
     hint = "set BERTH_TOKEN" if code is grpc.StatusCode.UNAUTHENTICATED else None
-    return BerthError(said or code.name, code=code, hint=hint, origin=Origin.ANSWERED)
+    request_id = _request_id(trailing)
+    return BerthError(said or code.name, code=code, hint=hint, origin=Origin.ANSWERED, request_id=request_id)
 
 
 def _request_id(trailing: Optional[Metadata]) -> Optional[str]:

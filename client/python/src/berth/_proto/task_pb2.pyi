@@ -95,7 +95,7 @@ class StreamInfo(_message.Message):
     def __init__(self, length: _Optional[int] = ..., first_kept: _Optional[int] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("id", "session_id", "state", "spec", "pid", "started_at", "stdout", "stderr", "end")
+    __slots__ = ("id", "session_id", "state", "spec", "pid", "started_at", "stdout", "stderr", "end", "traceparent")
     ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class Task(_message.Message):
     STDOUT_FIELD_NUMBER: _ClassVar[int]
     STDERR_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     session_id: str
     state: TaskState
@@ -114,7 +115,8 @@ class Task(_message.Message):
     stdout: StreamInfo
     stderr: StreamInfo
     end: TaskEnd
-    def __init__(self, id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[_Union[TaskState, str]] = ..., spec: _Optional[_Union[TaskSpec, _Mapping]] = ..., pid: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stdout: _Optional[_Union[StreamInfo, _Mapping]] = ..., stderr: _Optional[_Union[StreamInfo, _Mapping]] = ..., end: _Optional[_Union[TaskEnd, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, id: _Optional[str] = ..., session_id: _Optional[str] = ..., state: _Optional[_Union[TaskState, str]] = ..., spec: _Optional[_Union[TaskSpec, _Mapping]] = ..., pid: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stdout: _Optional[_Union[StreamInfo, _Mapping]] = ..., stderr: _Optional[_Union[StreamInfo, _Mapping]] = ..., end: _Optional[_Union[TaskEnd, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class TaskEnd(_message.Message):
     __slots__ = ("outcome", "message", "ended_at", "duration", "usage")

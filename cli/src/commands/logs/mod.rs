@@ -1,4 +1,6 @@
-//! `berth logs`: what a task has written, and writes.
+//! `berth logs`: what a task has written, and writes; or what Berth itself does ([`own`]).
+
+mod own;
 
 use std::collections::VecDeque;
 
@@ -6,6 +8,7 @@ use berth_client::{Std, TaskEvent, WatchOptions};
 use bytes::Bytes;
 use clap::Args;
 
+use self::own::Component;
 use super::{Global, stream::Sink};
 use crate::{
     failure::{CommandResult, Failure, code},
@@ -18,17 +21,21 @@ stdout of the task goes to stdout, its stderr to stderr; with --format json both
 objects with `stream` and `text`, one a line, and last comes `ended` with the task. The worker keeps the newest 64 MiB of
 each, or what `berth run --keep-output` said; how much is no longer kept is told on stderr.
 What `berth cp` runs in a session does not count as its newest task.
+Without a session, the log of the `berth up -d` of this machine; `coordinator`, `gateway` or `worker` (which then are no
+sessions' names: give the id), of that part of it alone.
 
 Examples:
+  berth logs -f --tail 50          what Berth does here
+  berth logs worker
   berth logs web                   all that is kept of the newest task
   berth logs -f --tail 20 web
   berth logs web 3f9ac2 2>/dev/null";
 
-/// Shows the output of a task.
+/// Shows the output of a task, or the log of Berth itself.
 #[derive(Args, Debug)]
 #[command(after_help = HELP)]
 pub struct LogsArgs {
-    /// Go on until the task ends
+    /// Go on until the task ends; of Berth's own log, until Ctrl-C
     #[arg(long, short = 'f')]
     pub follow: bool,
 
@@ -36,16 +43,27 @@ pub struct LogsArgs {
     #[arg(long, short = 'n', value_name = "N")]
     pub tail: Option<usize>,
 
-    /// Session
-    pub session: String,
+    /// Session, or coordinator, gateway, worker [default: all of the Berth of this machine]
+    pub session: Option<String>,
 
     /// Task [default: the newest]
     pub task: Option<String>,
 }
 
 pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
+    let component = args.session.as_deref().map(Component::named);
+    let session = match (component, args.session) {
+        (Some(None), Some(session)) => session,
+        (Some(Some(_)), Some(component)) if args.task.is_some() => {
+            let message = format!("{component} is a component of Berth, and has no tasks");
+            return Err(
+                Failure::usage(message).hint("a session of that name is meant? Give its id (`berth ps`)")
+            );
+        }
+        (component, _) => return own::run(global, component.flatten(), args.follow, args.tail).await,
+    };
     let client = global.client().await?;
-    let session = select::session(&client, &args.session).await?;
+    let session = select::session(&client, &session).await?;
     let task = select::task(&session, args.task.as_deref()).await?;
     let mut interrupts = Interrupts::new()?;
     let options = WatchOptions { follow: args.follow, ..WatchOptions::default() };
@@ -85,11 +103,11 @@ pub async fn run(global: &Global, args: LogsArgs) -> CommandResult {
     }
     sink.tell_lost();
     if args.follow
-        && super::stderr_is_terminal()
+        && crate::commands::stderr_is_terminal()
         && let Ok(info) = task.info().await
         && let Some(end) = info.end
     {
-        output::say(format!("[{}]", super::stream::outcome_text(end.outcome)));
+        output::say(format!("[{}]", crate::commands::stream::outcome_text(end.outcome)));
     }
     Ok(0)
 }
