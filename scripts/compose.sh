@@ -57,6 +57,20 @@ export COMPOSE_PROJECT_NAME BERTH_HOST_PORT BERTH_HOST_HTTP_PORT BERTH_COMPOSE_D
 project=$COMPOSE_PROJECT_NAME
 image=berth/coordinator:${BERTH_TAG:-latest}
 WAIT=${BERTH_COMPOSE_WAIT:-300}
+# Where nothing holds sessions to a disk limit, no loop device is needed: a rootless engine has none to give.
+all_since=
+without_loops=
+if [ "$kind" = dev ] || [ "${BERTH_WORKSPACE:-}" = directory ]; then
+    without_loops=1
+    BERTH_LOOP_CONTROL=/dev/null
+    export BERTH_LOOP_CONTROL
+fi
+# The workers use the engine that the fleet is on: the one that DOCKER_HOST names, or a context.
+if [ -z "${BERTH_ENGINE_SOCKET:-}" ]; then
+    engine=${DOCKER_HOST:-$(docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null)}
+    case "$engine" in unix://*) BERTH_ENGINE_SOCKET=${engine#unix://} ;; esac
+    if [ -n "${BERTH_ENGINE_SOCKET:-}" ]; then export BERTH_ENGINE_SOCKET; fi
+fi
 
 find_compose() {
     if docker compose version >/dev/null 2>&1; then
@@ -169,13 +183,13 @@ preflight() {
             owner=
             if have ss; then owner=$(ss -Hltnp "sport = :$port" 2>/dev/null | sed -n 's/.*users:(("\([^"]*\)",pid=\([0-9]*\).*/\1, pid \2/p' | head -n 1); fi
             if [ -n "$other" ]; then
-                problem "port $port is published by the container $other" "stop it, or choose another: BERTH_HOST_PORT=… BERTH_HOST_HTTP_PORT=…"
+                problem "port $port is taken by the container $other" "stop it, or choose another: BERTH_HOST_PORT=… BERTH_HOST_HTTP_PORT=…"
             elif port_taken "$port"; then
                 problem "port $port is taken${owner:+ by $owner}" "stop that (a \`berth up\`: berth stop), or choose another: BERTH_HOST_PORT=… BERTH_HOST_HTTP_PORT=…"
             fi
         done
     fi
-    [ -e /dev/loop-control ] || problem "there are no loop devices (/dev/loop-control), which hold sandboxes to their disk limit" "sudo modprobe loop"
+    [ -n "$without_loops" ] || [ -e /dev/loop-control ] || problem "there are no loop devices (/dev/loop-control), which hold sandboxes to their disk limit" "sudo modprobe loop"
     root=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null || echo /)
     free=$(df -Pk "$root" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }')
     if [ "${free:-99999}" -lt 4096 ]; then problem "only $free MiB are free for the engine ($root)" "make room: 4 GiB are wanted, and each session takes its disk limit at once"; fi
@@ -262,14 +276,14 @@ well() {
 }
 
 wait_until_well() { # [SERVICE...]
-    waited_from=$(date +%s)
+    since=${all_since:-$(date +%s)}
     while :; do
         unready=
         for id in $(ids "$@"); do
             well "$id" || unready="$unready $id"
         done
         [ -n "$unready" ] || return 0
-        if [ $(($(date +%s) - waited_from)) -ge "$WAIT" ]; then break; fi
+        if [ $(($(date +%s) - since)) -ge "$WAIT" ]; then break; fi
         sleep 1
     done
     for id in $unready; do
@@ -301,6 +315,8 @@ create() { # SERVICE
 # One after the other, each when the one before it is well: who is replaced is alone in that, and what a worker holds
 # lives on.
 start() { # SERVICE...
+    # All of them have that time together.
+    all_since=$(date +%s)
     for service in "$@"; do
         if [ -n "$(ids "$service")" ] && outdated "$service"; then
             say "$service: a newer binary"
@@ -310,6 +326,7 @@ start() { # SERVICE...
         fi
         wait_until_well "$service"
     done
+    all_since=
 }
 
 up() { # [multi]

@@ -78,7 +78,7 @@ for shell in bash zsh fish; do
     env -i PATH="$PATH" HOME=/ "$bin/berth" completions "$shell" >"$root/completions/berth.$shell"
 done
 cp LICENSE README.md CHANGELOG.md "$root/"
-cp docs/*.md "$root/docs/"
+cp -r docs/*.md docs/images "$root/docs/"
 cp -r deploy "$root/"
 python3 scripts/sbom.py --version "$version" --target "$host" >"$tmp/out/$name.cdx.json"
 cp "$tmp/out/$name.cdx.json" "$root/sbom.cdx.json"

@@ -44,7 +44,7 @@ pub const KNOWN: &[Variable] = &[
     ),
     var(
         "HTTP_PORT",
-        "coordinator, berth up",
+        "coordinator, berth up, berth doctor",
         "HTTP port of the gateway: MCP at /mcp, and E2B's API; off: none (8080)",
     ),
     var(
@@ -74,7 +74,7 @@ pub const KNOWN: &[Variable] = &[
     ),
     var(
         "BERTH_METRICS_ADDR",
-        "coordinator, worker, berth up",
+        "coordinator, worker, berth up, berth doctor",
         "IP:PORT for /metrics and health in plain HTTP, without a token; off: none (off)",
     ),
     var(

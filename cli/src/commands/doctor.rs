@@ -6,7 +6,7 @@ mod tls;
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -24,7 +24,11 @@ use crate::{
     failure::{CommandResult, code},
     output::{self, bytes, printable},
     process,
-    serve::worker::MachineArgs,
+    serve::{
+        gateway,
+        metrics::{Address, MetricsArgs},
+        worker::MachineArgs,
+    },
 };
 
 const HELP: &str = "\
@@ -46,6 +50,13 @@ pub struct DoctorArgs {
     /// gRPC port that `berth up` would take
     #[arg(long, env = "GRPC_PORT", default_value_t = 50051, value_name = "PORT")]
     pub port: u16,
+
+    /// HTTP port that `berth up` would take
+    #[arg(long, env = "HTTP_PORT", value_parser = gateway::port, value_name = "PORT|off")]
+    pub http_port: Option<gateway::Port>,
+
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
 
     /// Mend what is ours and safe to mend; what was there before is kept
     #[arg(long)]
@@ -131,6 +142,7 @@ pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
             findings.extend(credentials(dir));
             findings.extend(repair::record(dir));
             findings.push(port(args.port, dir));
+            findings.extend(other_ports(&args));
         }
     }
     let dir = state_dir.clone().unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
@@ -315,6 +327,28 @@ fn port(port: u16, dir: &Path) -> Finding {
     };
     Finding::new(what, Verdict::Problem, text)
         .hint("stop that, or take another: GRPC_PORT or --port (0: a free one)")
+}
+
+/// Those beside gRPC's. 8080, if nobody has asked for it, is taken where it is free: then that is all there is to say.
+fn other_ports(args: &DoctorArgs) -> Vec<Finding> {
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let http = match args.http_port {
+        Some(gateway::Port::Off) => None,
+        Some(gateway::Port::On(port)) => Some((local(port), Verdict::Problem, "HTTP_PORT")),
+        None => Some((local(gateway::USUAL_PORT), Verdict::Note, "HTTP_PORT")),
+    };
+    let metrics = match args.metrics.metrics_addr {
+        Some(Address::On(address)) => Some((address, Verdict::Problem, "BERTH_METRICS_ADDR")),
+        Some(Address::Off) | None => None,
+    };
+    let look = |(address, verdict, name): (SocketAddr, Verdict, &str)| {
+        let error = TcpListener::bind(address).err()?;
+        // The one that runs here has it.
+        let owner = berth_coordinator::port_owner(address.port());
+        let text = owner.map_or_else(|| error.to_string(), |owner| format!("held by {owner}"));
+        Some(Finding::new(format!("port {}", address.port()), verdict, text).hint(format!("another: {name}")))
+    };
+    http.into_iter().chain(metrics).filter_map(look).collect()
 }
 
 fn agent(path: &Path) -> Finding {

@@ -62,7 +62,8 @@ pub enum Port {
     On(u16),
 }
 
-fn port(text: &str) -> Result<Port, String> {
+/// A port as it is written.
+pub fn port(text: &str) -> Result<Port, String> {
     match text {
         "off" => Ok(Port::Off),
         _ => {

@@ -82,8 +82,11 @@ impl TraceContext {
     }
 
     fn noted(self, notes: Option<Notes>) -> Current {
-        // An error's level: no filter that lets any line pass leaves it out.
-        let log = error_span!("request", request.id = self.request_id());
+        // What is done for the request already says so. (An error's level: no filter that lets any line pass leaves it out.)
+        let log = match current() {
+            Some(around) if around.trace == self.trace => tracing::Span::none(),
+            _ => error_span!("request", request.id = self.request_id()),
+        };
         Current { context: self, notes, log }
     }
 }

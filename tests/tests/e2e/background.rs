@@ -71,6 +71,42 @@ impl Drop for Home {
     }
 }
 
+/// Red when only the first fault is told, or something was started before it was found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_would_stop_it_is_told_at_once() {
+    let dir = tempfile::Builder::new().prefix("berth-t").tempdir().unwrap();
+    let held = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [grpc, http, metrics] = held.each_ref().map(|port| port.local_addr().unwrap().port().to_string());
+    let state = dir.path().join("s");
+    let env = [
+        ("BERTH_STATE_DIR", state.to_str().unwrap().to_owned()),
+        ("BERTH_SANDBOX", "native".to_owned()),
+        ("BERTH_AGENT", "/nowhere/berth-agent".to_owned()),
+        ("GRPC_PORT", grpc.clone()),
+        ("HTTP_PORT", http.clone()),
+        ("BERTH_METRICS_ADDR", format!("127.0.0.1:{metrics}")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
+    for detached in [&["up"][..], &["up", "-d"]] {
+        let seen = process::run("berth", detached, &env, b"").await;
+        assert_eq!(seen.code, Some(1), "{seen:?}");
+        for port in [&grpc, &http, &metrics] {
+            let said = format!("port {port} is in use by pid {}", std::process::id());
+            assert!(seen.stderr.contains(&said), "{said}: {}", seen.stderr);
+        }
+        assert!(seen.stderr.contains("/nowhere/berth-agent"), "{}", seen.stderr);
+        assert!(!state.join("up.json").exists() && !state.join("coordinator.db").exists());
+    }
+    let seen = process::run("berth", &["doctor", "--format", "json"], &env, b"").await;
+    let findings: Value = serde_json::from_str(&seen.stdout).expect("JSON");
+    for port in [&grpc, &http, &metrics] {
+        let what = format!("port {port}");
+        let found = findings.as_array().unwrap().iter().find(|finding| finding["what"] == what.as_str());
+        let text = found.unwrap_or_else(|| panic!("{what}: {findings:#}"));
+        assert!(text["verdict"] == "problem" && text["text"].as_str().unwrap().contains("held by"), "{text}");
+    }
+}
+
 /// Red when a component's lines are another's, the tail is not the end, or what comes later is not told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_of_each_component_is_shown() {

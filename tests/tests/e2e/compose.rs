@@ -8,6 +8,8 @@ use berth_tests::{
     left, process, skip,
 };
 
+use crate::symptoms::explained;
+
 /// Its whole life: refused ports, a start, work on both workers, a worker's restart under a session, a stop that leaves
 /// nothing on the engine and frees the ports, a start that finds what was stored, and the end of all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,5 +193,42 @@ async fn a_fleet_of_dev_reloads_what_changed() {
     assert_eq!((before[0] == after[0], before[1] == after[1]), (true, false), "{before:?} {after:?}");
     assert_eq!(fleet.berth(&["run", "-s", "box", "--", "cat", "f"]).await, "seen");
     fleet.ok(&["dev", "clean"]);
+    assert!(fleet.of_project(&["ps", "-aq"]).is_empty() && !fleet.dir.exists());
+}
+
+/// Red when a service that does not come up is waited for without end, when nothing is said of why, or when what is said of an
+/// engine without loop devices is not taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_come_up_is_told_with_its_last_words() {
+    let test = "e2e what_does_not_come_up_is_told_with_its_last_words";
+    if skip::without_docker(test) || skip::without_root(test) {
+        return;
+    }
+    let mut fleet = Fleet::new();
+    let usual = fleet.env.len();
+    for (name, value) in [("BERTH_MAX_SESSIONS", "0"), ("BERTH_COMPOSE_WAIT", "25")] {
+        fleet.env.push((name.to_owned(), value.to_owned()));
+    }
+    fleet.free();
+    let failed = fleet.command(&["up"]);
+    let why = said(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{why}");
+    explained("is not well after", &why);
+    // Which one, how it stands, and its own words.
+    assert!(why.contains("worker-1") && why.contains("exit code 2"), "{why}");
+    assert!(why.contains("--max-sessions") && why.contains("not all services are ready"), "{why}");
+
+    // Put right; and where nothing holds a disk limit, which is told.
+    fleet.env.truncate(usual);
+    fleet.env.push(("BERTH_WORKSPACE".to_owned(), "directory".to_owned()));
+    fleet.ok(&["up"]);
+    assert_eq!(fleet.berth(&["run", "--", "echo", "works"]).await, "works");
+    assert!(fleet.berth(&["workers", "worker-1"]).await.contains("disk limits are not held"));
+    let devices = ok(&["inspect", &fleet.container("worker-1"), "-f", "{{json .HostConfig.Devices}}"]);
+    assert!(
+        devices.contains("/dev/null") && !devices.contains(r#""PathOnHost":"/dev/loop-control""#),
+        "{devices}"
+    );
+    fleet.ok(&["clean"]);
     assert!(fleet.of_project(&["ps", "-aq"]).is_empty() && !fleet.dir.exists());
 }

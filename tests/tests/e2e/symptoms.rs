@@ -9,7 +9,7 @@ const TROUBLESHOOTING: &str = include_str!("../../../docs/troubleshooting.md");
 
 /// What was said has these words, and the document explains them.
 #[track_caller]
-fn explained(words: &str, said: &str) {
+pub fn explained(words: &str, said: &str) {
     assert!(said.contains(words), "{words:?} was to be said: {said}");
     let row = format!("| `{words}`");
     assert!(TROUBLESHOOTING.lines().any(|line| line.starts_with(&row)), "{words:?} is not explained");

@@ -7,6 +7,7 @@
 //! `<state>/berth.log`; the first process waits until that one is ready, or says why not.
 
 mod detach;
+mod first;
 mod manage;
 
 use std::{
@@ -153,6 +154,7 @@ pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
         logging::start(args.log);
     }
     let _lock = lock(&state_dir)?;
+    first::look(&args)?;
     let export = spans::start(&args.trace, "berth")?;
     let mut interrupts = Interrupts::new()?;
     let result = serve(global, &args, &state_dir, args.daemon.then_some(log), &mut interrupts).await;

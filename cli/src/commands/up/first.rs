@@ -1,0 +1,71 @@
+//! What `berth up` looks at before it starts anything, as `berth doctor` does: all that would stop it later, told at once. What
+//! only the parts themselves can know (a store that is damaged, a backend that does not work) they say when they start.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
+
+use berth_proto::domain::{Backend, BackendChoice};
+
+use super::UpArgs;
+use crate::{
+    failure::Failure,
+    serve::{gateway::Port, metrics::Address, worker::MachineArgs},
+};
+
+/// # Errors
+/// All of it, as one failure.
+pub fn look(args: &UpArgs) -> Result<(), Failure> {
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let grpc = taken(local(args.port), "--port or GRPC_PORT");
+    let http = match args.http.http_port {
+        Some(Port::On(port)) => {
+            let ip = args.http.http_listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            taken(SocketAddr::new(ip, port), "--http-port or HTTP_PORT; off serves none")
+        }
+        // That nobody asked for 8080 is no reason not to start.
+        Some(Port::Off) | None => None,
+    };
+    let metrics = match args.metrics.metrics_addr {
+        Some(Address::On(address)) => taken(address, "--metrics-addr or BERTH_METRICS_ADDR; off serves none"),
+        Some(Address::Off) | None => None,
+    };
+    let found = [grpc, http, metrics, agent(&args.machine)];
+    match Failure::all(found.into_iter().flatten()) {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+/// Why nothing can listen there. Port 0 takes a free one.
+fn taken(address: SocketAddr, how: &str) -> Option<Failure> {
+    let error = (address.port() != 0).then(|| TcpListener::bind(address).err()).flatten()?;
+    if error.kind() != std::io::ErrorKind::AddrInUse {
+        return Some(
+            Failure::io(format_args!("can't listen on {address}"), error)
+                .hint(format!("give another with {how}")),
+        );
+    }
+    let owner = berth_coordinator::port_owner(address.port());
+    let owner = owner.map(|owner| format!(" by {owner}")).unwrap_or_default();
+    let failure = Failure::new(format!("port {} is in use{owner}", address.port()));
+    Some(failure.hint(format!("stop that, or choose another: {how}; 0 takes a free one")))
+}
+
+/// No sandbox starts without it.
+fn agent(machine: &MachineArgs) -> Option<Failure> {
+    let config = machine.config("localhost:50051", "", Path::new("/"));
+    if config.sandbox == BackendChoice::Only(Backend::Fake) {
+        return None;
+    }
+    let path = config.agent.display();
+    let hint = "`make build` makes it; set BERTH_AGENT if it lies elsewhere";
+    match fs::metadata(&config.agent) {
+        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => None,
+        Ok(_) => Some(Failure::new(format!("the agent {path} is no program")).hint(hint)),
+        Err(error) => Some(Failure::io(format_args!("the agent {path}"), error).hint(hint)),
+    }
+}
