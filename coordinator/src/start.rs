@@ -81,17 +81,28 @@ pub struct Running {
     _state_dir: Option<StateDir>,
 }
 
+/// What is wrong with the settings themselves, and the templates that they name.
+fn seen(config: &Config) -> (Vec<Problem>, Templates) {
+    let mut problems = config.problems();
+    let templates = match &config.templates {
+        None => Templates::default(),
+        Some(path) => Templates::load(path).unwrap_or_else(|what| {
+            problems.push(Problem::new(what, "correct the templates file"));
+            Templates::default()
+        }),
+    };
+    (problems, templates)
+}
+
 impl Coordinator {
+    /// What would keep one from starting as far as its settings tell. Nothing is begun.
+    pub fn look(config: &Config) -> Vec<Problem> {
+        seen(config).0
+    }
+
     /// Starts one with its store in the state directory.
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        let mut problems = config.problems();
-        let templates = match &config.templates {
-            None => Templates::default(),
-            Some(path) => Templates::load(path).unwrap_or_else(|what| {
-                problems.push(Problem::new(what, "correct the templates file"));
-                Templates::default()
-            }),
-        };
+        let (mut problems, templates) = seen(&config);
         let credentials = prepare(&config.state_dir).map_err(|p| problems.push(p)).ok();
         let door = Door::open(&config).await.map_err(|p| problems.extend(p)).ok();
         let (Some(credentials), Some(door), true) = (credentials, door, problems.is_empty()) else {

@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use berth_coordinator::Coordinator;
 use berth_proto::domain::{Backend, BackendChoice};
 
 use super::UpArgs;
@@ -18,7 +19,7 @@ use crate::{
 
 /// # Errors
 /// All of it, as one failure.
-pub fn look(args: &UpArgs) -> Result<(), Failure> {
+pub fn look(args: &UpArgs, config: &berth_coordinator::Config) -> Result<(), Failure> {
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let grpc = taken(local(args.port), "--port or GRPC_PORT");
     let http = match args.http.http_port {
@@ -33,8 +34,10 @@ pub fn look(args: &UpArgs) -> Result<(), Failure> {
         Some(Address::On(address)) => taken(address, "--metrics-addr or BERTH_METRICS_ADDR; off serves none"),
         Some(Address::Off) | None => None,
     };
-    let found = [grpc, http, metrics, agent(&args.machine)];
-    match Failure::all(found.into_iter().flatten()) {
+    let settings = Coordinator::look(config);
+    let settings = settings.iter().map(|problem| Failure::new(&problem.what).hint(&problem.hint));
+    let found = [grpc, http, metrics, agent(&args.machine)].into_iter().flatten();
+    match Failure::all(found.chain(settings)) {
         Some(failure) => Err(failure),
         None => Ok(()),
     }

@@ -154,7 +154,6 @@ pub async fn run(global: &Global, args: UpArgs) -> CommandResult {
         logging::start(args.log);
     }
     let _lock = lock(&state_dir)?;
-    first::look(&args)?;
     let export = spans::start(&args.trace, "berth")?;
     let mut interrupts = Interrupts::new()?;
     let result = serve(global, &args, &state_dir, args.daemon.then_some(log), &mut interrupts).await;
@@ -218,6 +217,7 @@ async fn serve(
         templates: args.templates.clone(),
         ..Default::default()
     })));
+    first::look(args, &config)?;
     let port = args.metrics.listen().await?;
     let mut coordinator = tokio::select! {
         started = Coordinator::start(config) => started.map_err(coordinator::start_failure)?,
