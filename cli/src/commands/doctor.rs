@@ -19,7 +19,7 @@ use clap::Args;
 use serde::Serialize;
 
 use self::repair::{Kept, Repair};
-use super::Global;
+use super::{Global, up};
 use crate::{
     failure::{CommandResult, code},
     output::{self, bytes, printable},
@@ -352,14 +352,11 @@ fn other_ports(args: &DoctorArgs) -> Vec<Finding> {
 }
 
 fn agent(path: &Path) -> Finding {
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {
-            Finding::new("agent", Verdict::Ok, path.display().to_string())
+    match up::agent_problem(path) {
+        None => Finding::new("agent", Verdict::Ok, path.display().to_string()),
+        Some(problem) => {
+            Finding::new("agent", Verdict::Problem, &problem.message).hint(problem.hints.join("; "))
         }
-        Ok(_) => Finding::new("agent", Verdict::Problem, format!("{} is no program", path.display()))
-            .hint("set BERTH_AGENT to the berth-agent that `make build` makes"),
-        Err(error) => Finding::new("agent", Verdict::Problem, format!("{}: {error}", path.display()))
-            .hint("`make build` makes it; set BERTH_AGENT if it lies elsewhere"),
     }
 }
 

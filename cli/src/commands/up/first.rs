@@ -58,17 +58,18 @@ fn taken(address: SocketAddr, how: &str) -> Option<Failure> {
     Some(failure.hint(format!("stop that, or choose another: {how}; 0 takes a free one")))
 }
 
-/// No sandbox starts without it.
+/// No sandbox starts without it, but those that isolate nothing.
 fn agent(machine: &MachineArgs) -> Option<Failure> {
     let config = machine.config("localhost:50051", "", Path::new("/"));
-    if config.sandbox == BackendChoice::Only(Backend::Fake) {
-        return None;
-    }
-    let path = config.agent.display();
+    if config.sandbox == BackendChoice::Only(Backend::Fake) { None } else { agent_problem(&config.agent) }
+}
+
+/// Why this is no agent that can be started.
+pub fn agent_problem(path: &Path) -> Option<Failure> {
     let hint = "`make build` makes it; set BERTH_AGENT if it lies elsewhere";
-    match fs::metadata(&config.agent) {
+    match fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => None,
-        Ok(_) => Some(Failure::new(format!("the agent {path} is no program")).hint(hint)),
-        Err(error) => Some(Failure::io(format_args!("the agent {path}"), error).hint(hint)),
+        Ok(_) => Some(Failure::new(format!("the agent {} is no program", path.display())).hint(hint)),
+        Err(error) => Some(Failure::io(format_args!("the agent {}", path.display()), error).hint(hint)),
     }
 }

@@ -33,6 +33,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 
 pub use detach::log_path;
+pub use first::agent_problem;
 pub use manage::{StopArgs, runs, state_dir, status, stop};
 
 use super::Global;
