@@ -29,12 +29,13 @@ use nix::{
     unistd::{Pid, getpid},
 };
 use prost::Message;
-use seccompiler::BpfProgram;
 use std::os::fd::AsRawFd;
 use tracing::{error, info, warn};
 
 use crate::{
-    cgroup, landlock,
+    cgroup,
+    filter::Filters,
+    landlock,
     launch::{self, Launch},
     sys::{self, Forked, Reaped},
     wire::{self, Event, Exited, Failed, Spawned, Stage, Terminate},
@@ -62,6 +63,9 @@ enum Stop {
 
 struct Init<'a> {
     config: &'a AgentConfig,
+    filters: Option<&'a Filters>,
+    /// Whether processes can be forked into a cgroup here.
+    births: bool,
     server: OwnedFd,
     server_pid: i32,
     parked: VecDeque<First>,
@@ -81,21 +85,23 @@ struct Init<'a> {
 
 /// Runs until the server ends or a signal ends both. Returns the exit code.
 ///
-/// Takes on the tasks' system call filter and their landlock rules itself: its children inherit both.
+/// Takes on the large part of the tasks' system call filter and their landlock rules itself: its children inherit both.
 pub fn run(
     config: &AgentConfig,
-    filter: Option<&BpfProgram>,
+    filters: Option<&Filters>,
     lock: Option<RulesetCreated>,
     server: OwnedFd,
     server_pid: Pid,
 ) -> i32 {
-    if let Err(error) = confine(filter, lock) {
+    if let Err(error) = confine(filters, lock) {
         error!(%error, "the tasks' confinement could not be taken on");
         let _ = kill(server_pid, Signal::SIGKILL);
         return 1;
     }
     let mut init = Init {
         config,
+        filters,
+        births: true,
         server,
         server_pid: server_pid.as_raw(),
         parked: VecDeque::new(),
@@ -121,13 +127,13 @@ pub fn run(
 }
 
 /// For init and all that it ever forks. Init needs nothing that a task may not do.
-fn confine(filter: Option<&BpfProgram>, lock: Option<RulesetCreated>) -> Result<(), String> {
+fn confine(filters: Option<&Filters>, lock: Option<RulesetCreated>) -> Result<(), String> {
     prctl::set_no_new_privs().map_err(|e| format!("PR_SET_NO_NEW_PRIVS: {e}"))?;
     if let Some(lock) = lock {
         landlock::enter(lock)?;
     }
-    match filter {
-        Some(filter) => seccompiler::apply_filter(filter).map_err(|e| e.to_string()),
+    match filters {
+        Some(filters) => seccompiler::apply_filter(&filters.init).map_err(|e| e.to_string()),
         None => Ok(()),
     }
 }
@@ -281,19 +287,40 @@ impl Init<'_> {
         self.next_group += 1;
         let group = (!guard).then_some(number);
         let user = &self.config.user;
+        let (mine, theirs) = wire::pair().map_err(|e| (Stage::Fork, e))?;
+        let (forked, born) = match group.and_then(|number| self.give_birth(number)) {
+            Some(forked) => (forked, true),
+            None => (sys::fork().map_err(|e| (Stage::Fork, e))?, false),
+        };
+        if let Forked::Parent(pid) = forked {
+            return Ok(First { pid: pid.as_raw(), socket: mine, group });
+        }
         let launch = Launch {
             uid: user.uid,
             gid: user.gid,
-            cgroups,
+            cgroups: &self.config.cgroups,
             number,
+            born,
+            filter: self.filters.map(|filters| &filters.task),
             guard,
             file_bytes: self.config.file_bytes,
         };
-        let (mine, theirs) = wire::pair().map_err(|e| (Stage::Fork, e))?;
-        match sys::fork() {
-            Ok(Forked::Child) => launch::run(&launch, theirs),
-            Ok(Forked::Parent(pid)) => Ok(First { pid: pid.as_raw(), socket: mine, group }),
-            Err(error) => Err((Stage::Fork, error)),
+        launch::run(&launch, theirs)
+    }
+
+    /// Forks into the task's cgroup. `None` where that can't be, or not now: a plain fork joins by itself.
+    fn give_birth(&mut self, number: u64) -> Option<Forked> {
+        if !self.births {
+            return None;
+        }
+        let place = cgroup::birthplace(&self.config.cgroups, number)?;
+        match sys::fork_into(place.as_fd()) {
+            Ok(forked) => Some(forked),
+            Err(error) => {
+                // Tasks that have all the processes that they may have are no reason to give it up (EAGAIN).
+                self.births = error.raw_os_error() == Some(libc::EAGAIN);
+                None
+            }
         }
     }
 

@@ -1,10 +1,10 @@
 //! A task's first process, from init's fork to the task's program.
 //!
 //! Init keeps one or two of these **parked**: forked, in a cgroup of their own, in their own
-//! session, waiting for a spawn. no_new_privs, the landlock rules and the seccomp filter they have from init
-//! (loading the filter took 1 ms of kernel time for each). A start then costs a packet, a few system calls and the exec. The reason is measured:
-//! joining a cgroup waits for an RCU grace period when nobody has joined one lately,
-//! which made one start in ten take 12 to 22 ms.
+//! session, waiting for a spawn. no_new_privs, the landlock rules and most of the seccomp filter they have from init
+//! (loading it took 1 ms of kernel time for each). A start then costs a packet, a few system calls and the exec. The reason is measured:
+//! where a process can't be born in its cgroup (see [`crate::cgroup`]), joining one waits for an RCU grace period when
+//! nobody has joined one lately, which made one start in ten take 12 to 22 ms.
 //!
 //! A parked process is still the agent's uid, so no task can signal it. After fork from
 //! a single-threaded process allocation is sound, so this is ordinary Rust up to exec.
@@ -30,6 +30,7 @@ use nix::{
     },
     unistd::{self, Gid, Pid, Uid},
 };
+use seccompiler::BpfProgram;
 
 use crate::{
     cgroup,
@@ -48,6 +49,10 @@ pub struct Launch<'a> {
     /// The cgroups to make and join.
     pub cgroups: &'a Cgroups,
     pub number: u64,
+    /// It is in that of v2 already.
+    pub born: bool,
+    /// What comes on top of init's system call filter.
+    pub filter: Option<&'a BpfProgram>,
     /// Stay as a subreaper above the task.
     pub guard: bool,
     /// The largest that a file may say it is.
@@ -77,7 +82,7 @@ fn at<E: Into<std::io::Error>>(stage: Stage) -> impl Fn(E) -> Failure {
 fn prepare(launch: &Launch<'_>, socket: &OwnedFd) -> Result<(), Failure> {
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(at(Stage::Prepare))?;
     sys::close_all_but(socket.as_fd()).map_err(at(Stage::Prepare))?;
-    cgroup::make_and_join(launch.cgroups, launch.number).map_err(at(Stage::Cgroup))?;
+    cgroup::join(launch.cgroups, launch.number, launch.born).map_err(at(Stage::Cgroup))?;
     // Best effort: cgroups are what protects the agent.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     unistd::setsid().map_err(at(Stage::Prepare))?;
@@ -92,7 +97,14 @@ fn prepare(launch: &Launch<'_>, socket: &OwnedFd) -> Result<(), Failure> {
     if launch.guard {
         prctl::set_child_subreaper(true).map_err(at(Stage::Prepare))?;
     }
-    Ok(())
+    // From here on as a task: nothing below needs more.
+    match launch.filter.map(|filter| seccompiler::apply_filter(filter)) {
+        None | Some(Ok(())) => Ok(()),
+        Some(Err(seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error))) => {
+            Err(at(Stage::Prepare)(error))
+        }
+        Some(Err(_)) => Err((Stage::Prepare, libc::EINVAL)),
+    }
 }
 
 /// No file of a task's is larger than this, holes included: what has no bound in blocks (a file of 1 TiB without any)

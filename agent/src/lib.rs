@@ -90,8 +90,8 @@ fn start(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
     if locks.tasks.is_some() {
         protections.push("landlock".to_owned());
     }
-    let filter = match config.seccomp {
-        true => Some(filter::build().map_err(|e| format!("the system call filter: {e}"))?),
+    let filters = match config.seccomp {
+        true => Some(filter::Filters::build().map_err(|e| format!("the system call filter: {e}"))?),
         false => None,
     };
     let (of_init, of_server) = wire::pair().map_err(|e| format!("socketpair: {e}"))?;
@@ -107,7 +107,7 @@ fn start(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
         }
         sys::Forked::Parent(server) => {
             drop(of_server);
-            Ok(init::run(&config, filter.as_ref(), locks.tasks, of_init, server))
+            Ok(init::run(&config, filters.as_ref(), locks.tasks, of_init, server))
         }
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn delegate(session: &Path, tasks: &Path, (uid, gid): (u32, u32)) -> 
     let own = |path: PathBuf| chown(path, Some(uid), Some(gid)).or_else(ignore_missing);
     own(tasks.to_owned())?;
     own(session.join("cgroup.procs"))?;
-    ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "cgroup.freeze", "cgroup.kill"]
+    ["cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control", "cgroup.freeze", "cgroup.kill"]
         .into_iter()
         .try_for_each(|file| own(tasks.join(file)))
 }

@@ -271,13 +271,14 @@ impl SessionCgroups {
         config
     }
 
-    /// Files to which a process id is written to put the agent where it belongs.
-    pub fn agent_procs(&self) -> Vec<PathBuf> {
-        self.binds.iter().map(|(dir, _)| dir.join("agent/cgroup.procs")).collect()
+    /// The agent's own cgroup of v2.
+    pub fn agent_v2(&self) -> Option<PathBuf> {
+        self.binds.iter().find(|(_, name)| name == "unified").map(|(dir, _)| dir.join("agent"))
     }
 
-    /// Puts the agent where it belongs.
-    pub fn join_agent(&self, pid: i32) -> io::Result<()> {
-        self.agent_procs().iter().try_for_each(|file| write(file, pid))
+    /// `tasks` of the agent's own cgroups of v1: a thread that writes 0 there moves itself.
+    pub fn agent_v1(&self) -> Vec<PathBuf> {
+        let v1 = self.binds.iter().filter(|(_, name)| name != "unified");
+        v1.map(|(dir, _)| dir.join("agent/tasks")).collect()
     }
 }

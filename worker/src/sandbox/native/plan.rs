@@ -22,8 +22,10 @@ pub struct Plan {
     pub links: Vec<(String, String)>,
     /// Mounted in this order.
     pub mounts: Vec<Mount>,
-    /// Files to write the pid to, before anything untrusted runs.
-    pub cgroup_procs: Vec<PathBuf>,
+    /// The agent's cgroup of v2, in which PID 1 is born.
+    pub cgroup: Option<PathBuf>,
+    /// `tasks` of the agent's cgroups of v1, which PID 1 joins before anything else.
+    pub cgroup_tasks: Vec<PathBuf>,
     /// Where PID 1 prints to.
     pub log: PathBuf,
     /// Sizes of /tmp, /var/tmp and /dev/shm.

@@ -15,7 +15,7 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// `struct clone_args` of linux/sched.h, its first version (64 bytes).
+/// `struct clone_args` of linux/sched.h, as of Linux 5.7 (88 bytes). Without `cgroup` its first version is enough.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -27,22 +27,38 @@ struct CloneArgs {
     stack: u64,
     stack_size: u64,
     tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
-/// `fork` into new namespaces. Returns 0 in the child, its pid in the parent.
+/// `fork` into new namespaces, and into a cgroup of v2. Returns 0 in the child, its pid in the parent.
 ///
 /// Only for a process with a single thread: the child goes on with a copy of this stack
 /// and heap, and a lock that another thread held would stay locked in it for ever.
-pub fn fork_into(namespaces: libc::c_int) -> io::Result<i32> {
-    let args = CloneArgs {
+///
+/// # Errors
+/// With a cgroup also where the kernel can't do that (before 5.7: E2BIG or EINVAL).
+pub fn fork_into(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000; // linux/sched.h
+    const FIRST_VERSION: usize = 64; // CLONE_ARGS_SIZE_VER0
+    let mut args = CloneArgs {
         flags: namespaces as u32 as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
+    let size = match cgroup {
+        Some(cgroup) => {
+            args.flags |= CLONE_INTO_CGROUP;
+            args.cgroup = cgroup.as_raw_fd() as u64;
+            size_of::<CloneArgs>()
+        }
+        None => FIRST_VERSION,
+    };
     // SAFETY: the pointer and size describe a valid `clone_args`. Without CLONE_VM and with
     // a null stack this is fork: the child has its own copy of the address space. The caller
     // has one thread (see above), so no lock is held by anybody else.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size) })?;
     Ok(pid as i32)
 }
 
