@@ -12,6 +12,19 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 target=${CARGO_TARGET_DIR:-target}
 case "$profile" in dev) out=debug ;; *) out=$profile ;; esac
 
+# An image is small: functions that are the same are there once, and relocations are packed (glibc 2.36). Tried first: not
+# every linker can do that, nor every loader.
+if [ "$profile" = image ]; then
+    smaller="-C link-arg=-Wl,--icf=all -C link-arg=-Wl,-z,pack-relative-relocs"
+    trial=$(mktemp)
+    # shellcheck disable=SC2086 # words
+    if echo 'fn main() {}' | rustc $smaller --crate-name trial -o "$trial" - 2>/dev/null && "$trial"; then
+        RUSTFLAGS="${RUSTFLAGS:-} $smaller"
+        export RUSTFLAGS
+    fi
+    rm -f "$trial"
+fi
+
 packages="-p berth-cli"
 for package in "$@"; do packages="$packages -p $package"; done
 # For development the whole workspace, so that each crate has the features it has in the tests and is compiled once for

@@ -160,6 +160,40 @@ async fn the_log_of_each_component_is_shown() {
     home.berth(&["stop"]).await.ok();
 }
 
+/// Red when a line is lost, told twice or told in pieces as the log is turned over under whoever follows it.
+#[tokio::test]
+async fn a_log_that_is_turned_over_is_followed() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("berth.log");
+    let open = || std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+    let line = |number: u32| format!("2026-01-01T00:00:00Z  INFO berth_worker::x: {number}\n");
+    let mut file = open();
+    file.write_all(line(0).as_bytes()).unwrap();
+    let mut follow = tokio::process::Command::new(process::binary("berth"))
+        .args(["logs", "-f", "worker"])
+        .env("BERTH_STATE_DIR", dir.path())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts");
+    let mut lines = tokio::io::BufReader::new(follow.stdout.take().expect("it is piped")).lines();
+    for number in 0..30 {
+        let next = tokio::time::timeout(READY, lines.next_line()).await.expect("it is told");
+        assert_eq!(next.unwrap().expect("it goes on"), line(number).trim_end());
+        let next = line(number + 1);
+        let (half, rest) = next.split_at(20);
+        file.write_all(half.as_bytes()).unwrap();
+        file.write_all(rest.as_bytes()).unwrap();
+        // As the log does it: behind a line's end.
+        if number % 2 == 0 {
+            std::fs::rename(&log, log.with_extension("log.1")).unwrap();
+            file = open();
+        }
+    }
+    follow.kill().await.unwrap();
+}
+
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }

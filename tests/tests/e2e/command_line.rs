@@ -314,6 +314,19 @@ async fn doctor_mends_what_is_ours_and_keeps_what_it_changed() {
     let seen = process::run("berth", &fix, &env, b"").await.ok();
     assert!(!seen.contains("\"fixed\": true"), "{seen}");
     assert_eq!(std::fs::read_dir(state.join("doctor")).unwrap().count(), 1);
+
+    // Two of them at once are in nobody's way, and what there was is kept once.
+    set(&token, 0o644);
+    std::fs::write(state.join("up.json"), stale).unwrap();
+    let both = tokio::join!(process::run("berth", &fix, &env, b""), process::run("berth", &fix, &env, b""),);
+    for one in [both.0, both.1] {
+        assert!(!one.ok().contains("\"problem\""));
+    }
+    assert!(mode(&token) == 0o600 && !state.join("up.json").exists());
+    let kept =
+        std::fs::read_dir(state.join("doctor")).unwrap().map(|dir| dir.unwrap().path().join("up.json"));
+    let kept: Vec<_> = kept.filter(|record| record.exists()).collect();
+    assert!(kept.len() == 2 && kept.iter().all(|record| std::fs::read_to_string(record).unwrap() == stale));
 }
 
 /// Red when a sandbox of a session that is gone stays, or one of a session that is there goes.

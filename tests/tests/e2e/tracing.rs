@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use berth_proto::trace::TraceContext;
+use berth_proto::{trace::TraceContext, v1};
 use berth_tests::{
     Cluster, READY, Setup,
     http::{Http, gateway},
@@ -233,6 +233,35 @@ async fn a_collector_that_is_not_there_is_in_nobodys_way() {
     .await;
     assert!(complaint.contains(&endpoint) && complaint.contains("refused"), "{complaint}");
     cluster.berth(&["rm", "box"]).await.ok();
+    cluster.stop().await;
+}
+
+/// Red when anything waits for a collector that takes connections and never answers, or when spans pile up behind it without
+/// end: each request below has a trace of its own, more of them than may wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_never_answers_is_in_nobodys_way() {
+    // The kernel takes connections for it, and what is sent on them; nobody accepts any.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", silent.local_addr().expect("an address"));
+    let cluster = Cluster::start(traced("fake", &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)])).await;
+    let flood = (0..16).map(|_| async {
+        let mut sessions = cluster.sessions();
+        for _ in 0..400 {
+            let mut request = tonic::Request::new(v1::ListSessionsRequest::default());
+            let trace = TraceContext::begin().to_string();
+            let sampled = format!("{}-01", trace.rsplit_once('-').expect("flags").0);
+            request.metadata_mut().insert("traceparent", sampled.parse().expect("it is ASCII"));
+            sessions.list_sessions(request).await.expect("it is answered");
+        }
+    });
+    futures::future::join_all(flood).await;
+    let complaint = until(READY, "the log tells of it", async || {
+        let log = cluster.coordinator.log();
+        log.lines().find(|line| line.contains("spans were not delivered")).map(ToOwned::to_owned)
+    })
+    .await;
+    assert!(complaint.contains(&endpoint) && complaint.contains("timed out"), "{complaint}");
+    cluster.berth(&["run", "--", "true"]).await.ok();
     cluster.stop().await;
 }
 

@@ -6,7 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use berth_client::local;
@@ -14,6 +14,10 @@ use berth_worker::{Config, orphans, store};
 
 use super::{Finding, Verdict};
 use crate::{commands::up, process};
+
+/// For the lock that keeps others away: this often again, after this.
+const LOCK_TRIES: u32 = 20;
+const LOCK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What mends a finding.
 #[derive(Debug)]
@@ -60,7 +64,7 @@ impl Kept {
         let told = |error: io::Error| error.to_string();
         match repair {
             Repair::Close(path) => self.close(path).map_err(told),
-            Repair::Record => self.move_record(),
+            Repair::Record => self.move_record().await,
             Repair::Remove(config, files) => {
                 let there = orphans::look(config, *files).await;
                 for (backend, session) in there.sessions() {
@@ -84,11 +88,21 @@ impl Kept {
         Ok(format!("mode {closed:o} now, {mode:o} before"))
     }
 
-    fn move_record(&self) -> Result<String, String> {
-        // With it no `berth up` starts, and none runs.
-        let _lock = up::lock(&self.state_dir).map_err(|failure| failure.message)?;
-        if record(&self.state_dir).is_none() {
-            return Err("it is of one that runs now".to_owned());
+    async fn move_record(&self) -> Result<String, String> {
+        // With it no `berth up` starts, and none runs. Another `--fix` has it for a moment.
+        let mut tries = 0;
+        let _lock = loop {
+            match up::lock(&self.state_dir) {
+                Ok(lock) => break lock,
+                Err(failure) if tries == LOCK_TRIES => return Err(failure.message),
+                Err(_) => tries += 1,
+            }
+            tokio::time::sleep(LOCK_AGAIN).await;
+        };
+        match local::read_up_record(&self.state_dir) {
+            Ok(None) => return Ok("it is gone by now".to_owned()),
+            _ if record(&self.state_dir).is_none() => return Err("it is of one that runs now".to_owned()),
+            _ => {}
         }
         let path = local::up_record_path(&self.state_dir);
         let kept = self.dir.join("up.json");
