@@ -12,11 +12,13 @@ check() {
     say "lint: $check_name"
     "$@" || bad="$bad, $check_name"
 }
-scripts() { # the POSIX ones, then the bash one
+scripts() { # the POSIX ones, then those for bash
     for script in scripts/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh; do sh -n "$script" || return 1; done
-    if have bash; then bash -n .ci/run || return 1; fi
+    if have bash; then
+        for script in .ci/run tests/pages/*.sh; do bash -n "$script" || return 1; done
+    fi
     if have shellcheck; then
-        shellcheck -x scripts/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh .ci/run
+        shellcheck -x scripts/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh tests/pages/*.sh .ci/run
     else
         say "note: shellcheck is not installed; the scripts were only parsed"
     fi

@@ -10,9 +10,11 @@ pub mod containers;
 pub mod http;
 pub mod left;
 pub mod mcp;
+pub mod pages;
 pub mod process;
 pub mod proxy;
 pub mod python;
+pub mod reader;
 pub mod skip;
 
 use std::{

@@ -1,6 +1,8 @@
 //! The commands of README and `docs/` are commands: each `berth`, `coordinator` and `worker` in a block of shell is one that
-//! the command line takes, each `make` a target that there is, each script a file. (What those commands do, the tests of
-//! each do; that the page's words are theirs, this.)
+//! the command line takes, each `make` a target that there is, each script a file.
+//!
+//! Here commands are parsed alone, those within sentences too, on any machine and at once. That the blocks of a page work as they
+//! stand, typed from its top to its end, is `tests/tests/e2e/documentation.rs`.
 
 use std::{
     fs,

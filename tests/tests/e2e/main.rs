@@ -21,6 +21,7 @@ mod copying;
 mod dashboard;
 mod deploy;
 mod disk;
+mod documentation;
 mod doubt;
 mod e2b;
 mod egress;
