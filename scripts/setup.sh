@@ -26,6 +26,17 @@ need() {
     missing="$missing $1"
 }
 
+fetch_promtool() ( # DIRECTORY
+    tmp=$(mktemp -d) || return 1
+    trap 'rm -rf "$tmp"' EXIT
+    # As root apt lets a user of its own download, which has to reach the directory.
+    chmod 755 "$tmp"
+    say "fetching promtool, out of Debian's package prometheus"
+    (cd "$tmp" && apt-get download prometheus >/dev/null 2>&1) || return 1
+    dpkg-deb --fsys-tarfile "$tmp"/prometheus_*.deb | tar -xf - -C "$tmp" ./usr/bin/promtool || return 1
+    mkdir -p "$1" && mv "$tmp/usr/bin/promtool" "$1/promtool"
+)
+
 # SQLite is compiled from its bundled C source, and the linker is the compiler's.
 need cc "gcc libc6-dev"
 if have cc; then
@@ -56,6 +67,16 @@ case "$what" in
         # A browser for the tests of the dashboard: 124 MB, about half a minute, once. Without it they are skipped, by name.
         if have apt-get && ! have chromium && ! have chromium-browser && ! have google-chrome && can_apt; then
             apt_install chromium || say "note: no chromium; the tests of the dashboard in a browser are skipped"
+        fi
+        ;;
+esac
+case "$what" in
+    test | all)
+        # Prometheus' own tool, for the test of the alert rules: that one program out of Debian's package, which is not
+        # installed, so that no server starts here. 20 MB, once. Without it the test is skipped, by name.
+        tools=${CARGO_TARGET_DIR:-target}/tools
+        if have apt-get && have dpkg-deb && ! have promtool && [ ! -x "$tools/promtool" ] && [ "${BERTH_NO_INSTALL:-}" != 1 ]; then
+            fetch_promtool "$tools" || say "note: no promtool; the test of the alert rules by Prometheus' own tool is skipped"
         fi
         ;;
 esac

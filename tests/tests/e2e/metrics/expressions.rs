@@ -216,14 +216,18 @@ fn every_alert_has_a_runbook() {
 /// By Prometheus' own tool, where it is.
 #[test]
 fn promtool_takes_the_rules_and_the_configuration() {
+    // Where `scripts/setup.sh test` puts it: target/tools, beside target/debug/deps.
+    let test = std::env::current_exe().expect("this executable");
+    let fetched = test.ancestors().nth(3).expect("it is in target/<profile>/deps").join("tools/promtool");
+    let promtool = if fetched.is_file() { fetched } else { PathBuf::from("promtool") };
     let run = |args: &[&str], file: &str| {
         let dir = deployed("prometheus");
-        std::process::Command::new("promtool").args(args).arg(file).current_dir(dir).output()
+        std::process::Command::new(&promtool).args(args).arg(file).current_dir(dir).output()
     };
     if run(&["--version"], "--help").is_err() {
         return skip::note(
             "e2e promtool_takes_the_rules_and_the_configuration",
-            "no promtool: `apt-get install prometheus`",
+            "no promtool: `scripts/setup.sh test` fetches it where there is apt",
         );
     }
     for (args, file) in [(["check", "rules"], "alerts.yml"), (["check", "config"], "prometheus.yml")] {
