@@ -1,6 +1,7 @@
 //! `berth doctor`: looks at everything that Berth needs here, and says all that is wrong
 //! at once, each with what to do. "Cannot tell" is not "ok".
 
+mod fleet;
 mod repair;
 mod tls;
 
@@ -9,10 +10,9 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use berth_client::{Client, Error, local};
+use berth_client::{Error, local};
 use berth_net::Files;
 use berth_worker::{Config, orphans, preflight, sandbox::Preflight, store};
 use clap::Args;
@@ -68,8 +68,6 @@ pub struct DoctorArgs {
 
 /// Free disk below which sessions are in doubt: what one with the default limits takes, and the margin.
 const DISK_WANTED: u64 = 2 << 30;
-/// The coordinator has this long to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(6);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -152,7 +150,7 @@ pub async fn run(global: &Global, args: DoctorArgs) -> CommandResult {
     findings.extend(disk_limits(&limits));
     findings.extend(backends(&config, kind).await);
     findings.extend(leftovers(&args, &dir, kind).await);
-    findings.push(coordinator(global).await);
+    findings.extend(fleet::look(global).await);
     if let Some(dir) = state_dir.filter(|_| args.fix) {
         mend(&dir, &mut findings).await;
     }
@@ -422,34 +420,6 @@ fn backend_findings(name: &str, preflight: &Preflight, can_do_without: bool) -> 
         findings.push(finding.hint(hint));
     }
     findings
-}
-
-/// Not needed for `berth up`, which brings its own: but an address that was set is meant.
-async fn coordinator(global: &Global) -> Finding {
-    let what = "coordinator";
-    let options = match global.connect_options() {
-        Ok(options) => options,
-        Err(failure) => {
-            return Finding::new(what, Verdict::Unknown, &failure.message).hint(failure.hints.join("; "));
-        }
-    };
-    let address = options.address.clone();
-    let chosen = global.address.is_some() || std::env::var_os(crate::env::COORDINATOR_ADDR).is_some();
-    let bad = if chosen { Verdict::Problem } else { Verdict::Note };
-    let asked = async { Client::connect(options).await?.info().await };
-    match tokio::time::timeout(ANSWER_WITHIN, asked).await {
-        Ok(Ok(info)) => Finding::new(
-            what,
-            Verdict::Ok,
-            format!("{address}, version {}, {} workers alive", info.version, info.workers_alive),
-        ),
-        Ok(Err(error)) if error.is_not_connected() && !chosen => {
-            Finding::new(what, Verdict::Note, format!("none runs at {address} yet"))
-        }
-        Ok(Err(error)) => from_error(what, bad, &error),
-        Err(_) => Finding::new(what, bad, format!("{address} does not answer"))
-            .hint("see its log; `berth status` shows whether the `berth up` of this machine runs"),
-    }
 }
 
 fn from_error(what: impl Into<String>, verdict: Verdict, error: &Error) -> Finding {

@@ -228,6 +228,27 @@ async fn doctor_says_all_that_it_sees() {
     assert!(agent["hint"].as_str().is_some_and(|hint| hint.contains("BERTH_AGENT")), "{agent}");
 }
 
+/// What is weaker of a fleet's workers is told to whoever asks from elsewhere, and is no problem.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_tells_what_of_the_workers_is_weaker() {
+    if skip::without_root("e2e doctor_tells_what_of_the_workers_is_weaker") {
+        return;
+    }
+    let worker_env = vec![("BERTH_WORKSPACE".to_owned(), "directory".to_owned())];
+    let cluster = Cluster::start(Setup { workers: 2, worker_env, ..Setup::new("native") }).await;
+    let findings = json(&cluster.berth(&["doctor", "--format", "json"]).await.stdout);
+    let of_workers: Vec<&Value> =
+        findings.as_array().unwrap().iter().filter(|finding| finding["what"] == "workers").collect();
+    let limits: Vec<&&Value> = of_workers
+        .iter()
+        .filter(|finding| finding["text"].as_str().unwrap().contains("disk limits are not held"))
+        .collect();
+    let [limits] = limits[..] else { panic!("once: {findings}") };
+    assert!(limits["text"].as_str().unwrap().starts_with("worker-1, worker-2: weaker: disk"), "{limits}");
+    assert!(limits["verdict"] == "note" && limits["hint"].is_string(), "{limits}");
+    cluster.stop().await;
+}
+
 /// Red without the line in the docker backend's preflight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn doctor_warns_of_an_engine_whose_restart_ends_its_sandboxes() {
