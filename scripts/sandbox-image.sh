@@ -11,10 +11,12 @@ umask 022
 form=${FORM:-base}
 recipe_dir=$PWD/docker/sandbox
 package_lists=$recipe_dir/packages.txt
+requirements=
 case "$form" in
     base) what="Debian bookworm with Python 3, git and bash: where an agent's tasks run" ;;
     full)
         package_lists="$package_lists $recipe_dir/packages-full.txt"
+        requirements=$recipe_dir/requirements-full.txt
         what="Debian bookworm with Python 3, a Jupyter kernel, numpy, pandas, matplotlib and build tools"
         ;;
     *) die "unknown FORM: $form" "FORM=base or FORM=full" ;;
@@ -42,8 +44,8 @@ case "${1:-}" in
     *) die "unknown argument: $1" "scripts/sandbox-image.sh [--rootfs DIR]" ;;
 esac
 
-# shellcheck disable=SC2086 # one or two files
-BERTH_RECIPE=$(cat scripts/sandbox-image.sh $package_lists docker/sandbox/customize.sh docker/sandbox/Dockerfile |
+# shellcheck disable=SC2086 # one or two files, and one or none
+BERTH_RECIPE=$(cat scripts/sandbox-image.sh $package_lists $requirements docker/sandbox/customize.sh docker/sandbox/Dockerfile |
     sha256sum | cut -c 1-16)
 export BERTH_RECIPE
 
@@ -134,6 +136,20 @@ host_apt_options() {
     echo 'Acquire::Languages "none";'
 }
 
+# What is no package of Debian's, with this machine's pip and its settings. The image can do without.
+fetch_wheels() {
+    [ -n "$requirements" ] || return 0
+    if ! python3 -m pip --version >/dev/null 2>&1 && can_apt; then apt_install python3-pip || true; fi
+    if python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: --require-hashes -r "$requirements" \
+        -d "$tmp/wheels" >"$tmp/pip.log" 2>&1; then
+        export BERTH_WHEELS="$tmp/wheels"
+    else
+        tail -n 3 "$tmp/pip.log" >&2
+        say "note: no package index answers here, so the image is without $(sed -n 's/ .*//; s/==.*//; /^[a-z]/p' "$requirements")"
+        hint "FORM=full FORCE=1 scripts/sandbox-image.sh makes it anew"
+    fi
+}
+
 make_tar() {
     if ! have mmdebstrap; then
         if can_apt; then apt_install mmdebstrap debian-archive-keyring || return 1; else return 1; fi
@@ -146,6 +162,7 @@ make_tar() {
     fi
     if [ -n "$sources" ]; then printf '%s\n' "$sources" >"$tmp/sources.list"; fi
     host_apt_options >"$tmp/apt.conf"
+    fetch_wheels
     # shellcheck disable=SC2086 # one or two files
     packages=$(sed 's/#.*//' $package_lists | tr -s ' \n' ',,' | sed 's/^,//; s/,$//')
     export BERTH_RECIPE_DIR="$recipe_dir"

@@ -37,8 +37,10 @@ impl Environment {
         secrets: &Labels,
         trace: Option<TraceContext>,
     ) -> Labels {
+        // What a session installs for itself (`pip install`) is found by its name.
+        let path = format!("{}/.local/bin:{TASK_PATH}", self.home);
         let mut env: Labels = [
-            ("PATH", TASK_PATH),
+            ("PATH", path.as_str()),
             ("HOME", &self.home),
             ("USER", &self.user),
             ("LOGNAME", &self.user),
@@ -122,7 +124,7 @@ mod tests {
                 "HOME=/mine",
                 "LANG=C.UTF-8",
                 "LOGNAME=user",
-                &format!("PATH={TASK_PATH}"),
+                &format!("PATH=/h/.local/bin:{TASK_PATH}"),
                 "SHELL=/bin/sh",
                 "USER=user"
             ]

@@ -14,13 +14,30 @@ chown 1000:1000 "$root/workspace"
 ln -snf /usr/share/zoneinfo/Etc/UTC "$root/etc/localtime"
 echo Etc/UTC >"$root/etc/timezone"
 
+# Debian refuses to install into its own Python beside apt (PEP 668). Here no apt ever does, and the root is read-only: what a
+# session installs outside of a venv goes into its own ~/.local.
+rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
+
+# What is no package of Debian's, if anything (see requirements-full.txt).
+if [ -n "${BERTH_WHEELS:-}" ]; then
+    mkdir "$root/tmp/wheels"
+    cp "$BERTH_WHEELS"/*.whl "$root/tmp/wheels"
+    inside sh -c 'python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --root-user-action ignore /tmp/wheels/*.whl'
+    rm -rf "$root/tmp/wheels"
+    # Where each file came from: a path that is gone.
+    find "$root/usr/local/lib" -name direct_url.json -delete
+fi
+
 # Nothing here may change its user: tasks run with no_new_privs anyway, and this does not depend on it.
 find "$root/" -xdev -type f -perm /6000 -exec chmod ug-s {} +
 
 # The root is read-only at run time, so bytecode is compiled now, and with a hash instead of a time stamp:
 # start-up then needs no look at the source, and the files are the same in every build.
-find "$root/usr/lib" -name __pycache__ -type d -prune -exec rm -rf {} +
-inside python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib/python3 /usr/lib/python3.[0-9]*
+find "$root/usr/lib" "$root/usr/local/lib" -name __pycache__ -type d -prune -exec rm -rf {} +
+# shellcheck disable=SC2016 # for the shell inside
+inside sh -c 'for lib in /usr/lib/python3 /usr/lib/python3.[0-9]* /usr/local/lib/python3.[0-9]*; do
+    if [ -d "$lib" ]; then python3 -m compileall -q --invalidation-mode unchecked-hash "$lib" || exit 1; fi
+done'
 
 # Documentation nobody reads here; the licenses (copyright files) stay.
 find "$root/usr/share/doc" \( -type f ! -name copyright -o -type l \) -delete

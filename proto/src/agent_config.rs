@@ -26,7 +26,7 @@ pub const CA_PATH: &str = "/run/berth/ca.pem";
 pub const WORKSPACE: &str = "/workspace";
 /// HOME of the tasks' user.
 pub const HOME: &str = "/home/user";
-/// PATH of every task that does not set its own.
+/// PATH of every task that does not set its own, behind `~/.local/bin`.
 pub const TASK_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// All paths are as the agent sees them.

@@ -115,7 +115,7 @@ async fn the_environment_is_an_allow_list() {
         format!("HOME={home}"),
         "LANG=C.UTF-8".to_owned(),
         "LOGNAME=user".to_owned(),
-        format!("PATH={path}"),
+        format!("PATH={home}/.local/bin:{path}"),
         format!("SHELL={shell}"),
         "USER=user".to_owned(),
     ];

@@ -46,6 +46,7 @@ mod recovery;
 mod rest;
 mod rolling;
 mod s3;
+mod sandbox_image;
 mod secrets;
 mod sessions;
 mod start;
