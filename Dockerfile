@@ -1,6 +1,8 @@
 # The components' images for those who build without cargo, where a base image can be pulled:
 #   docker build --target coordinator -t berth/coordinator .
 #   docker build --target worker -t berth/worker .
+#   docker build --target client --output bin .       bin/berth, the command line (BuildKit; else docker create and docker cp)
+# VERSION and REVISION (--build-arg) are their labels: the context has no .git to ask.
 # The same files as `make docker-build` puts together, by the same script; what is said of each below is what
 # `scripts/images.sh --settings` says, and a test compares the two.
 
@@ -11,9 +13,17 @@ ARG PROFILE=image
 WORKDIR /src
 COPY . .
 RUN umask 022 && PROFILE=$PROFILE sh scripts/images.sh --root /out coordinator worker && \
-    mkdir /out/state && mv /out/coordinator/var/lib/berth /out/state/
+    mkdir /out/state && mv /out/coordinator/var/lib/berth /out/state/ && \
+    mkdir /out/client && cp "$(ls target/images/berth bin/berth 2>/dev/null | head -n 1)" /out/client/ && strip /out/client/berth
+
+FROM scratch AS client
+COPY --from=build /out/client /
 
 FROM scratch AS coordinator
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG PROFILE=image
+LABEL org.opencontainers.image.version=$VERSION org.opencontainers.image.revision=$REVISION berth.profile=$PROFILE
 COPY --from=build /out/coordinator /
 # Its own user's: a directory keeps its owner only if this line makes it.
 COPY --from=build --chown=10001:10001 /out/state /var/lib
@@ -28,6 +38,10 @@ LABEL org.opencontainers.image.description="Schedules sessions onto workers, and
 LABEL org.opencontainers.image.licenses="Apache-2.0"
 
 FROM scratch AS worker
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG PROFILE=image
+LABEL org.opencontainers.image.version=$VERSION org.opencontainers.image.revision=$REVISION berth.profile=$PROFILE
 COPY --from=build /out/worker /
 USER 0:0
 ENTRYPOINT ["/usr/bin/worker"]

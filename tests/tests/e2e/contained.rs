@@ -225,6 +225,7 @@ async fn a_worker_in_a_container_holds_disk_limits() {
 #[test]
 fn the_dockerfile_says_what_the_images_say() {
     let dockerfile = std::fs::read_to_string(repository().join("Dockerfile")).expect("it is there");
+    assert!(dockerfile.contains("\nFROM scratch AS client\nCOPY --from=build /out/client /\n"));
     for component in ["coordinator", "worker"] {
         let stage =
             dockerfile.split("\nFROM ").find(|stage| stage.starts_with(&format!("scratch AS {component}\n")));
@@ -234,6 +235,12 @@ fn the_dockerfile_says_what_the_images_say() {
         let settings = said(&command.arg(script).args(["--settings", component]).output().expect("sh"));
         assert!(settings.lines().count() > 5, "{settings}");
         for line in settings.lines() {
+            assert!(stage.lines().any(|there| there == line), "{component}: {line}");
+        }
+        // Which build it is, as the script has it from git, is told from outside: the context has no .git.
+        let version = concat!("ARG VERSION=", env!("CARGO_PKG_VERSION"));
+        let labels = "LABEL org.opencontainers.image.version=$VERSION org.opencontainers.image.revision=$REVISION berth.profile=$PROFILE";
+        for line in [version, "ARG REVISION=unknown", labels] {
             assert!(stage.lines().any(|there| there == line), "{component}: {line}");
         }
     }
