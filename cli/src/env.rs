@@ -371,7 +371,7 @@ mod tests {
         match reader {
             "client library" => Some(&["client/src"]),
             "scripts" => Some(&["scripts"]),
-            "compose" => Some(&["docker-compose.yml", "scripts/compose.sh"]),
+            "compose" => Some(&["docker-compose.yml", "scripts/compose.sh", "scripts/compose"]),
             "tests" => Some(&["tests/src", "tests/tests", "agent/tests"]),
             "bench" => Some(&["bench/src"]),
             "Makefile" => Some(&["Makefile"]),
