@@ -2,14 +2,14 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .PHONY: help setup build test lint fmt demo bench abuse fuzz sim chaos sandbox-image docker-build docker-build-coordinator \
-	docker-build-worker docker-up docker-up-dev docker-up-multi docker-down docker-down-dev docker-add-worker docker-test docker-clean \
+	docker-build-worker docker-up docker-up-dev docker-up-multi docker-down docker-down-dev docker-backup docker-restore docker-add-worker docker-test docker-clean \
 	docker-clean-all docker-ps docker-logs docker-logs-coordinator docker-logs-worker \
 	docker-restart docker-restart-worker docker-shell-coordinator docker-shell-worker settings kubernetes-check units-check release night clean
 
 PROFILE ?= dev
 export PROFILE
 # Small, and built anew within a minute.
-docker-build docker-build-coordinator docker-build-worker docker-up docker-up-multi docker-add-worker docker-test: PROFILE = image
+docker-build docker-build-coordinator docker-build-worker docker-up docker-up-multi docker-add-worker docker-restore docker-test: PROFILE = image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' Makefile
@@ -78,8 +78,14 @@ docker-down-dev: ## end that one's sessions, and stop it
 docker-add-worker: ## one more worker (NAME=worker-3)
 	@sh scripts/compose.sh add "$(NAME)"
 
-docker-test: ## start a fleet of its own, run the contract's tests against it, look at it after a minute, take it down
+docker-test: ## start a fleet of its own, run tests against it by all its doors, look at it after a minute, take it down
 	@sh scripts/compose.sh test
+
+docker-backup: ## copy what its coordinator knows, while it runs (TO=backup/monday)
+	@sh scripts/compose.sh backup "$(TO)"
+
+docker-restore: ## put such a copy back, and start with it (FROM=backup/monday; BERTH_TAG=VERSION: the older images)
+	@sh scripts/compose.sh restore "$(FROM)"
 
 docker-down: ## end its sessions, and stop it; what it stored stays
 	@sh scripts/compose.sh down

@@ -5,7 +5,9 @@
 #   compose.sh down              end the sandboxes, stop; what is stored stays
 #   compose.sh clean             the same, and remove volumes, sandboxes and what was prepared
 #   compose.sh clean-all         the same for the fleets of dev and of the tests, and remove our images
-#   compose.sh test              start a fleet of its own, run the contract's tests against it, look after a minute, end it
+#   compose.sh backup DIR        copy what the coordinator knows, while it runs
+#   compose.sh restore DIR       put such a copy back, with the images of BERTH_TAG: what was there is kept aside
+#   compose.sh test              start a fleet of its own, run tests against it by all its doors, look after a minute, end it
 #   compose.sh logs [SERVICE] | ps | restart [SERVICE] | shell SERVICE | env
 #   compose.sh dev COMMAND       the same with docker-compose.dev.yml: binaries of ./bin, files in tmp/dev
 # Settings: see docs/operations.md (BERTH_HOST_PORT, BERTH_HOST_HTTP_PORT, COMPOSE_PROJECT_NAME, …).
@@ -125,8 +127,9 @@ client() {
     fi
     # Nothing else of this shell's: the command refuses settings that it does not know. (And no token in a list of processes.)
     (
+        address=https://$(published)
         for name in $(env | sed -n 's/^\(BERTH_[A-Z_]*\|COORDINATOR_ADDR\)=.*/\1/p'); do unset "$name"; done
-        BERTH_ADDRESS=https://$(published) BERTH_TLS_CA=$dir/tls/ca.pem BERTH_TOKEN=$(cat "$secrets/admin.token")
+        BERTH_ADDRESS=$address BERTH_TLS_CA=$dir/tls/ca.pem BERTH_TOKEN=$(cat "$secrets/admin.token")
         export BERTH_ADDRESS BERTH_TLS_CA BERTH_TOKEN
         exec "$berth" "$@"
     )
@@ -154,6 +157,7 @@ not_elsewhere() {
 
 . scripts/compose/preflight.sh
 . scripts/compose/down.sh
+. scripts/compose/backup.sh
 . scripts/compose/test.sh
 
 # ---- what the fleet needs before it starts ----
@@ -333,6 +337,8 @@ case "$command" in
     clean) clean ;;
     clean-all) clean_all ;;
     test) test_fleet ;;
+    backup) backup "${1:-}" ;;
+    restore) restore "${1:-}" ;;
     logs) compose logs --tail "${TAIL:-100}" ${FOLLOW:+-f} "$@" ;;
     ps) compose ps "$@" ;;
     restart)
@@ -346,5 +352,5 @@ case "$command" in
         compose exec "$1" /bin/sh
         ;;
     env) show_env ;;
-    *) die "unknown command: ${command:-none}" "$(sed -n '3,11s/^#   //p' scripts/compose.sh)" ;;
+    *) die "unknown command: ${command:-none}" "$(sed -n '3,13s/^#   //p' scripts/compose.sh)" ;;
 esac

@@ -11,7 +11,7 @@
 //! no moment at which a coordinator would start with half of a restore, or with the log of another database.
 //!
 //! **The audit record is not turned back**: what was done since the backup was done. The backup's takes its place only
-//! where there is none.
+//! where there is none, or one that this version can't read: on the way back from a newer one.
 
 use std::{
     ffi::OsString,
@@ -32,6 +32,9 @@ use crate::{
     store::{Store, StoreError, file, sqlite::SqliteStore},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// The databases, the one last that a start needs first.
 const FILES: [&str; 2] = [CATALOG_FILE, STORE_FILE];
 /// ... and, of a backup that has it, the audit record.
@@ -47,7 +50,7 @@ pub struct Restored {
     /// What was there, if anything was.
     pub aside: Option<PathBuf>,
     pub files: Vec<PathBuf>,
-    /// The audit record is the backup's: there was none.
+    /// The audit record is the backup's: there was none, or none that can be read.
     pub audit: bool,
     /// Sessions in the backup that had not ended, and those that had.
     pub live: usize,
@@ -98,11 +101,16 @@ pub async fn restore(from: &Path, state_dir: &Path) -> Result<Restored, Problem>
     is_backup(from, state_dir)?;
     let _alone = StateDir::alone(state_dir)?;
     let staging = state_dir.join(STAGING);
-    let audit =
-        from.join(AUDIT_FILE).is_file() && !parts(AUDIT_FILE).any(|name| state_dir.join(name).exists());
+    let has_audit = from.join(AUDIT_FILE).is_file();
+    let kept_audit = has_audit && parts(AUDIT_FILE).any(|name| state_dir.join(name).exists());
     let staged = async {
         clear(&staging)?;
-        copy(from, &staging, if audit { &ALL } else { &FILES })?;
+        copy(from, &staging, if has_audit && !kept_audit { &ALL } else { &FILES })?;
+        let found = try_out(&staging).await?;
+        if !kept_audit || AuditFile::is_readable(&state_dir.join(AUDIT_FILE)).await {
+            return Ok(found);
+        }
+        copy(from, &staging, &[AUDIT_FILE])?;
         try_out(&staging).await
     };
     let result = match staged.await {
@@ -206,7 +214,10 @@ fn put_in_place(
     mut step: impl FnMut() -> io::Result<()>,
 ) -> Result<Option<PathBuf>, Problem> {
     let mut there = Vec::new();
-    for name in FILES {
+    for name in ALL {
+        if name == AUDIT_FILE && !staging.join(name).exists() {
+            continue;
+        }
         there.extend(parts(name).filter(|name| state_dir.join(name).exists()));
     }
     let aside = if there.is_empty() { None } else { Some(make_aside(state_dir)?) };
@@ -299,103 +310,4 @@ fn on_disk(path: &Path, error: &io::Error) -> Problem {
         format!("{}: {error}", path.display()),
         "run as the user that the coordinator runs as, and look at the disk under that path",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::{
-        fleet::{Scheduling, Worker},
-        store::Batch,
-    };
-    use berth_proto::Incarnation;
-
-    /// The files of a coordinator that was killed: one worker is in its log, and who its catalog is.
-    async fn state(dir: &Path, worker: &str) -> String {
-        let made = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&made.path().join(STORE_FILE)).await.unwrap();
-        let worker = Worker::from_record(worker.parse().unwrap(), Incarnation(1), Scheduling::Active);
-        store.commit(&Batch { workers: vec![Arc::new(worker)], ..Batch::default() }).await.unwrap();
-        let catalog = Catalog::open(Some(&made.path().join(CATALOG_FILE))).await.unwrap();
-        for entry in fs::read_dir(made.path()).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
-        }
-        catalog.owner().await.unwrap()
-    }
-
-    /// What a coordinator would start with: the worker in the store, and who the catalog is.
-    async fn opened(dir: &Path) -> Result<(String, String), StoreError> {
-        let store = SqliteStore::open(&dir.join(STORE_FILE)).await?;
-        let loaded = store.load().await?;
-        store.close().await;
-        let catalog = Catalog::open(Some(&dir.join(CATALOG_FILE))).await?;
-        let owner = catalog.owner().await?;
-        catalog.close().await?;
-        Ok((loaded.workers.iter().map(|worker| worker.id.to_string()).collect(), owner))
-    }
-
-    async fn backup(dir: &Path) -> String {
-        let owner = state(dir, "new").await;
-        assert_eq!(opened(dir).await.unwrap(), ("new".to_owned(), owner.clone()));
-        owner
-    }
-
-    /// Red when the files are moved in another order: then some cut leaves a store that is neither, or half of each.
-    #[tokio::test]
-    async fn a_restore_that_is_cut_off_anywhere_is_noticed_and_can_be_done_again() {
-        let from = tempfile::tempdir().unwrap();
-        let new = backup(from.path()).await;
-        let (mut before, mut refused) = (0, 0);
-        for cut in 0.. {
-            let dir = tempfile::tempdir().unwrap();
-            let old = state(dir.path(), "old").await;
-            let staging = dir.path().join(STAGING);
-            clear(&staging).unwrap();
-            copy(from.path(), &staging, &FILES).unwrap();
-            let mut steps = 0;
-            let done = put_in_place(&staging, dir.path(), || {
-                steps += 1;
-                if steps > cut { Err(io::Error::other("the power is cut")) } else { Ok(()) }
-            });
-            match opened(dir.path()).await {
-                Ok(found) if found == ("old".to_owned(), old.clone()) => before += 1,
-                Ok(found) => {
-                    assert_eq!(
-                        found,
-                        ("new".to_owned(), new.clone()),
-                        "after {cut} steps it is half of each"
-                    );
-                    assert!(done.is_ok());
-                }
-                Err(StoreError::Damaged(_)) => refused += 1,
-                Err(error) => panic!("after {cut} steps: {error}"),
-            }
-            restore(from.path(), dir.path()).await.unwrap();
-            assert_eq!(opened(dir.path()).await.unwrap(), ("new".to_owned(), new.clone()));
-            assert!(!staging.exists());
-            if done.is_ok() {
-                break;
-            }
-        }
-        assert!(before == 2 && refused >= 4, "{before}, {refused}");
-    }
-
-    #[tokio::test]
-    async fn a_directory_that_a_coordinator_uses_is_left_alone_and_the_other_way_round() {
-        let (from, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        backup(from.path()).await;
-        let [one, two] = [(), ()].map(|()| StateDir::share(dir.path()).unwrap());
-        let problem = restore(from.path(), dir.path()).await.unwrap_err();
-        assert!(problem.what.contains("uses"), "{problem:?}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        drop((one, two));
-        let alone = StateDir::alone(dir.path()).unwrap();
-        let problem = StateDir::share(dir.path()).err().expect("a restore is under way");
-        assert!(problem.what.contains("being put back"), "{problem:?}");
-        drop(alone);
-        restore(from.path(), dir.path()).await.unwrap();
-    }
 }

@@ -19,7 +19,7 @@ pub mod admin;
 mod artifact;
 mod audit;
 mod backend;
-mod backup;
+pub(crate) mod backup;
 mod checkpoint;
 mod completions;
 mod cp;

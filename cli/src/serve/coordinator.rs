@@ -14,19 +14,20 @@ use berth_coordinator::{
     checkpoints::{Location, Room},
 };
 use berth_gateway::mcp::http::Lasting;
-use clap::{Args, Parser, builder::BoolishValueParser};
+use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
 use super::{
-    Serve, ServeArgs, announce,
+    Errand, Serve, ServeArgs, announce,
     gateway::{self, Around, Gateway, HttpArgs},
     metrics::{MetricsArgs, Port, Told},
-    probes::{Asked, Instead, Probe, Probes},
+    probes::{Asked, Instead, Probes},
     stop, withdraw,
 };
 use crate::{
+    commands::backup::restore::RestoreArgs,
     env,
     failure::{CommandResult, Failure, code},
     output,
@@ -102,7 +103,16 @@ pub struct CoordinatorArgs {
     pub serve: ServeArgs,
 
     #[command(subcommand)]
-    pub instead: Option<Instead>,
+    pub instead: Option<Other>,
+}
+
+/// What it does instead of serving.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Other {
+    #[command(flatten)]
+    Look(Instead),
+    /// Put a backup back, where the store is damaged or gone, or an older version takes over
+    Restore(RestoreArgs),
 }
 
 /// What is recorded of what is done. `berth up` takes these too.
@@ -229,9 +239,15 @@ impl Serve for CoordinatorArgs {
         &self.serve
     }
 
-    fn instead(&self) -> Result<Option<(Probe, PathBuf)>, Failure> {
-        let Some(Instead::Health { probe }) = &self.instead else { return Ok(None) };
-        Ok(Some((*probe, self.state_dir()?)))
+    fn instead(&self) -> Result<Option<Errand>, Failure> {
+        let state_dir = self.state_dir()?;
+        Ok(match &self.instead {
+            None => None,
+            Some(Other::Look(Instead::Health { probe })) => Some(Errand::Ask(*probe, state_dir)),
+            Some(Other::Restore(RestoreArgs { from })) => {
+                Some(Errand::PutBack { from: from.clone(), state_dir })
+            }
+        })
     }
 
     fn computed(&self) -> Vec<(&'static str, String)> {

@@ -23,6 +23,7 @@ use clap::{
 
 use self::probes::Probe;
 use crate::{
+    commands::backup::restore::put_back,
     env,
     failure::{CommandResult, Failure, code},
     logging::{self, LogArgs, json::Line},
@@ -49,12 +50,21 @@ pub struct ServeArgs {
     pub print_config: bool,
 }
 
+/// What a command that serves does instead, and ends.
+#[derive(Debug)]
+pub enum Errand {
+    /// Asks the one that runs with this state directory.
+    Ask(Probe, PathBuf),
+    /// Puts the backup in the first directory into the second.
+    PutBack { from: PathBuf, state_dir: PathBuf },
+}
+
 /// A command that serves.
 pub trait Serve: CommandFactory + FromArgMatches {
     fn serve_args(&self) -> &ServeArgs;
 
-    /// What was asked for instead of serving, and the state directory of who is asked.
-    fn instead(&self) -> Result<Option<(Probe, PathBuf)>, Failure>;
+    /// What was asked for instead of serving.
+    fn instead(&self) -> Result<Option<Errand>, Failure>;
 
     /// Values that `--print-config` shows for settings that were left out.
     fn computed(&self) -> Vec<(&'static str, String)>;
@@ -77,10 +87,15 @@ fn run<S: Serve>() -> CommandResult {
     if settings.serve_args().print_config {
         return print_config(&S::command(), &matches, &settings.computed());
     }
-    if let Some((probe, state_dir)) = settings.instead()? {
+    if let Some(errand) = settings.instead()? {
         logging::answers();
         let who = S::command().get_name().to_owned();
-        return crate::block_on(probes::ask(&state_dir, probe, &who));
+        return crate::block_on(async {
+            match errand {
+                Errand::Ask(probe, state_dir) => probes::ask(&state_dir, probe, &who).await,
+                Errand::PutBack { from, state_dir } => put_back(&from, &state_dir).await,
+            }
+        });
     }
     logging::start(settings.serve_args().log);
     crate::block_on(async {

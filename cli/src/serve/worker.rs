@@ -25,9 +25,9 @@ use clap::{
 };
 
 use super::{
-    Serve, ServeArgs, announce,
+    Errand, Serve, ServeArgs, announce,
     metrics::{MetricsArgs, Port, Told},
-    probes::{Asked, Instead, Look, Probe, Probes},
+    probes::{Asked, Instead, Look, Probes},
     stop, withdraw,
 };
 use crate::{
@@ -343,9 +343,9 @@ impl Serve for WorkerArgs {
         &self.serve
     }
 
-    fn instead(&self) -> Result<Option<(Probe, PathBuf)>, Failure> {
+    fn instead(&self) -> Result<Option<Errand>, Failure> {
         let Some(Instead::Health { probe }) = &self.instead else { return Ok(None) };
-        Ok(Some((*probe, self.state_dir()?)))
+        Ok(Some(Errand::Ask(*probe, self.state_dir()?)))
     }
 
     fn computed(&self) -> Vec<(&'static str, String)> {

@@ -69,6 +69,11 @@ pub(super) struct State {
 }
 
 impl AuditFile {
+    /// Whether one that is there could be opened by this version. Changes nothing.
+    pub async fn is_readable(path: &Path) -> bool {
+        file::check_known(path, &MIGRATIONS).await.is_ok()
+    }
+
     /// Opens or makes it. `None`: in memory.
     pub async fn open(path: Option<&Path>) -> Result<Self, StoreError> {
         let mut connection = match path {

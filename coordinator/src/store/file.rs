@@ -145,6 +145,12 @@ pub(crate) async fn check_in_full(path: &Path) -> Result<(), StoreError> {
     check(path, true, None).await
 }
 
+/// The same, and that no newer version has written it.
+pub(crate) async fn check_known(path: &Path, migrations: &Migrator) -> Result<(), StoreError> {
+    is_there(path)?;
+    check(path, true, Some(migrations)).await
+}
+
 /// Looks for damage, and changes nothing.
 async fn check(path: &Path, in_full: bool, migrations: Option<&Migrator>) -> Result<(), StoreError> {
     let failed = |error| failure(path, error);

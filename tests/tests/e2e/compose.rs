@@ -4,8 +4,9 @@
 use std::{fs::Permissions, os::unix::fs::PermissionsExt};
 
 use berth_tests::{
+    READY,
     containers::{Fleet, ok, said},
-    left, process, skip,
+    left, process, skip, until,
 };
 
 use crate::symptoms::explained;
@@ -149,6 +150,82 @@ fn newer(image: &str) {
     ok(&["rm", &container]);
 }
 
+/// The way back: what was there at the backup is there again, with the images that were asked for; what came since is not, and its
+/// worker ends it. What is refused changes nothing. Red when a restore that is refused leaves the coordinator stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_a_fleet_is_put_back() {
+    let test = "e2e a_backup_of_a_fleet_is_put_back";
+    if skip::without_docker(test) || skip::without_root(test) {
+        return;
+    }
+    let mut fleet = Fleet::new();
+    fleet.free();
+    fleet.ok(&["up"]);
+    fleet.berth(&["create", "--name", "kept"]).await;
+    fleet.berth(&["run", "-s", "kept", "--", "sh", "-c", "echo kept > f"]).await;
+    let own = fleet.dir.parent().expect("it is in one").to_owned();
+    let at = |name: &str| own.join(name).display().to_string();
+    fleet.ok(&["backup", &at("backup")]);
+
+    fleet.berth(&["tenant", "set", "since", "--max-sessions", "3"]).await;
+    let later = fleet.berth(&["create", "--name", "later"]).await;
+    let of_later = |fleet: &Fleet| {
+        left::volumes(&fleet.instance("worker-1")).iter().filter(|line| line.contains(&later)).count()
+    };
+    assert_eq!(of_later(&fleet), 1);
+
+    // What is none is refused before anything stops; what is damaged, by the program that would start on it.
+    let started =
+        |fleet: &Fleet| ok(&["inspect", &fleet.container("coordinator"), "-f", "{{.State.StartedAt}}"]);
+    let before = started(&fleet);
+    let refused = fleet.command(&["restore", &own.display().to_string()]);
+    assert!(
+        refused.status.code() == Some(1) && said(&refused).contains("is no backup"),
+        "{}",
+        said(&refused)
+    );
+    assert_eq!(started(&fleet), before);
+    std::fs::create_dir(own.join("damaged")).expect("a directory");
+    for name in ["coordinator.db", "checkpoints.db"] {
+        let mut bytes = std::fs::read(own.join("backup").join(name)).expect("it is there");
+        bytes[4096..8192].fill(0x5a);
+        std::fs::write(own.join("damaged").join(name), bytes).expect("a file");
+    }
+    let refused = fleet.command(&["restore", &at("damaged")]);
+    let why = said(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.contains("the backup can't be used") && why.contains("all is as it was"), "{why}");
+    assert_eq!(fleet.berth(&["run", "-s", "later", "--", "echo", "here"]).await, "here", "it goes on");
+
+    // With other images, as on the way back of an upgrade.
+    let older = format!("{}-older", fleet.project);
+    for component in ["coordinator", "worker"] {
+        let image = |tag: &str| format!("berth/{component}:{tag}");
+        ok(&["tag", &image(&fleet.project), &image(&older)]);
+        newer(&image(&older));
+    }
+    fleet.env.push(("BERTH_TAG".to_owned(), older.clone()));
+    let told = fleet.ok(&["restore", &at("backup")]);
+    assert!(told.contains("with 1 session that had not ended") && told.contains("damaged-"), "{told}");
+    for service in ["coordinator", "worker-1"] {
+        let image = ok(&["inspect", &fleet.container(service), "-f", "{{.Config.Image}}"]);
+        assert!(image.ends_with(&older), "{service}: {image}");
+    }
+    assert_eq!(fleet.berth(&["run", "-s", "kept", "--", "cat", "f"]).await, "kept");
+    let sessions = fleet.berth(&["ps", "--all"]).await;
+    assert!(sessions.contains("kept") && !sessions.contains("later"), "{sessions}");
+    assert!(!fleet.berth(&["tenant", "list"]).await.contains("since"));
+    fleet.berth(&["audit", "--verify"]).await;
+    until(READY, "the session that is not known to be ended", async || (of_later(&fleet) == 0).then_some(()))
+        .await;
+    assert_eq!(fleet.berth(&["run", "--", "echo", "anew"]).await, "anew");
+    let volume =
+        ok(&["volume", "inspect", &format!("{}_coordinator-state", fleet.project), "-f", "{{.Mountpoint}}"]);
+    let aside = std::fs::read_dir(volume).expect("the volume").filter_map(Result::ok);
+    assert_eq!(aside.filter(|entry| entry.file_name().to_string_lossy().starts_with("damaged-")).count(), 1);
+    fleet.ok(&["clean"]);
+}
+
 /// A fleet for work on Berth itself: its sessions' files can be looked into, it says that nothing holds their disk limit, and
 /// a newer binary is taken up by its own container alone, under a session that lives on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -180,6 +257,9 @@ async fn a_fleet_of_dev_reloads_what_changed() {
         .expect("setpriv");
     assert_eq!(said(&read), "seen");
     assert!(fleet.berth(&["workers", "worker-1"]).await.contains("disk limits are not held"), "it is told");
+    let looked = process::run("berth", &["doctor"], &fleet.settings(), b"").await;
+    let told = "workers: worker-1: weaker: disk limits are not held (BERTH_WORKSPACE=directory)";
+    assert!(looked.stdout.contains(told), "also by doctor: {looked:?}");
 
     let started = |service: &str| ok(&["inspect", &fleet.container(service), "-f", "{{.State.StartedAt}}"]);
     let before = ["coordinator", "worker-1"].map(started);

@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-mod restore;
+pub mod restore;
 
 use super::Global;
 use crate::{

@@ -1,7 +1,7 @@
 //! `berth backup restore`: a backup in the place of a store that is damaged or gone. Without a coordinator: what there is
 //! to do is `berth_coordinator::restore`'s.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use berth_client::local;
 use berth_coordinator::restore::{Restored, restore};
@@ -15,11 +15,11 @@ use crate::{
 };
 
 const HELP: &str = "\
-For a coordinator that does not run: it is refused while one holds the state directory. The backup is
-looked at as a start would before anything is changed. What is there is kept, in a directory
-damaged-TIME in the state directory; remove that when all is well. credentials/ and blobs/ stay as
-they are, and so does the audit record (audit.db): what was done since the backup was done. Where
-there is none, the backup's takes its place.
+For a coordinator that does not run: it is refused while one holds the state directory. The
+backup is looked at as a start would before anything is changed. What is there is kept, in a
+directory damaged-TIME in the state directory; remove that when all is well. credentials/ and
+blobs/ stay as they are, and so does the audit record (audit.db): what was done since the backup
+was done. Where there is none, or one that this version can't read, the backup's takes its place.
 
 The coordinator then knows what the backup knows:
   - Sessions that run as they did then go on: their workers bring them.
@@ -30,10 +30,11 @@ The coordinator then knows what the backup knows:
 
 Examples:
   berth backup restore --from /backup/monday
-  berth backup restore --from /backup/monday --state-dir /var/lib/berth";
+  berth backup restore --from /backup/monday --state-dir /var/lib/berth
+  coordinator restore --from /backup/monday     # the same, where there is no `berth`";
 
 /// Puts a backup back, where the coordinator's store is damaged or gone.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Clone)]
 #[command(after_help = HELP)]
 pub struct RestoreArgs {
     /// Directory that `berth backup` made
@@ -58,10 +59,17 @@ pub async fn run(global: &Global, args: RestoreArgs) -> CommandResult {
         Some(dir) => dir.clone(),
         None => local::default_state_dir()?,
     };
-    let restored = restore(&args.from, &state_dir).await;
+    put_back(&args.from, &state_dir).await?;
+    output::hint("start the coordinator again: `berth up`, or `coordinator`");
+    Ok(0)
+}
+
+/// The same for `coordinator restore`, which is there where `berth` is not: in the coordinator's image.
+pub async fn put_back(from: &Path, state_dir: &Path) -> CommandResult {
+    let restored = restore(from, state_dir).await;
     let restored = restored.map_err(|problem| Failure::new(problem.what).hint(problem.hint))?;
-    let Restored { aside, files, live, ended, checkpoints, .. } = restored;
-    if global.json() {
+    let Restored { aside, files, audit, live, ended, checkpoints } = restored;
+    if output::is_json() {
         output::json(&Told { files, aside, sessions_live: live, sessions_ended: ended, checkpoints })?;
         return Ok(0);
     }
@@ -77,7 +85,9 @@ pub async fn run(global: &Global, args: RestoreArgs) -> CommandResult {
     if let Some(aside) = aside {
         say(format!("what was there is in {}", aside.display()));
     }
+    if audit {
+        say("the audit record is the backup's, too: there was none, or a newer version's");
+    }
     say("sessions made, placed elsewhere or ended since the backup: see `berth backup restore --help`");
-    output::hint("start the coordinator again: `berth up`, or `coordinator`");
     Ok(0)
 }
