@@ -27,9 +27,10 @@ test_fleet() {
     trap 'exit 143' TERM
     up multi >/dev/null
     up=$(date +%s)
-    say "up after $((up - begun)) s; the contract's tests:"
+    say "up after $((up - begun)) s; the contract, and each other door:"
     sh scripts/setup.sh test
-    BERTH_TEST_FLEET="$dir" cargo nextest run --locked --workspace --no-fail-fast --color never -E 'binary(contract) & test(/^fleet::/)'
+    BERTH_TEST_FLEET="$dir" cargo nextest run --locked --workspace --no-fail-fast --color never \
+        -E 'binary(contract) & test(/^fleet::/) | binary(e2e) & test(/^deployed::/)'
     tested=$(date +%s)
     left=$((up + ${SOAK:-60} - $(date +%s)))
     if [ "$left" -gt 0 ]; then sleep "$left"; fi

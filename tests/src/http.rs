@@ -96,7 +96,8 @@ impl Http {
     }
 }
 
-fn reply(bytes: &[u8]) -> Reply {
+/// An answer as it came over the wire.
+pub fn reply(bytes: &[u8]) -> Reply {
     let at = bytes.windows(4).position(|end| end == b"\r\n\r\n").expect("a head");
     let (head, mut body) = (std::str::from_utf8(&bytes[..at]).expect("text"), &bytes[at + 4..]);
     let mut lines = head.lines();

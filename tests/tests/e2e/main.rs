@@ -20,6 +20,7 @@ mod coordinator;
 mod copying;
 mod dashboard;
 mod deploy;
+mod deployed;
 mod disk;
 mod documentation;
 mod doubt;

@@ -72,6 +72,13 @@ sys.stdout.flush()
 sys.stderr.flush()
 os._exit(0)";
 
+/// A program with the newest version alone, against what `env` names.
+pub async fn drive_newest(program: &str, env: &[(&str, &str)], test: &str) {
+    let (version, requirements) = VERSIONS[0];
+    let Some(venv) = venv(test, requirements) else { return };
+    drive(&Sdk { version, python: venv.join("bin/python") }, program, env).await;
+}
+
 /// A program with both versions, each with a key of its own.
 async fn drive_all(cluster: &Cluster, sdks: &[Sdk], program: &str) {
     let url = format!("http://{}", address(cluster).await);
