@@ -171,7 +171,7 @@ fn every_page_is_typed_and_what_is_not_run_has_its_reason() {
     println!("{run} blocks are run, {} are not:\n{}", not_run.len(), not_run.join("\n"));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(
-        run >= 25 && not_run.len() <= 8,
+        run >= 25 && not_run.len() <= 11,
         "{run} blocks are run, {} are not:\n{}",
         not_run.len(),
         not_run.join("\n")
