@@ -11,7 +11,7 @@
 //! no moment at which a coordinator would start with half of a restore, or with the log of another database.
 //!
 //! **The audit record is not turned back**: what was done since the backup was done. The backup's takes its place only
-//! where there is none, or one that this version can't read: on the way back from a newer one.
+//! where there is none, or a newer version's: on the way back from that.
 
 use std::{
     ffi::OsString,
@@ -50,7 +50,7 @@ pub struct Restored {
     /// What was there, if anything was.
     pub aside: Option<PathBuf>,
     pub files: Vec<PathBuf>,
-    /// The audit record is the backup's: there was none, or none that can be read.
+    /// The audit record is the backup's: there was none, or a newer version's.
     pub audit: bool,
     /// Sessions in the backup that had not ended, and those that had.
     pub live: usize,
@@ -102,12 +102,12 @@ pub async fn restore(from: &Path, state_dir: &Path) -> Result<Restored, Problem>
     let _alone = StateDir::alone(state_dir)?;
     let staging = state_dir.join(STAGING);
     let has_audit = from.join(AUDIT_FILE).is_file();
-    let kept_audit = has_audit && parts(AUDIT_FILE).any(|name| state_dir.join(name).exists());
+    let kept_audit = has_audit && state_dir.join(AUDIT_FILE).exists();
     let staged = async {
         clear(&staging)?;
         copy(from, &staging, if has_audit && !kept_audit { &ALL } else { &FILES })?;
         let found = try_out(&staging).await?;
-        if !kept_audit || AuditFile::is_readable(&state_dir.join(AUDIT_FILE)).await {
+        if !kept_audit || !AuditFile::is_newer(&state_dir.join(AUDIT_FILE)).await {
             return Ok(found);
         }
         copy(from, &staging, &[AUDIT_FILE])?;

@@ -18,16 +18,26 @@ restore() { # DIRECTORY
     [ -n "$1" ] || die "which backup?" "make docker-restore FROM=backup/monday"
     copy=$(given "$1")
     [ -e "$copy/coordinator.db" ] || die "$copy is no backup: there is no file coordinator.db in it" "give the directory that make docker-backup made"
-    docker image inspect "$image" >/dev/null 2>&1 || die "there is no image $image here" "make docker-build, or docker load; BERTH_TAG names the version"
+    for file in "$copy"/*.db; do
+        [ -r "$file" ] || die "$file can't be read" "call this as its owner: $(stat -c %U "$file")"
+    done
+    for of in "$image" "berth/worker:${BERTH_TAG:-latest}"; do
+        docker image inspect "$of" >/dev/null 2>&1 || die "there is no image $of here" "make docker-build, or docker load; BERTH_TAG names the version"
+    done
     not_elsewhere
     preflight
     multi=
     if [ -n "$(ids worker-2)" ]; then multi=multi; fi
     # shellcheck disable=SC2046 # a list of words
     prepare $(workers "$multi")
-    create coordinator
+    # All that can fail for want of something comes before the coordinator is stopped.
+    services="coordinator $(workers "$multi" | tr '\n' ' ')"
+    for service in $services; do create "$service"; done
     coordinator=$(ids coordinator)
     was=$(docker inspect -f '{{.State.Running}}' "$coordinator")
+    # One that was not, perhaps for what this is to mend, is not waited for.
+    was_well=
+    if well "$coordinator"; then was_well=yes; fi
     trap 'if [ "$was" = true ]; then docker start "$coordinator" >/dev/null; fi' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
@@ -36,14 +46,12 @@ restore() { # DIRECTORY
     if ! put_back; then
         if [ "$was" = true ]; then
             docker start "$coordinator" >/dev/null
-            wait_until_well coordinator
+            if [ -n "$was_well" ]; then wait_until_well coordinator; fi
         fi
         die "the backup was not put back, and all is as it was" "see above; berth backup restore --help says what it means"
     fi
     trap - EXIT INT TERM
     # All of it with the images of now: on the way back of an upgrade, the older ones.
-    services="coordinator $(workers "$multi" | tr '\n' ' ')"
-    for service in $services; do create "$service"; done
     # shellcheck disable=SC2086 # a list of words
     start $services
     undrain

@@ -69,9 +69,9 @@ pub(super) struct State {
 }
 
 impl AuditFile {
-    /// Whether one that is there could be opened by this version. Changes nothing.
-    pub async fn is_readable(path: &Path) -> bool {
-        file::check_known(path, &MIGRATIONS).await.is_ok()
+    /// Whether one that is there is whole, and of a newer version than this. Changes nothing.
+    pub async fn is_newer(path: &Path) -> bool {
+        file::is_newer(path, &MIGRATIONS).await
     }
 
     /// Opens or makes it. `None`: in memory.

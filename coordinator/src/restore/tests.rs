@@ -97,6 +97,21 @@ async fn an_audit_record_that_a_newer_version_wrote_is_set_aside() {
     made(dir.path()).await.unwrap().close().await.unwrap();
 }
 
+/// It is evidence. Its coordinator says how to set it aside, and a person does.
+#[tokio::test]
+async fn a_damaged_audit_record_stays_where_it_is() {
+    let (from, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    backup(from.path()).await;
+    AuditFile::open(Some(&from.path().join(AUDIT_FILE))).await.unwrap().close().await.unwrap();
+    let own = dir.path().join(AUDIT_FILE);
+    for damaged in [&b""[..], b"this was a database once"] {
+        fs::write(&own, damaged).unwrap();
+        let restored = restore(from.path(), dir.path()).await.unwrap();
+        assert!(!restored.audit, "{restored:?}");
+        assert_eq!(fs::read(&own).unwrap(), damaged);
+    }
+}
+
 #[tokio::test]
 async fn a_directory_that_a_coordinator_uses_is_left_alone_and_the_other_way_round() {
     let (from, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -145,10 +145,27 @@ pub(crate) async fn check_in_full(path: &Path) -> Result<(), StoreError> {
     check(path, true, None).await
 }
 
-/// The same, and that no newer version has written it.
-pub(crate) async fn check_known(path: &Path, migrations: &Migrator) -> Result<(), StoreError> {
-    is_there(path)?;
-    check(path, true, Some(migrations)).await
+/// Whether it is whole, and a newer version has written it: with all the steps that are known here, and more. Changes nothing.
+pub(crate) async fn is_newer(path: &Path, migrations: &Migrator) -> bool {
+    if !is_there(path).is_ok_and(|there| there) || check(path, true, None).await.is_err() {
+        return false;
+    }
+    let newest = migrations.iter().map(|step| step.version).max().unwrap_or(0);
+    let applied = async {
+        let mut connection =
+            options(path)?.read_only(true).connect().await.map_err(|error| failure(path, error))?;
+        let sql = "SELECT version, success, checksum FROM _sqlx_migrations";
+        let applied: Result<Vec<(i64, bool, Vec<u8>)>, _> =
+            sqlx::query_as(sql).fetch_all(&mut connection).await;
+        let _ = connection.close().await;
+        applied.map_err(|error| failure(path, error))
+    };
+    let Ok(applied) = applied.await else { return false };
+    let known = |version, sum: &[u8]| migrations.iter().any(|m| m.version == version && *m.checksum == *sum);
+    let (newer, older): (Vec<_>, Vec<_>) = applied.iter().partition(|(version, ..)| *version > newest);
+    !newer.is_empty()
+        && newer.iter().all(|(_, success, _)| *success)
+        && older.iter().all(|(version, success, sum)| *success && known(*version, sum))
 }
 
 /// Looks for damage, and changes nothing.

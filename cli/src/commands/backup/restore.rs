@@ -19,7 +19,7 @@ For a coordinator that does not run: it is refused while one holds the state dir
 backup is looked at as a start would before anything is changed. What is there is kept, in a
 directory damaged-TIME in the state directory; remove that when all is well. credentials/ and
 blobs/ stay as they are, and so does the audit record (audit.db): what was done since the backup
-was done. Where there is none, or one that this version can't read, the backup's takes its place.
+was done. Where there is none, or a newer version's, the backup's takes its place.
 
 The coordinator then knows what the backup knows:
   - Sessions that run as they did then go on: their workers bring them.
