@@ -35,6 +35,11 @@ impl std::fmt::Display for Named {
 
 impl std::error::Error for Named {}
 
+/// For a limit that the kernel does not take below the one that is above it.
+pub(super) fn ignore_invalid(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::InvalidInput { Ok(()) } else { Err(error) }
+}
+
 pub(super) fn ignore_missing(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

@@ -48,6 +48,17 @@ pub(super) fn hierarchies(mountinfo: &str, own: &str) -> BTreeMap<String, Hierar
     found
 }
 
+/// Whether the kernel lets nobody move a process, or make one, out of or into what lies outside of the caller's cgroup
+/// namespace: cgroup2 mounted with `nsdelegate`, as systemd does (cgroups(7), "Cgroup namespaces"). PID 1 of a sandbox is in
+/// `agent/` and its tasks go to `t/`, so there a namespace that it made for itself, whose root is `agent/`, would let no task start.
+pub(super) fn namespaces_are_walls(mountinfo: &str) -> bool {
+    mountinfo.lines().filter_map(|line| line.split_once(" - ")).any(|(_, right)| {
+        let mut words = right.split(' ');
+        words.next() == Some("cgroup2")
+            && words.nth(1).is_some_and(|all| all.split(',').any(|it| it == "nsdelegate"))
+    })
+}
+
 /// Our path in a hierarchy, from /proc/self/cgroup.
 fn own_path<'a>(own: &'a str, name: &str) -> Option<&'a str> {
     own.lines().find_map(|line| {
@@ -124,6 +135,17 @@ mod tests {
         assert_eq!(dir("cpu").trim_end_matches('/'), "/sys/fs/cgroup/cpu,cpuacct");
         assert_eq!(dir("pids"), "/sys/fs/cgroup/pids/p");
         assert_eq!(dir("unified").trim_end_matches('/'), "/sys/fs/cgroup/unified");
+    }
+
+    #[test]
+    fn a_namespace_is_a_wall_where_the_mount_says_so() {
+        assert!(!namespaces_are_walls(HYBRID));
+        let line =
+            |options: &str| format!("25 22 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 {options}");
+        assert!(namespaces_are_walls(&format!("{HYBRID}\n{}", line("rw,nsdelegate,memory_recursiveprot"))));
+        assert!(!namespaces_are_walls(&line("rw,memory_recursiveprot")));
+        let another = "31 24 0:27 / /mnt rw - nfs server:/nsdelegate rw,nsdelegate";
+        assert!(!namespaces_are_walls(another));
     }
 
     #[test]

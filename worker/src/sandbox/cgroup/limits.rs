@@ -17,11 +17,19 @@ pub const AGENT_MEMORY: u64 = 256 << 20;
 pub(super) const AGENT_PIDS: u32 = 64;
 /// Period of the CPU quota; the kernel's default.
 pub(super) const CPU_PERIOD_US: u64 = 100_000;
+/// What tasks leave to the agent in each period, whatever they use: a quarter of a core. Of what they do not use it can have
+/// all.
+const AGENT_CPU_US: u64 = CPU_PERIOD_US / 4;
 /// Smallest quota that the kernel takes.
 const CPU_QUOTA_MIN_US: u64 = 1_000;
 
 pub(super) fn quota(limits: &Limits) -> u64 {
     (u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000).max(CPU_QUOTA_MIN_US)
+}
+
+/// Of tasks and agent together.
+pub(super) fn quota_of_all(limits: &Limits) -> u64 {
+    quota(limits) + AGENT_CPU_US
 }
 
 /// v1 shares: 1024 a core.
@@ -73,7 +81,10 @@ mod tests {
     fn figures_stay_within_what_the_kernel_takes() {
         let limits = |cpu_millis| Limits { cpu_millis, memory_bytes: 0, disk_bytes: 0, pids: 0 };
         assert_eq!(quota(&limits(1500)), 150_000);
-        assert_eq!(quota(&limits(10)), CPU_QUOTA_MIN_US);
+        assert_eq!(
+            (quota(&limits(10)), quota_of_all(&limits(10))),
+            (CPU_QUOTA_MIN_US, CPU_QUOTA_MIN_US + 25_000)
+        );
         assert_eq!((weight(&limits(10)), weight(&limits(1000)), weight(&limits(u32::MAX))), (1, 100, 10_000));
         assert_eq!((shares(&limits(1)), shares(&limits(2000))), (2, 2048));
     }

@@ -8,6 +8,9 @@
 //!                                             └─ <task>/    made by the agent, one a task
 //! ```
 //!
+//! The CPU limit is set once more on the session's directory, with a little more for the agent alone: what the agent does is done for
+//! the session, and one that floods it with output would have a core on top of its own.
+//!
 //! A session's directory is mounted into its sandbox where only the agent can see it. The
 //! agent may make children of `t` and move processes below the session; the limits on `t`
 //! stay the worker's. (A v1 child can't be called `tasks`: that is a file there.)
@@ -24,6 +27,7 @@ mod remove;
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -31,15 +35,17 @@ use std::{
 use berth_proto::{Error, SessionId, agent_config::Cgroups, domain::Limits};
 
 use self::{
-    file::{ignore_missing, mkdir, write},
-    hierarchy::{enable, hierarchies, make, missing, v2_parent},
-    limits::{AGENT_PIDS, CPU_PERIOD_US, delegate, limit_memory_v1, limit_v2, quota, shares},
-    remove::remove_tree,
+    file::{ignore_invalid, ignore_missing, mkdir, write},
+    hierarchy::{enable, hierarchies, make, missing, namespaces_are_walls, v2_parent},
+    limits::{AGENT_PIDS, CPU_PERIOD_US, delegate, limit_memory_v1, limit_v2, quota, quota_of_all, shares},
+    remove::{remove_tree, wait_for_change},
 };
 pub use self::{hierarchy::SUPERVISOR, limits::AGENT_MEMORY};
 
 /// How long the processes of a killed session may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+/// How long a process that has ended may be told to be in its cgroup.
+const EMPTY_WAIT: Duration = Duration::from_secs(1);
 
 /// Which cgroup versions hold the controllers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,14 +71,34 @@ pub struct CgroupTree {
     layout: Layout,
     /// `unified`, `memory`, `pids`, `cpu` → `.../berth-<instance>`.
     bases: BTreeMap<&'static str, PathBuf>,
+    /// See [`hierarchy::namespaces_are_walls`].
+    namespaces_are_walls: bool,
 }
 
 /// The cgroups of one session.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SessionCgroups {
     layout: Layout,
+    /// The cgroup namespace that its sandbox is to be born in. `None`: it makes one for itself.
+    pub namespace: Option<OwnedFd>,
     /// Host directory and name, for mounting at `<inside>/<name>`.
     pub binds: Vec<(PathBuf, String)>,
+}
+
+/// Makes a cgroup namespace whose root is this directory of v2, which has no controllers for its children yet, and those of v1.
+pub type MakeNamespace<'a> = dyn Fn(&Path, &[PathBuf]) -> io::Result<OwnedFd> + 'a;
+
+/// Gives a directory of v2 controllers. Who was in it is waited for, but is in it for a moment more on Linux 6.19 and newer.
+fn enable_when_empty(dir: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + EMPTY_WAIT;
+    loop {
+        match write(&dir.join("cgroup.subtree_control"), "+memory +pids +cpu") {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                wait_for_change(dir);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The lines of what is mounted at a directory or below it.
@@ -135,7 +161,7 @@ impl CgroupTree {
                     .hint("mount cgroup v2 at /sys/fs/cgroup, or enable these controllers"));
             }
         };
-        let tree = Self { layout, bases };
+        let tree = Self { layout, bases, namespaces_are_walls: namespaces_are_walls(mountinfo) };
         for base in tree.bases.values() {
             make(base)?;
         }
@@ -151,7 +177,8 @@ impl CgroupTree {
 
     /// Makes a session's cgroups with its limits. `owner` is the agent, as host ids; `uploads` is what it
     /// may have to hold beside its own [`AGENT_MEMORY`]: files that it writes into memory for a client are
-    /// charged to it, and an OOM there would end the session.
+    /// charged to it, and an OOM there would end the session. `namespace` makes a cgroup namespace whose root is a
+    /// directory; it is called where a sandbox can't do that by itself.
     ///
     /// # Errors
     /// INTERNAL, and nothing of the session is left.
@@ -161,8 +188,10 @@ impl CgroupTree {
         limits: &Limits,
         uploads: u64,
         owner: (u32, u32),
+        namespace: Option<&MakeNamespace<'_>>,
     ) -> Result<SessionCgroups, Error> {
-        let result = self.try_create(session, limits, AGENT_MEMORY.saturating_add(uploads), owner);
+        let agent_memory = AGENT_MEMORY.saturating_add(uploads);
+        let result = self.try_create(session, limits, agent_memory, owner, namespace);
         if result.is_err() {
             let _ = self.remove(session);
         }
@@ -175,14 +204,20 @@ impl CgroupTree {
         limits: &Limits,
         agent_memory: u64,
         owner: (u32, u32),
+        namespace: Option<&MakeNamespace<'_>>,
     ) -> io::Result<SessionCgroups> {
-        let mut binds = Vec::new();
+        let (mut binds, mut made) = (Vec::new(), None);
         for (&name, base) in &self.bases {
             let dir = base.join(session.to_string());
             let (tasks, agent) = (dir.join("t"), dir.join("agent"));
             mkdir(&dir)?;
+            if let Some(make) = namespace.filter(|_| self.namespaces_are_walls && name == "unified") {
+                // The others come before it in the map.
+                let v1: Vec<PathBuf> = binds.iter().map(|(dir, _): &(PathBuf, String)| dir.clone()).collect();
+                made = Some(make(&dir, &v1)?);
+            }
             if self.layout == Layout::V2 {
-                write(&dir.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+                enable_when_empty(&dir)?;
             }
             mkdir(&agent)?;
             mkdir(&tasks)?;
@@ -196,24 +231,30 @@ impl CgroupTree {
                     write(&agent.join("pids.max"), AGENT_PIDS)?;
                 }
                 "cpu" => {
+                    write(&dir.join("cpu.cfs_period_us"), CPU_PERIOD_US)?;
+                    // v1 refuses more than the worker has itself, and then that holds them.
+                    write(&dir.join("cpu.cfs_quota_us"), quota_of_all(limits)).or_else(ignore_invalid)?;
                     write(&tasks.join("cpu.cfs_period_us"), CPU_PERIOD_US)?;
                     write(&tasks.join("cpu.cfs_quota_us"), quota(limits))?;
                     write(&tasks.join("cpu.shares"), shares(limits))?;
                 }
-                _ if self.layout == Layout::V2 => limit_v2(&tasks, &agent, limits, agent_memory)?,
+                _ if self.layout == Layout::V2 => {
+                    write(&dir.join("cpu.max"), format!("{} {CPU_PERIOD_US}", quota_of_all(limits)))?;
+                    limit_v2(&tasks, &agent, limits, agent_memory)?;
+                }
                 _ => {}
             }
             delegate(&dir, &tasks, owner)?;
             binds.push((dir, name.to_owned()));
         }
-        Ok(SessionCgroups { layout: self.layout, binds })
+        Ok(SessionCgroups { layout: self.layout, namespace: made, binds })
     }
 
     /// The cgroups of a session that is there already.
     pub fn existing(&self, session: &SessionId) -> SessionCgroups {
         let binds =
             self.bases.iter().map(|(name, base)| (base.join(session.to_string()), (*name).to_owned()));
-        SessionCgroups { layout: self.layout, binds: binds.collect() }
+        SessionCgroups { layout: self.layout, namespace: None, binds: binds.collect() }
     }
 
     /// Kills whatever is in a session's cgroups and removes them. Idempotent. Blocks for

@@ -64,7 +64,7 @@ fn subdirs(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Sleeps until the cgroup's events change, or a few milliseconds.
-fn wait_for_change(dir: &Path) {
+pub(super) fn wait_for_change(dir: &Path) {
     let step = PollTimeout::from(5u8);
     match fs::File::open(dir.join("cgroup.events")) {
         Ok(events) => {

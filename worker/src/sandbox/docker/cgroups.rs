@@ -74,7 +74,7 @@ impl Cgroups {
         self.with(&mut held, |tree| {
             // Container root is the host's root here: see `why_not`. The agent's own share, uploads
             // included, is the container's.
-            let made = tree.create(session, limits, 0, (0, 0))?;
+            let made = tree.create(session, limits, 0, (0, 0), None)?;
             Ok(Made { config: made.agent_config(Path::new(CG_DIR)), binds: made.binds })
         })
     }

@@ -45,7 +45,7 @@ use nix::{
 use super::{launcher::Failure, plan::Plan, sys};
 use crate::sandbox::{MEMLOCK, NOFILE, PROC_HIDDEN, memory_files};
 
-/// Namespaces of a sandbox. Its cgroup namespace is made later, once it is in its cgroup.
+/// Namespaces of a sandbox. Its cgroup namespace is made before, or later, once it is in its cgroup: see [`super::birth`].
 pub const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -77,12 +77,14 @@ pub struct Prepared {
     log: OwnedFd,
     /// What a thread writes to for its own move into a cgroup of v1; the kernel asks who opened it.
     cgroup_tasks: Vec<OwnedFd>,
+    /// It is born in the cgroup namespace that it is to have.
+    in_cgroup_namespace: bool,
     /// Names the launcher's own IPC namespace, which is the host's.
     host_ipc: PathBuf,
 }
 
 impl Prepared {
-    pub fn new(plan: &Plan) -> Result<Self, Failure> {
+    pub fn new(plan: &Plan, in_cgroup_namespace: bool) -> Result<Self, Failure> {
         let mut trees = Vec::with_capacity(plan.mounts.len());
         for wanted in &plan.mounts {
             let fail = |error: io::Error| Failure::new(format!("clone {}", wanted.source.display()), error);
@@ -111,7 +113,7 @@ impl Prepared {
         };
         let cgroup_tasks = plan.cgroup_tasks.iter().map(open).collect::<Result<_, _>>()?;
         let host_ipc = fs::read_link(IPC).map_err(|e| Failure::new("read the IPC namespace", e))?;
-        Ok(Self { trees, log: log.into(), cgroup_tasks, host_ipc })
+        Ok(Self { trees, log: log.into(), cgroup_tasks, in_cgroup_namespace, host_ipc })
     }
 }
 
@@ -150,15 +152,18 @@ impl<T, E: ToString> Stage<T> for Result<T, E> {
 
 /// Returns only when the plan has no program, which is the preflight.
 fn become_sandbox(plan: &Plan, prepared: &Prepared, claim: &OwnedFd) -> Result<(), Failure> {
-    // By itself: for somebody else to move it would take 8 to 20 ms, and hold up all forks of the machine (see `fork_owned`).
-    for file in &prepared.cgroup_tasks {
-        nix::unistd::write(file, b"0").stage("join cgroup")?;
-    }
     // Until now our ids were the host's, which have no meaning in the new user namespace.
     setgroups(&[]).stage("setgroups")?;
     setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0)).stage("setresgid")?;
     setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).stage("setresuid")?;
-    unshare(CloneFlags::CLONE_NEWCGROUP).stage("new cgroup namespace")?;
+    // By itself: for somebody else to move it would take 8 to 20 ms, and hold up all forks of the machine (see `birth`).
+    // As root inside, since that is whom a kernel before 5.16 asks; a newer one asks who opened the file.
+    for file in &prepared.cgroup_tasks {
+        nix::unistd::write(file, b"0").stage("join cgroup")?;
+    }
+    if !prepared.in_cgroup_namespace {
+        unshare(CloneFlags::CLONE_NEWCGROUP).stage("new cgroup namespace")?;
+    }
     setsid().stage("setsid")?;
     umask(Mode::from_bits_truncate(0o022));
 

@@ -3,21 +3,20 @@
 //! allocator's locks, and would show the worker's environment and descriptors to PID 1.
 //!
 //! It is this same executable, started with [`ARGUMENT`]. Requests and answers are JSON, one
-//! a packet, on a socket that is its standard input; the range's claim comes beside the
-//! request as a descriptor. When the worker is gone, so is the socket, and it ends;
+//! a packet, on a socket that is its standard input; the range's claim and a cgroup namespace
+//! come beside them as descriptors. When the worker is gone, so is the socket, and it ends;
 //! the sandboxes that it started live on.
 
 use std::{
     ffi::OsString,
     io::{self, IoSlice, IoSliceMut, Read, Write},
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    path::PathBuf,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Mutex,
     time::Duration,
 };
 
-use caps::CapSet;
 use nix::{
     errno::Errno,
     fcntl::OFlag,
@@ -28,12 +27,13 @@ use nix::{
         },
         time::{TimeVal, TimeValLike},
     },
-    unistd::{Uid, pipe2, seteuid, setsid},
+    unistd::{pipe2, setsid},
 };
 
 use super::{
+    birth::{self, Forked},
     child::{self, Prepared},
-    plan::{Plan, Reply},
+    plan::{Plan, Reply, Request},
     sys,
 };
 
@@ -63,12 +63,31 @@ impl Launcher {
         Self { command, process: Mutex::new(None) }
     }
 
-    /// Starts a sandbox. Blocks for some milliseconds. Requests go one at a time.
+    /// Starts a sandbox, in a cgroup namespace that was made for it. Blocks for some milliseconds. Requests go one at a time.
     ///
     /// # Errors
     /// When the launcher can't be started or does not answer; a launch that fails is a [`Reply`].
-    pub fn launch(&self, plan: &Plan, claim: &OwnedFd) -> io::Result<Reply> {
-        let request = serde_json::to_vec(plan)?;
+    pub fn launch(&self, plan: Plan, claim: &OwnedFd, namespace: Option<&OwnedFd>) -> io::Result<Reply> {
+        let fds: Vec<&OwnedFd> = [claim].into_iter().chain(namespace).collect();
+        Ok(self.ask(&Request::Sandbox(Box::new(plan)), &fds)?.0)
+    }
+
+    /// Makes a cgroup namespace: see [`birth`].
+    ///
+    /// # Errors
+    /// When it can't be made, too.
+    pub fn cgroup_namespace(&self, owner: u32, cgroup: &Path, v1: &[PathBuf]) -> io::Result<OwnedFd> {
+        let request = Request::CgroupNamespace { owner, cgroup: cgroup.to_owned(), v1: v1.to_vec() };
+        let reply = self.ask(&request, &[])?;
+        match reply {
+            (Reply::Namespace, Some(made)) => Ok(made),
+            (Reply::Failed { stage, error }, _) => Err(io::Error::other(format!("{stage}: {error}"))),
+            (reply, _) => Err(io::Error::other(format!("the launcher answers {reply:?}"))),
+        }
+    }
+
+    fn ask(&self, request: &Request, fds: &[&OwnedFd]) -> io::Result<(Reply, Option<OwnedFd>)> {
+        let request = serde_json::to_vec(request)?;
         let mut slot = self.process.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // One that died between two requests is replaced; one that dies now is an error,
         // since it may have started the sandbox.
@@ -77,7 +96,7 @@ impl Launcher {
             *slot = Some(self.start()?);
         }
         let Some(process) = slot.as_ref() else { return Err(io::Error::other("no launcher")) };
-        let result = exchange(&process.socket, &request, claim);
+        let result = exchange(&process.socket, &request, fds);
         if result.is_err()
             && let Some(mut process) = slot.take()
         {
@@ -114,23 +133,20 @@ impl Drop for Process {
     }
 }
 
-fn exchange(socket: &OwnedFd, request: &[u8], claim: &OwnedFd) -> io::Result<Reply> {
-    let fds = [claim.as_raw_fd()];
-    let rights = [ControlMessage::ScmRights(&fds)];
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(request)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+fn exchange(socket: &OwnedFd, request: &[u8], fds: &[&OwnedFd]) -> io::Result<(Reply, Option<OwnedFd>)> {
+    send(socket, request, fds)?;
     let mut buffer = vec![0; PACKET];
-    let length =
-        nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|errno| {
-            if errno == Errno::EAGAIN {
-                io::Error::new(io::ErrorKind::TimedOut, "the launcher did not answer")
-            } else {
-                errno.into()
-            }
-        })?;
+    let (length, fds) = receive(socket, &mut buffer).map_err(|errno| {
+        if errno == Errno::EAGAIN {
+            io::Error::new(io::ErrorKind::TimedOut, "the launcher did not answer")
+        } else {
+            errno.into()
+        }
+    })?;
     if length == 0 {
         return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the launcher ended"));
     }
-    Ok(serde_json::from_slice(&buffer[..length])?)
+    Ok((serde_json::from_slice(&buffer[..length])?, fds.into_iter().next()))
 }
 
 // ---- the launcher's side ----------------------------------------------------------
@@ -156,7 +172,7 @@ fn serve() -> io::Result<()> {
         .map_err(|_| io::Error::other("this is the worker's own helper and is not started by hand"))?;
     let mut buffer = vec![0; PACKET];
     loop {
-        let (length, claim) = match receive(&socket, &mut buffer) {
+        let (length, fds) = match receive(&socket, &mut buffer) {
             Ok(received) => received,
             Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno.into()),
@@ -164,15 +180,20 @@ fn serve() -> io::Result<()> {
         if length == 0 {
             return Ok(());
         }
-        let reply = match (serde_json::from_slice::<Plan>(&buffer[..length]), claim) {
-            (Ok(plan), Some(claim)) => launch(&plan, &claim),
-            (Ok(_), None) => Err(Failure::new("request", "no claim came with it")),
+        let mut namespace = None;
+        let reply = match (serde_json::from_slice(&buffer[..length]), &fds[..]) {
+            (Ok(Request::CgroupNamespace { owner, cgroup, v1 }), _) => birth::namespace(owner, &cgroup, &v1)
+                .map(|made| {
+                    namespace = Some(made);
+                    Reply::Namespace
+                }),
+            (Ok(Request::Sandbox(plan)), [claim, more @ ..]) => launch(&plan, claim, more.first()),
+            (Ok(Request::Sandbox(_)), []) => Err(Failure::new("request", "no claim came with it")),
             (Err(error), _) => Err(Failure::new("request", error)),
         };
         let reply =
             reply.unwrap_or_else(|failure| Reply::Failed { stage: failure.stage, error: failure.error });
-        let bytes = serde_json::to_vec(&reply)?;
-        nix::sys::socket::send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)?;
+        send(&socket, &serde_json::to_vec(&reply)?, namespace.as_ref().as_slice())?;
     }
 }
 
@@ -189,41 +210,42 @@ impl Failure {
     }
 }
 
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([RawFd; 1]);
+pub(super) fn send(socket: &OwnedFd, bytes: &[u8], fds: &[&OwnedFd]) -> nix::Result<()> {
+    let fds: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights = if fds.is_empty() { &[][..] } else { &rights };
+    let slices = [IoSlice::new(bytes)];
+    sendmsg::<()>(socket.as_raw_fd(), &slices, rights, MsgFlags::MSG_NOSIGNAL, None).map(|_| ())
+}
+
+pub(super) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; 2]);
     let mut slices = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-    let mut claim = None;
+    let mut received = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
-            for fd in fds {
-                claim = Some(own(fd));
-            }
+            received.extend(fds.into_iter().map(sys::inherited));
         }
     }
-    Ok((message.bytes, claim))
+    Ok((message.bytes, received))
 }
 
-fn own(fd: RawFd) -> OwnedFd {
-    sys::inherited(fd)
-}
-
-fn launch(plan: &Plan, claim: &OwnedFd) -> Result<Reply, Failure> {
-    let prepared = Prepared::new(plan)?;
+fn launch(plan: &Plan, claim: &OwnedFd, namespace: Option<&OwnedFd>) -> Result<Reply, Failure> {
+    let prepared = Prepared::new(plan, namespace.is_some())?;
     let fail = |stage: &'static str| move |error: Errno| Failure::new(stage, error);
     let (go_read, go_write) = pipe2(OFlag::O_CLOEXEC).map_err(fail("pipe"))?;
     let (errors_read, errors_write) = pipe2(OFlag::O_CLOEXEC).map_err(fail("pipe"))?;
-    let place = plan.cgroup.as_ref().map(open_dir).transpose()?;
-    let (pid, born) =
-        fork_owned(plan.uid_base, place.as_ref()).map_err(|e| Failure::new("new namespaces", e))?;
-    if pid == 0 {
-        drop((go_write, errors_read));
-        child::run(plan, prepared, claim, go_read, errors_write);
-    }
+    let pid = match birth::fork_owned(plan.uid_base, plan.cgroup.as_ref(), namespace)? {
+        Forked::Child => {
+            drop((go_write, errors_read));
+            child::run(plan, prepared, claim, go_read, errors_write);
+        }
+        Forked::Parent(pid) => pid,
+    };
     drop((go_read, errors_write));
-    let move_to = plan.cgroup.as_ref().filter(|_| !born);
-    let started = release(plan, pid, move_to, go_write).and_then(|start_time| {
+    let started = release(plan, pid, go_write).and_then(|start_time| {
         let mut text = String::new();
         std::fs::File::from(errors_read).read_to_string(&mut text).map_err(|e| Failure::new("answer", e))?;
         match text.split_once('\0') {
@@ -238,45 +260,12 @@ fn launch(plan: &Plan, claim: &OwnedFd) -> Result<Reply, Failure> {
     started
 }
 
-fn open_dir(dir: &PathBuf) -> Result<OwnedFd, Failure> {
-    let opened = std::fs::File::open(dir).map_err(|e| Failure::new(format!("open {}", dir.display()), e))?;
-    Ok(opened.into())
-}
-
-/// Forks into namespaces that belong to the session's own host id. What the kernel counts by user (inotify, fanotify,
-/// namespaces, pending signals, ...) is counted for the owner of a user namespace too: did they all belong to root, one
-/// session could use up what all the others, and root itself, have.
-///
-/// And into the cgroup, where the kernel can do that; whether it did is the second value. To move a process there takes 8 to
-/// 20 ms, since it waits for an RCU grace period with all forks of the machine held up at the end (measured on Linux 6.18).
-fn fork_owned(owner: u32, cgroup: Option<&OwnedFd>) -> io::Result<(i32, bool)> {
-    seteuid(Uid::from_raw(owner))?;
-    // Leaving 0 took the effective ones. Some kernels let nobody else make user namespaces.
-    let raised = caps::read(None, CapSet::Permitted).and_then(|had| caps::set(None, CapSet::Effective, &had));
-    let forked = raised.map_err(io::Error::other).and_then(|()| {
-        let born = cgroup.map(|cgroup| sys::fork_into(child::NAMESPACES, Some(cgroup.as_fd())));
-        match born {
-            Some(Ok(pid)) => Ok((pid, true)),
-            _ => sys::fork_into(child::NAMESPACES, None).map(|pid| (pid, false)),
-        }
-    });
-    if !matches!(forked, Ok((0, _))) && seteuid(Uid::from_raw(0)).is_err() {
-        // A launcher that is not root any more is none.
-        sys::exit_now(1);
-    }
-    forked
-}
-
-/// Maps the ids, moves the child into its cgroup of v2 if it was not born there, and lets it go. Returns its start time.
-fn release(plan: &Plan, pid: i32, cgroup: Option<&PathBuf>, go: OwnedFd) -> Result<u64, Failure> {
+/// Maps the ids of the child, and lets it go. Returns its start time.
+fn release(plan: &Plan, pid: i32, go: OwnedFd) -> Result<u64, Failure> {
     let map = format!("0 {} {}\n", plan.uid_base, plan.uid_count);
     for file in ["uid_map", "gid_map"] {
         let path = format!("/proc/{pid}/{file}");
         std::fs::write(&path, &map).map_err(|e| Failure::new(format!("write {file}"), e))?;
-    }
-    if let Some(dir) = cgroup {
-        std::fs::write(dir.join("cgroup.procs"), pid.to_string())
-            .map_err(|e| Failure::new(format!("join cgroup {}", dir.display()), e))?;
     }
     let start_time =
         super::start_time(pid).ok_or_else(|| Failure::new("read start time", "it ended at once"))?;
@@ -305,8 +294,8 @@ mod tests {
             program: String::new(),
         };
         let claim = std::fs::File::open("/dev/null").unwrap().into();
-        assert!(launcher.launch(&plan, &claim).is_err());
-        assert!(Launcher::new(vec![]).launch(&plan, &claim).is_err());
+        assert!(launcher.launch(plan.clone(), &claim, None).is_err());
+        assert!(Launcher::new(vec![]).launch(plan, &claim, None).is_err());
     }
 
     #[test]
@@ -316,7 +305,7 @@ mod tests {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         nix::sys::socket::send(b.as_raw_fd(), b"x", MsgFlags::empty()).unwrap();
         let mut buffer = [0; 4];
-        let (length, claim) = receive(&a, &mut buffer).unwrap();
-        assert_eq!((length, claim.is_none()), (1, true));
+        let (length, fds) = receive(&a, &mut buffer).unwrap();
+        assert_eq!((length, fds.len()), (1, 0));
     }
 }

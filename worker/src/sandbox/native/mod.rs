@@ -6,6 +6,7 @@
 //! needs (an own cgroup layout, kept capabilities, an id range claimed for life) are not an
 //! OCI bundle's. docs/architecture.md has the measurements.
 
+mod birth;
 pub mod child;
 mod container;
 pub mod launcher;

@@ -24,7 +24,7 @@ pub struct Plan {
     pub mounts: Vec<Mount>,
     /// The agent's cgroup of v2, in which PID 1 is born.
     pub cgroup: Option<PathBuf>,
-    /// `tasks` of the agent's cgroups of v1, which PID 1 joins before anything else.
+    /// `tasks` of the agent's cgroups of v1, which PID 1 joins once it is root inside.
     pub cgroup_tasks: Vec<PathBuf>,
     /// Where PID 1 prints to.
     pub log: PathBuf,
@@ -32,6 +32,15 @@ pub struct Plan {
     pub memory_files: MemoryFiles,
     /// Program of PID 1, inside. Empty: set everything up, then exit 0 (the preflight).
     pub program: String,
+}
+
+/// What the launcher is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// A cgroup namespace, counted for this host id, whose root is this directory of v2, before that has controllers, and those of v1.
+    CgroupNamespace { owner: u32, cgroup: PathBuf, v1: Vec<PathBuf> },
+    /// A sandbox. The claim of its range comes beside it, and its cgroup namespace where one was made.
+    Sandbox(Box<Plan>),
 }
 
 /// Part of the host that the sandbox sees.
@@ -53,6 +62,8 @@ pub struct Mount {
 pub enum Reply {
     /// PID 1, as the host sees it, and its start time (field 22 of /proc/PID/stat).
     Started { pid: i32, start_time: u64 },
+    /// The cgroup namespace, which comes beside this.
+    Namespace,
     /// What failed, in words.
     Failed { stage: String, error: String },
 }

@@ -89,11 +89,12 @@ impl Inner {
                 memory_files: MemoryFiles::SMALLEST,
                 program: String::new(),
             };
-            match self.launcher.launch(&plan, &range.claim) {
+            match self.launcher.launch(plan, &range.claim, None) {
                 Ok(Reply::Started { .. }) => Ok(()),
                 Ok(Reply::Failed { stage, error }) => {
                     Err(format!("a sandbox can't be made here: {stage}: {error}"))
                 }
+                Ok(Reply::Namespace) => Err("the launcher answers what was not asked".into()),
                 Err(error) => Err(format!("the launcher failed: {error}")),
             }
         })();

@@ -6,7 +6,7 @@ use std::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, PermissionsExt, chown},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_proto::{
@@ -31,7 +31,9 @@ impl Inner {
         let tree = self.tree()?;
         let range = uids::claim().map_err(|e| Error::internal("no host ids for the session").cause(e))?;
         let uploads = MemoryFiles::of(&spec.limits).charge() + spec.files_in_memory;
-        let cgroups = tree.create(&spec.session, &spec.charged(), uploads, (range.base, range.base))?;
+        let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
+        let owner = (range.base, range.base);
+        let cgroups = tree.create(&spec.session, &spec.charged(), uploads, owner, Some(&namespace))?;
         let started = self.launch(spec, &range, &cgroups);
         if started.is_err() {
             // Whatever got as far as its cgroup dies with it.
@@ -65,9 +67,16 @@ impl Inner {
         give(&spec.dirs, range.base).map_err(failed("its directories can't be given to it"))?;
         let plan =
             self.plan(spec, range, cgroups, &etc, hostname).map_err(failed("its root can't be read"))?;
-        let reply = self.launcher.launch(&plan, &range.claim).map_err(failed("the launcher failed"))?;
+        let namespace = cgroups.namespace.as_ref();
+        let reply = self.launcher.launch(plan, &range.claim, namespace);
+        let reply = reply.map_err(failed("the launcher failed"))?;
         let (pid, start) = match reply {
             Reply::Started { pid, start_time } => (pid, start_time),
+            Reply::Namespace => {
+                return Err(failed("the launcher answers what was not asked")(
+                    io::ErrorKind::InvalidData.into(),
+                ));
+            }
             Reply::Failed { stage, error } => {
                 let message = format!("the sandbox did not start: {stage}: {error}");
                 return Err(Error::new(Code::Internal, Reason::SandboxFailed, message)

@@ -32,6 +32,9 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// The first version of `clone_args`, which every kernel with clone3 takes (CLONE_ARGS_SIZE_VER0).
+const FIRST_VERSION: usize = 64;
+
 /// `fork` into new namespaces, and into a cgroup of v2. Returns 0 in the child, its pid in the parent.
 ///
 /// Only for a process with a single thread: the child goes on with a copy of this stack
@@ -41,7 +44,6 @@ struct CloneArgs {
 /// With a cgroup also where the kernel can't do that (before 5.7: E2BIG or EINVAL).
 pub fn fork_into(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<i32> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000; // linux/sched.h
-    const FIRST_VERSION: usize = 64; // CLONE_ARGS_SIZE_VER0
     let mut args = CloneArgs {
         flags: namespaces as u32 as u64,
         exit_signal: libc::SIGCHLD as u64,
@@ -55,10 +57,21 @@ pub fn fork_into(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io:
         }
         None => FIRST_VERSION,
     };
+    fork(&args, size)
+}
+
+/// `fork` into new namespaces, with the caller's parent as the parent. Else as [`fork_into`].
+pub fn fork_beside(namespaces: libc::c_int) -> io::Result<i32> {
+    // The signal at its end is the caller's own: none may be given (clone(2), CLONE_PARENT).
+    let flags = (namespaces | libc::CLONE_PARENT) as u32 as u64;
+    fork(&CloneArgs { flags, ..CloneArgs::default() }, FIRST_VERSION)
+}
+
+fn fork(args: &CloneArgs, size: usize) -> io::Result<i32> {
     // SAFETY: the pointer and size describe a valid `clone_args`. Without CLONE_VM and with
     // a null stack this is fork: the child has its own copy of the address space. The caller
-    // has one thread (see above), so no lock is held by anybody else.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size) })?;
+    // has one thread (see `fork_into`), so no lock is held by anybody else.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size) })?;
     Ok(pid as i32)
 }
 
