@@ -8,7 +8,7 @@
 //!
 //! It is in two parts, [`Filters`], since init itself needs clone3: to give birth to a task's first process in its cgroup.
 //! Init takes on the large part (1 ms of kernel time), which all that it forks inherit, and each task's first process the small
-//! one, of three instructions, before it knows what it will run.
+//! one, of four instructions, before it knows what it will run.
 //!
 //! Rejected: a deny-list (fails open with each kernel), and Docker's own profile alone
 //! (20.10's lets VSOCK and io_uring through, and the native backend has none).

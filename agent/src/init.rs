@@ -290,7 +290,13 @@ impl Init<'_> {
         let (mine, theirs) = wire::pair().map_err(|e| (Stage::Fork, e))?;
         let (forked, born) = match group.and_then(|number| self.give_birth(number)) {
             Some(forked) => (forked, true),
-            None => (sys::fork().map_err(|e| (Stage::Fork, e))?, false),
+            None => {
+                let forked = sys::fork().map_err(|error| {
+                    self.forget_group(group);
+                    (Stage::Fork, error)
+                })?;
+                (forked, false)
+            }
         };
         if let Forked::Parent(pid) = forked {
             return Ok(First { pid: pid.as_raw(), socket: mine, group });
@@ -317,8 +323,13 @@ impl Init<'_> {
         match sys::fork_into(place.as_fd()) {
             Ok(forked) => Some(forked),
             Err(error) => {
-                // Tasks that have all the processes that they may have are no reason to give it up (EAGAIN).
-                self.births = error.raw_os_error() == Some(libc::EAGAIN);
+                // What this kernel does not know, or its rules forbid, stays so. Anything else (as EAGAIN, where tasks have
+                // all the processes that they may have) is of now.
+                let lasting = [libc::ENOSYS, libc::E2BIG, libc::EINVAL, libc::EPERM, libc::EOPNOTSUPP];
+                if error.raw_os_error().is_some_and(|errno| lasting.contains(&errno)) {
+                    warn!(%error, "tasks can't be born in their cgroups, and join them by themselves");
+                    self.births = false;
+                }
                 None
             }
         }
