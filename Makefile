@@ -1,7 +1,7 @@
 # Berth. `make` alone says what there is.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup build test lint fmt demo bench abuse fuzz sim chaos sandbox-image docker-build docker-build-coordinator \
+.PHONY: help setup build test lint fmt demo bench abuse vm fuzz sim chaos sandbox-image docker-build docker-build-coordinator \
 	docker-build-worker docker-up docker-up-dev docker-up-multi docker-down docker-down-dev docker-backup docker-restore docker-add-worker docker-test docker-clean \
 	docker-clean-all docker-ps docker-logs docker-logs-coordinator docker-logs-worker \
 	docker-restart docker-restart-worker docker-shell-coordinator docker-shell-worker settings kubernetes-check units-check release night clean
@@ -41,6 +41,9 @@ abuse: ## attack sandboxes, and weakened ones, which must fail; print the table 
 
 fuzz: ## fuzz each parser for FUZZ_SECONDS=60 (TARGET=name: one); keep what was found in fuzz/corpus
 	@sh scripts/fuzz.sh
+
+vm: ## the native attacks on Debian's own kernel with all of cgroup v2, in an emulator (about an hour)
+	@sh scripts/vm.sh
 
 chaos: ## kill, stop and cut off real processes under load (BERTH_CHAOS_SECONDS=300 BERTH_CHAOS_SEED=n)
 	@BERTH_CHAOS_SECONDS=$${BERTH_CHAOS_SECONDS:-300} NEXTEST_PROFILE=night sh scripts/test.sh --no-capture -E 'binary(chaos) & test(loses_nothing)'

@@ -13,12 +13,12 @@ check() {
     "$@" || bad="$bad, $check_name"
 }
 scripts() { # the POSIX ones, then those for bash
-    for script in scripts/*.sh scripts/*/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh; do sh -n "$script" || return 1; done
+    for script in scripts/*.sh scripts/*/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh tests/vm/init; do sh -n "$script" || return 1; done
     if have bash; then
-        for script in .ci/run tests/pages/*.sh; do bash -n "$script" || return 1; done
+        for script in .ci/run tests/pages/*.sh tests/vm/*.sh; do bash -n "$script" || return 1; done
     fi
     if have shellcheck; then
-        shellcheck -x scripts/*.sh scripts/*/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh tests/pages/*.sh .ci/run
+        shellcheck -x scripts/*.sh scripts/*/*.sh docker/sandbox/*.sh deploy/kubernetes/*/*.sh tests/pages/*.sh tests/vm/*.sh .ci/run
     else
         say "note: shellcheck is not installed; the scripts were only parsed"
     fi

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Checks for what a target needs, and as root on Debian or Ubuntu installs what is missing.
-#   scripts/setup.sh [build|demo|test|lint|bench|fuzz|images|all]    (all: what `make setup` does)
+#   scripts/setup.sh [build|demo|test|lint|bench|fuzz|images|vm|all]    (all: what `make setup` does)
 # Says nothing and costs nothing when all is there. BERTH_NO_INSTALL=1: only check.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 
 what=${1:-all}
 case "$what" in
-    build | demo | test | lint | bench | fuzz | images | all) ;;
-    *) die "unknown target: $what" "one of build, demo, test, lint, bench, fuzz, images, all" ;;
+    build | demo | test | lint | bench | fuzz | images | vm | all) ;;
+    *) die "unknown target: $what" "one of build, demo, test, lint, bench, fuzz, images, vm, all" ;;
 esac
 
 if ! have cargo || ! have rustc; then
@@ -37,6 +37,31 @@ fetch_promtool() ( # DIRECTORY
     mkdir -p "$1" && mv "$tmp/usr/bin/promtool" "$1/promtool"
 )
 
+# Debian's kernel, and those of its modules that scripts/vm.sh needs, out of the package.
+fetch_kernel() ( # DIRECTORY
+    tmp=$(mktemp -d) || return 1
+    trap 'rm -rf "$tmp"' EXIT
+    chmod 755 "$tmp"
+    package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+    [ -n "$package" ] || return 1
+    say "fetching a kernel for a virtual machine: $package"
+    (cd "$tmp" && apt-get download "$package" >/dev/null 2>&1) || return 1
+    dpkg-deb --fsys-tarfile "$tmp"/linux-image-*.deb | tar -xf - -C "$tmp" || return 1
+    # Where /lib is part of /usr in the package.
+    [ -d "$tmp/lib/modules" ] || ln -sfn usr/lib "$tmp/lib"
+    version=$(ls "$tmp/lib/modules")
+    PATH=$PATH:/usr/sbin:/sbin
+    depmod -b "$tmp" "$version" || return 1
+    for module in virtio_pci virtio_blk 9pnet_virtio 9p overlay loop ext4; do
+        modprobe -d "$tmp" -S "$version" --show-depends "$module" >>"$tmp/needed" || return 1
+    done
+    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' "$tmp/needed" >"$tmp/order"
+    rm -rf "$1" && mkdir -p "$1/modules" || return 1
+    while read -r file; do cp "$file" "$1/modules" && basename "$file" >>"$1/modules/order" || return 1; done <"$tmp/order"
+    # Last, since it tells that all is there.
+    mv "$tmp/boot/vmlinuz-$version" "$1/vmlinuz"
+)
+
 # SQLite is compiled from its bundled C source, and the linker is the compiler's.
 need cc "gcc libc6-dev"
 if have cc; then
@@ -55,6 +80,8 @@ case "$what" in
 esac
 case "$what" in
     test | all)
+        # The documentation is typed on a machine of its own, with an address of its own.
+        need ip iproute2
         # A Jupyter kernel for the tests of the interpreter, in the same root. Without it they are skipped, by name.
         if have apt-get && ! [ -d /usr/lib/python3/dist-packages/ipykernel ] && can_apt; then
             apt_install python3-ipykernel python3-matplotlib python3-pandas ||
@@ -77,6 +104,17 @@ case "$what" in
         tools=${CARGO_TARGET_DIR:-target}/tools
         if have apt-get && have dpkg-deb && ! have promtool && [ ! -x "$tools/promtool" ] && [ "${BERTH_NO_INSTALL:-}" != 1 ]; then
             fetch_promtool "$tools" || say "note: no promtool; the test of the alert rules by Prometheus' own tool is skipped"
+        fi
+        ;;
+esac
+case "$what" in
+    test | vm | all)
+        # A kernel of the tests' own, in an emulator: 90 MB, once. Without it what needs that is skipped, by name.
+        machine=${CARGO_TARGET_DIR:-target}/tools/vm
+        if [ ! -f "$machine/vmlinuz" ] || ! have qemu-system-x86_64 || ! have cpio; then
+            if [ "$(uname -m)" != x86_64 ] || ! can_apt || ! apt_install cpio kmod e2fsprogs busybox-static || ! fetch_kernel "$machine" || ! apt_install qemu-system-x86; then
+                say "note: no virtual machine; the tests on other layouts of cgroups are skipped"
+            fi
         fi
         ;;
 esac

@@ -257,6 +257,9 @@ pub const KNOWN: &[Variable] = &[
     var("BERTH_CHAOS_SECONDS", "Makefile", "how long the chaos suite runs"),
     var("BERTH_CHAOS_SEED", "Makefile", "which faults the chaos suite draws"),
     var("BERTH_TEST_SCALE", "Makefile", "factor on the counts of long tests"),
+    var("BERTH_VM_MEMORY", "scripts", "memory of the virtual machine of scripts/vm.sh (4G)"),
+    var("BERTH_VM_CGROUPS", "scripts", "v1: the layout of its cgroups (v2)"),
+    var("BERTH_VM_SECONDS", "scripts", "how long it may take (3600)"),
     var("BERTH_BENCH_ROUNDS", "bench", "rounds of each measurement (200)"),
 ];
 

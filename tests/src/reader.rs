@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// For all of a page, on a busy machine.
-const PAGE: Duration = Duration::from_secs(180);
+const PAGE: Duration = Duration::from_secs(300);
 /// Begins a line of ours in what a page prints.
 const MARK: char = '\u{1e}';
 
@@ -134,7 +134,7 @@ impl Machine {
     fn swept(self, failed: bool) -> TempDir {
         match failed {
             true => left::sweep(&self.dir.path().join("state")),
-            false => left::assert_nothing(self.dir.path()),
+            false => left::assert_nothing(&self.dir.path().join("state")),
         }
         self.dir
     }

@@ -31,6 +31,24 @@ pub fn without_root(test: &str) -> bool {
     !root
 }
 
+/// Whether there is no kernel for a virtual machine, or nothing that emulates one. `target` is where `make setup` puts it.
+pub fn without_vm(target: &std::path::Path, test: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has = |program: &str| {
+        let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+        dirs.into_iter().any(|dir| dir.join(program).is_file())
+    };
+    let there = target.join("tools/vm/vmlinuz").is_file()
+        && ["qemu-system-x86_64", "cpio", "busybox", "mkfs.ext4"].into_iter().all(has);
+    if !there {
+        note(
+            test,
+            "a virtual machine: no emulator and kernel (scripts/setup.sh vm, as root on Debian, x86_64)",
+        );
+    }
+    !there
+}
+
 /// Whether the binaries of which a protection can be loosened are not built.
 pub fn without_weakened(test: &str) -> bool {
     let dir = std::env::var_os("BERTH_BIN_DIR").map_or_else(

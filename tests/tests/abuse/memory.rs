@@ -29,7 +29,8 @@ pub async fn a28_out_of_memory_is_told_as_that(arena: &Arena) -> Finding {
         sandbox.py("a = []\nfor i in range(8): a.append(bytearray(1 << 24))\nprint('had 128 MiB')").await;
     let kills = out_of_memory(&ran)?;
     let peak = ran.task.end.and_then(|end| end.usage).map_or(0, |usage| usage.peak_memory_bytes);
-    hold(peak <= 64 * MIB, format!("it had {peak} bytes"))?;
+    // A process that is being killed may pass the limit of v2 on its way out (the kernel's cgroup-v2.rst, memory.max).
+    hold(peak <= 65 * MIB, format!("it had {peak} bytes"))?;
     // With swap it would have had more than its limit.
     let swap = std::fs::read_to_string(sandbox.cgroup("memory").join("memory.memsw.max_usage_in_bytes"));
     if let Ok(Ok(bytes)) = swap.map(|text| text.trim().parse::<u64>()) {

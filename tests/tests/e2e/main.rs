@@ -34,6 +34,7 @@ mod heartbeats;
 mod identity;
 mod interpreter;
 mod isolation;
+mod layouts;
 mod leave;
 mod mcp;
 mod metrics;
