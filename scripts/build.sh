@@ -18,7 +18,7 @@ if [ "$profile" = image ]; then
     smaller="-C link-arg=-Wl,--icf=all -C link-arg=-Wl,-z,pack-relative-relocs"
     trial=$(mktemp)
     # shellcheck disable=SC2086 # words
-    if echo 'fn main() {}' | rustc $smaller --crate-name trial -o "$trial" - 2>/dev/null && "$trial"; then
+    if echo 'fn main() {}' | rustc ${RUSTFLAGS:-} $smaller --crate-name trial -o "$trial" - 2>/dev/null && "$trial"; then
         RUSTFLAGS="${RUSTFLAGS:-} $smaller"
         export RUSTFLAGS
     fi

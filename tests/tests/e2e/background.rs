@@ -184,6 +184,8 @@ async fn a_log_that_is_turned_over_is_followed() {
         let next = line(number + 1);
         let (half, rest) = next.split_at(20);
         file.write_all(half.as_bytes()).unwrap();
+        // Long enough for it to look at what is no line yet.
+        tokio::time::sleep(Duration::from_millis(30)).await;
         file.write_all(rest.as_bytes()).unwrap();
         // As the log does it: behind a line's end.
         if number % 2 == 0 {

@@ -1,7 +1,7 @@
 //! Two sessions on one worker know nothing of each other.
 
 use berth_proto::v1;
-use berth_tests::{Cluster, Setup, skip};
+use berth_tests::{Cluster, READY, Setup, skip, until};
 
 use crate::util::run;
 
@@ -87,5 +87,37 @@ async fn a_fork_bomb_stays_in_its_session() {
     let (outcome, ()) = tokio::join!(exploding, going_on);
     assert_eq!(outcome, Some(v1::outcome::Kind::TimedOut(v1::outcome::Empty {})));
     assert_eq!(run(&cluster, &bomb, "ls /proc | grep -c '^[0-9]'").await.1, v1::outcome::Kind::Exited(0));
+    cluster.stop().await;
+}
+
+/// Red when only the tasks have a CPU limit: their output costs the agent a core of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_agent_does_for_a_session_is_within_its_cpu_limit() {
+    if skip::without_root("e2e what_the_agent_does_for_a_session_is_within_its_cpu_limit") {
+        return;
+    }
+    let cluster = Cluster::start(Setup::new("native")).await;
+    let limits = v1::Limits { cpu_millis: Some(300), ..Default::default() };
+    let request = v1::CreateSessionRequest { limits: Some(limits), ..Default::default() };
+    let session = cluster.sessions().create_session(request).await.expect("a session").into_inner().id;
+    let flood = v1::StartTaskRequest {
+        session_id: session.clone(),
+        task: Some(v1::TaskSpec { detached: true, ..crate::util::shell("yes") }),
+        ..Default::default()
+    };
+    cluster.tasks().start_task(flood).await.expect("it starts");
+    // Counted by the kernel where agent and tasks are together, in the hierarchy that has the CPU controller.
+    let dirs = berth_tests::left::cgroups(&session);
+    let throttled = || {
+        dirs.iter().find_map(|dir| {
+            let text = std::fs::read_to_string(dir.join("cpu.stat")).ok()?;
+            let times: u64 =
+                text.lines().find_map(|line| line.strip_prefix("nr_throttled ")?.trim().parse().ok())?;
+            (times > 0).then_some(times)
+        })
+    };
+    until(READY, "the agent to be held up", async || throttled()).await;
+    // It answers nevertheless.
+    assert_eq!(run(&cluster, &session, "echo here").await.0, "here");
     cluster.stop().await;
 }

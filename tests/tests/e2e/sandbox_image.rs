@@ -80,13 +80,15 @@ async fn native_pip_installs_without_a_venv() {
     }
     let root = tempfile::Builder::new().prefix("berth-r").tempdir().expect("a directory");
     let container = ok(&["create", "--network", "none", BASE]);
-    let mut export =
-        Command::new("docker").args(["export", &container]).stdout(Stdio::piped()).spawn().expect("docker");
     let mut unpack = Command::new("tar");
     unpack.args(["-xp", "--numeric-owner", "-C"]).arg(root.path());
-    let unpacked = unpack.stdin(export.stdout.take().expect("a pipe")).output().expect("tar");
-    let exported = export.wait().expect("it ends");
+    let export = Command::new("docker").args(["export", &container]).stdout(Stdio::piped()).spawn();
+    let done = export.and_then(|mut export| {
+        let unpacked = unpack.stdin(export.stdout.take().expect("a pipe")).output();
+        Ok((export.wait()?, unpacked?))
+    });
     ok(&["rm", &container]);
+    let (exported, unpacked) = done.expect("docker and tar");
     assert!(exported.success() && unpacked.status.success(), "{}", said(&unpacked));
     for dir in [root.path().to_owned(), root.path().join("dev")] {
         std::fs::create_dir_all(&dir).expect("a directory");

@@ -302,9 +302,10 @@ async fn the_workers_own_listener_wants_its_token() {
         ended |= matches!(event.event, Some(v1::task_event::Event::Ended(_)));
     }
     assert!(ended);
-    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
-    let answer = health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
-    assert_eq!(answer.into_inner().status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    // It is not asked for where health is; and it serves once the canary, too, has been well.
+    let mut watch =
+        HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    while watch.message().await.unwrap().unwrap().status() != ServingStatus::Serving {}
     worker.shutdown().await;
 }
 
