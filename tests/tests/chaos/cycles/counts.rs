@@ -31,7 +31,9 @@ impl Counts {
         counts.add("containers", instances.iter().flat_map(|id| left::containers(id)));
         counts.add("mounts", lines("/proc/self/mountinfo").filter(|line| marked(line)));
         let claimed = |line: &str| claims.iter().any(|id| line.ends_with(&format!("@berth-uids-{id}")));
-        counts.add("sockets", lines("/proc/net/unix").filter(|line| marked(line) || claimed(line)));
+        let sockets =
+            lines("/proc/net/unix").filter(|line| marked(line) || claimed(line) && !of_others(line, &marked));
+        counts.add("sockets", sockets);
         counts.add("files of the fleet", tree(dir, false).filter(|path| lasting(path)));
         for place in ["/run", "/tmp", "/var/tmp", "/dev/shm"] {
             let named = |path: &Path| path != dir && marked(&path.to_string_lossy());
@@ -124,6 +126,20 @@ fn namespaces(processes: &[Process]) -> impl Iterator<Item = String> {
     let own: BTreeSet<String> = links("self").into_iter().collect();
     let all: BTreeSet<String> = processes.iter().flat_map(|p| links(&p.pid.to_string())).collect();
     all.into_iter().filter(move |namespace| !own.contains(namespace))
+}
+
+/// Whether another fleet's sandbox has drawn the host ids that one of ours had before: there are some thousand ranges, and its
+/// claim stays for as long as it lives. A claim of whoever is in no sandbox is counted as ours.
+fn of_others(line: &str, marked: &dyn Fn(&str) -> bool) -> bool {
+    let Some(inode) = line.split_whitespace().nth(6) else { return false };
+    let socket = PathBuf::from(format!("socket:[{inode}]"));
+    let holds = |process: &Path| {
+        entries(&process.join("fd")).any(|fd| fs::read_link(fd).is_ok_and(|target| target == socket))
+    };
+    entries(Path::new("/proc")).filter(|process| holds(process)).any(|process| {
+        let cgroup = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+        cgroup.contains("/berth-") && !marked(&cgroup)
+    })
 }
 
 fn lines(path: &str) -> std::vec::IntoIter<String> {
