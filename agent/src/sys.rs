@@ -65,7 +65,7 @@ struct CloneArgs {
 /// Only for a process with a single thread, as [`fork`].
 ///
 /// # Errors
-/// Also where there is no clone3 (a kernel before 5.7; an engine's own filter of system calls).
+/// Also where there is no clone3 (a kernel before 5.7; an engine whose filter of system calls does not know it).
 pub fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000; // linux/sched.h
     let args = CloneArgs {

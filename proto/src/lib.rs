@@ -17,6 +17,8 @@ pub mod redact;
 pub mod relay;
 pub mod secret;
 pub mod spawn;
+#[cfg(target_os = "linux")]
+pub mod system_calls;
 pub mod trace;
 pub mod transport;
 pub mod world;

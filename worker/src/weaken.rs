@@ -24,15 +24,15 @@ pub fn is(name: &str) -> bool {
     asked() == name
 }
 
-/// Options of a container where the agent lets system calls through: an engine's own filter must stand aside then.
+/// A container's option where the agent lets system calls through: the engine's filter must stand aside then.
 #[cfg(feature = "weakened")]
-pub fn security_options() -> Vec<String> {
+pub fn seccomp_option() -> Option<String> {
     let calls = asked().starts_with("calls=") || weakened!("i386");
-    calls.then(|| "seccomp=unconfined".to_owned()).into_iter().collect()
+    calls.then(|| "seccomp=unconfined".to_owned())
 }
 #[cfg(not(feature = "weakened"))]
-pub fn security_options() -> Vec<String> {
-    Vec::new()
+pub fn seccomp_option() -> Option<String> {
+    None
 }
 
 /// Bytes of a core dump and of locked memory that a sandbox may have: a little more where that is asked for.

@@ -202,11 +202,14 @@ pub async fn a56_other_call_tables_are_shut(arena: &Arena) -> Finding {
         \x20   f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\n\
         \x20   os._exit(42 if f() == os.getpid() else 43)\n\
         print('i386', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n\
-        libc = ctypes.CDLL(None, use_errno=True)\nr = libc.syscall(0x40000000 | 39)\nprint('x32', r, ctypes.get_errno())";
+        libc = ctypes.CDLL(None, use_errno=True)\npid = os.fork()\nif pid == 0:\n\
+        \x20   r = libc.syscall(0x40000000 | 39)\n    os._exit(ctypes.get_errno() if r == -1 else 0)\n\
+        print('x32', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
     let text = arena.sandbox().await.py(code).await.ok();
     hold(!text.contains("i386 42"), "int 0x80 asked the kernel for its pid, and had it")?;
     hold(text.contains("i386 -31") || text.contains("i386 -11"), text.clone())?;
-    hold(text.contains(&format!("x32 -1 {}", libc::ENOSYS)), text.clone())?;
+    // The agent's filter says that there is none; a container's profile, which is asked first, kills.
+    hold(text.contains(&format!("x32 {}", libc::ENOSYS)) || text.contains("x32 -31"), text.clone())?;
     Ok(text.replace('\n', ", "))
 }
 

@@ -24,6 +24,7 @@ mod hosts;
 mod image;
 mod owner;
 mod preflight;
+mod seccomp;
 mod spec;
 mod start;
 mod supervise;

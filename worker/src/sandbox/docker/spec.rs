@@ -127,7 +127,7 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
         // ---- who it is on the host
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: Some(CAPABILITIES.map(String::from).to_vec()),
-        // Docker's seccomp profile stays in force as the outer layer; the agent's filter is the inner one.
+        // The same system calls as in the agent's filter, which is the inner one.
         security_opt: Some(security_options()),
         privileged: Some(false),
         group_add: plan.agent_group.map(|gid| vec![gid.to_string()]),
@@ -180,7 +180,9 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
 }
 
 fn security_options() -> Vec<String> {
-    [vec!["no-new-privileges:true".to_owned()], crate::weaken::security_options()].concat()
+    let seccomp =
+        crate::weaken::seccomp_option().unwrap_or_else(|| format!("seccomp={}", super::seccomp::profile()));
+    vec!["no-new-privileges:true".to_owned(), seccomp]
 }
 
 /// Docker's own list, what the native backend hides too, and a little of /sys.

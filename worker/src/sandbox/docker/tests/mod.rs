@@ -25,7 +25,8 @@ fn check_host_config(host: &HostConfig) {
     assert_eq!(host.ipc_mode.as_deref(), Some("private"));
     assert_eq!(host.privileged, Some(false));
     assert_eq!(host.auto_remove, Some(false));
-    assert_eq!(host.security_opt.as_deref(), Some(&["no-new-privileges:true".to_owned()][..]));
+    let security = host.security_opt.as_deref().expect("it has some");
+    assert_eq!(security, ["no-new-privileges:true".to_owned(), format!("seccomp={}", seccomp::profile())]);
     assert_eq!(host.memory, host.memory_swap);
     assert!(host.memory.is_some_and(|bytes| bytes >= 256 << 20));
     assert_eq!(host.nano_cpus, Some(500_000_000));
