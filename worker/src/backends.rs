@@ -42,12 +42,14 @@ struct Seen {
     preflights: BTreeMap<Backend, Preflight>,
 }
 
-/// Makes the backends that this configuration can use. Those that can't be made come as a preflight.
+/// Makes the backends that this configuration can use. Those that can't be made come as a preflight. `only_looks`: no sandbox is to be
+/// started, and nothing is made for that.
 pub(crate) fn construct(
     config: &Config,
     instance: &str,
     scratch: &std::path::Path,
     files: Kind,
+    only_looks: bool,
 ) -> (Vec<Arc<dyn SandboxBackend>>, BTreeMap<Backend, Preflight>) {
     let mut made: Vec<Arc<dyn SandboxBackend>> = Vec::new();
     let mut failed = BTreeMap::new();
@@ -71,12 +73,14 @@ pub(crate) fn construct(
             launcher: config.launcher.clone(),
             scratch: scratch.to_owned(),
             in_container: config.native_in_container,
+            only_looks,
         })));
     }
     let mut settings = docker::Settings::new(instance, agent);
     settings.default_image.clone_from(&config.docker_image);
     settings.runtime.clone_from(&config.docker_runtime);
     settings.files = files;
+    settings.only_looks = only_looks;
     match docker::DockerBackend::new(settings) {
         Ok(docker) => made.push(Arc::new(docker)),
         Err(error) => {
@@ -97,7 +101,9 @@ fn broken(what: &str, hint: &str) -> Preflight {
 /// nothing: the state directory need not be there, and is not made.
 /// `files`: what is to hold sessions' files.
 pub async fn preflight(config: &Config, files: Kind) -> Vec<(Backend, Preflight)> {
-    let (made, mut seen) = construct(config, "doctor", &std::env::temp_dir(), files);
+    // A name of its own: another doctor's end would take the cgroups from under this one.
+    let instance = format!("doctor-{}", std::process::id());
+    let (made, mut seen) = construct(config, &instance, &std::env::temp_dir(), files, false);
     for backend in made {
         let preflight = look(&*backend).await;
         seen.insert(backend.backend(), preflight);
@@ -121,7 +127,7 @@ impl Backends {
     /// sessions' files.
     pub async fn open(config: &Config, instance: &str, files: Kind) -> Result<Self, StartError> {
         native::sweep_scratch(&config.state_dir);
-        let (made, failed) = construct(config, instance, &config.state_dir, files);
+        let (made, failed) = construct(config, instance, &config.state_dir, files, false);
         Self::with(made, failed, config.sandbox).await
     }
 

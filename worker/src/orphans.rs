@@ -48,7 +48,7 @@ pub async fn look(config: &Config, files: Kind) -> Orphans {
             return orphans;
         }
     };
-    let (backends, _) = construct(config, &instance, &config.state_dir, files);
+    let (backends, _) = construct(config, &instance, &config.state_dir, files, true);
     for backend in backends {
         match tokio::time::timeout(LOOK_TIMEOUT, backend.leftovers()).await {
             Ok(Ok(left)) => {

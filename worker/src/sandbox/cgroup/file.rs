@@ -8,7 +8,7 @@ use std::{
 pub(super) fn mkdir(dir: &Path) -> io::Result<()> {
     match fs::create_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+        other => other.map_err(|error| named(dir, error)),
     }
 }
 
@@ -17,7 +17,11 @@ pub(super) fn write(path: &Path, value: impl ToString) -> io::Result<()> {
         .write(true)
         .open(path)
         .and_then(|mut file| io::Write::write_all(&mut file, value.to_string().as_bytes()))
-        .map_err(|error| io::Error::new(error.kind(), Named { path: path.to_owned(), error }))
+        .map_err(|error| named(path, error))
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), Named { path: path.to_owned(), error })
 }
 
 /// An error that names its file, and still has its number.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -43,6 +44,30 @@ pub(super) fn hierarchies(mountinfo: &str, own: &str) -> BTreeMap<String, Hierar
             let below = path.strip_prefix(root).unwrap_or(path).trim_start_matches('/');
             let hierarchy = Hierarchy { mount: PathBuf::from(mount), dir: Path::new(mount).join(below) };
             found.entry(name.to_owned()).or_insert(hierarchy);
+        }
+    }
+    found
+}
+
+/// Cgroups of this name anywhere in the hierarchies that sessions have cgroups in.
+pub(super) fn named(hierarchies: &BTreeMap<String, Hierarchy>, name: &str) -> Vec<PathBuf> {
+    let ours = hierarchies
+        .iter()
+        .filter(|(controller, _)| *controller == "unified" || super::V1.contains(&controller.as_str()));
+    let mut left: Vec<PathBuf> = ours.map(|(_, hierarchy)| hierarchy.mount.clone()).collect();
+    left.sort_unstable();
+    left.dedup();
+    let mut found = Vec::new();
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(kind) = entry.file_type() else { continue };
+            match entry.file_name().to_str() {
+                Some(entry_name) if kind.is_dir() && entry_name == name => found.push(entry.path()),
+                // Another worker's: none of ours is within.
+                Some(entry_name) if entry_name.starts_with("berth-") && entry_name != &SUPERVISOR[1..] => {}
+                _ if kind.is_dir() => left.push(entry.path()),
+                _ => {}
+            }
         }
     }
     found
@@ -105,7 +130,7 @@ pub(super) fn enable(dir: &Path) -> Result<(), Error> {
 
 pub(super) fn make(dir: &Path) -> Result<(), Error> {
     mkdir(dir).map_err(|cause| {
-        missing(format!("the cgroup {} can't be made: {cause}", dir.display()))
+        missing(format!("a cgroup can't be made: {cause}"))
             .hint("native sandboxes need root and a writable cgroup mount")
             .cause(cause)
     })
@@ -167,5 +192,32 @@ mod tests {
         let error = super::super::CgroupTree::from_proc("", "0::/", "i").expect_err("nothing is mounted");
         assert_eq!(error.reason(), Reason::BackendUnavailable);
         assert!(error.to_string().contains("memory, pids and cpu"));
+    }
+
+    /// Red when only our own place is looked at.
+    #[test]
+    fn what_was_made_from_another_cgroup_is_found_and_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let mounts: String = super::super::V1
+            .map(|name| {
+                let mount = temp.path().join(name);
+                fs::create_dir_all(mount.join("now")).unwrap();
+                format!("33 31 0:29 / {} rw - cgroup cgroup rw,{name}\n", mount.display())
+            })
+            .concat();
+        let session = berth_proto::SessionId::new();
+        let of_session = |part: &str| temp.path().join("memory").join(part).join(session.to_string());
+        for part in ["user.slice/1.scope/berth-i", "user.slice/berth-other"] {
+            fs::create_dir_all(of_session(part).join("t")).unwrap();
+        }
+        let tree =
+            super::super::CgroupTree::from_proc(&mounts, "1:memory,pids,cpu:/now", "i").expect("a tree");
+        assert_eq!(tree.sessions(), [session]);
+        tree.remove(&session).unwrap();
+        assert!(!of_session("user.slice/1.scope/berth-i").exists() && tree.sessions().is_empty());
+        tree.close();
+        assert!(!temp.path().join("memory/now/berth-i").exists());
+        assert!(!temp.path().join("memory/user.slice/1.scope/berth-i").exists());
+        assert!(of_session("user.slice/berth-other").exists(), "another worker's");
     }
 }

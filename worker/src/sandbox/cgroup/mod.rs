@@ -36,7 +36,7 @@ use berth_proto::{Error, SessionId, agent_config::Cgroups, domain::Limits};
 
 use self::{
     file::{ignore_invalid, ignore_missing, mkdir, write},
-    hierarchy::{enable, hierarchies, make, missing, namespaces_are_walls, v2_parent},
+    hierarchy::{enable, hierarchies, make, missing, named, namespaces_are_walls, v2_parent},
     limits::{AGENT_PIDS, CPU_PERIOD_US, delegate, limit_memory_v1, limit_v2, quota, quota_of_all, shares},
     remove::{remove_tree, wait_for_change},
 };
@@ -71,6 +71,8 @@ pub struct CgroupTree {
     layout: Layout,
     /// `unified`, `memory`, `pids`, `cpu` → `.../berth-<instance>`.
     bases: BTreeMap<&'static str, PathBuf>,
+    /// The same of an earlier process, which was started from another cgroup: its sandboxes may live on there.
+    earlier: Vec<PathBuf>,
     /// See [`hierarchy::namespaces_are_walls`].
     namespaces_are_walls: bool,
 }
@@ -108,6 +110,13 @@ fn below(mountinfo: &str, dir: &Path) -> String {
     mountinfo.lines().filter(is_below).collect::<Vec<_>>().join("\n")
 }
 
+fn read(path: &str) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|cause| missing(format!("{path} can't be read: {cause}")).cause(cause))
+}
+
+/// /proc/self/cgroup of a process that is at the root of each hierarchy.
+const ANYWHERE: &str = "1:memory,pids,cpu:/\n0::/";
+
 /// v1 controllers that limits need.
 const V1: [&str; 3] = ["memory", "pids", "cpu"];
 
@@ -117,13 +126,21 @@ impl CgroupTree {
     /// # Errors
     /// FAILED_PRECONDITION, naming what is missing or can't be written.
     pub fn detect(instance: &str) -> Result<Self, Error> {
-        let read = |path: &str| {
-            fs::read_to_string(path)
-                .map_err(|cause| missing(format!("{path} can't be read: {cause}")).cause(cause))
-        };
         let mountinfo = read("/proc/self/mountinfo")?;
         let own = read("/proc/self/cgroup")?;
         Self::from_proc(&mountinfo, &own, instance)
+    }
+
+    /// What earlier processes of an instance made, wherever that is. Makes nothing: it is no place for a session.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION when the mounts can't be read.
+    pub fn find(instance: &str, mounted: Option<&Path>) -> Result<Self, Error> {
+        let mountinfo = read("/proc/self/mountinfo")?;
+        let mountinfo = mounted.map_or(mountinfo.clone(), |mounted| below(&mountinfo, mounted));
+        let found = hierarchies(&mountinfo, ANYWHERE);
+        let earlier = named(&found, &format!("berth-{instance}"));
+        Ok(Self { layout: Layout::V1, bases: BTreeMap::new(), earlier, namespaces_are_walls: false })
     }
 
     /// The same below the root of the host's hierarchies, which are mounted there: for a process in a container, whose own
@@ -132,9 +149,8 @@ impl CgroupTree {
     /// # Errors
     /// As [`Self::detect`].
     pub fn of_host(instance: &str, mounted: &Path) -> Result<Self, Error> {
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|cause| missing(format!("/proc/self/mountinfo can't be read: {cause}")).cause(cause))?;
-        Self::from_proc(&below(&mountinfo, mounted), "1:memory,pids,cpu:/\n0::/", instance)
+        let mountinfo = read("/proc/self/mountinfo")?;
+        Self::from_proc(&below(&mountinfo, mounted), ANYWHERE, instance)
     }
 
     fn from_proc(mountinfo: &str, own: &str, instance: &str) -> Result<Self, Error> {
@@ -161,7 +177,9 @@ impl CgroupTree {
                     .hint("mount cgroup v2 at /sys/fs/cgroup, or enable these controllers"));
             }
         };
-        let tree = Self { layout, bases, namespaces_are_walls: namespaces_are_walls(mountinfo) };
+        let mut earlier = named(&found, &name);
+        earlier.retain(|dir| bases.values().all(|base| base != dir));
+        let tree = Self { layout, bases, earlier, namespaces_are_walls: namespaces_are_walls(mountinfo) };
         for base in tree.bases.values() {
             make(base)?;
         }
@@ -250,20 +268,13 @@ impl CgroupTree {
         Ok(SessionCgroups { layout: self.layout, namespace: made, binds })
     }
 
-    /// The cgroups of a session that is there already.
-    pub fn existing(&self, session: &SessionId) -> SessionCgroups {
-        let binds =
-            self.bases.iter().map(|(name, base)| (base.join(session.to_string()), (*name).to_owned()));
-        SessionCgroups { layout: self.layout, namespace: None, binds: binds.collect() }
-    }
-
     /// Kills whatever is in a session's cgroups and removes them. Idempotent. Blocks for
     /// up to ten seconds.
     ///
     /// # Errors
     /// INTERNAL when processes or directories stay.
     pub fn remove(&self, session: &SessionId) -> Result<(), Error> {
-        let dirs = self.existing(session).binds.into_iter().map(|(dir, _)| dir).filter(|dir| dir.exists());
+        let dirs = self.places().map(|base| base.join(session.to_string())).filter(|dir| dir.exists());
         let deadline = Instant::now() + KILL_WAIT;
         for dir in dirs.collect::<Vec<_>>() {
             remove_tree(&dir, deadline).map_err(|cause| {
@@ -276,8 +287,7 @@ impl CgroupTree {
     /// Sessions that have a cgroup of this instance.
     pub fn sessions(&self) -> Vec<SessionId> {
         let mut found: Vec<SessionId> = self
-            .bases
-            .values()
+            .places()
             .filter_map(|base| fs::read_dir(base).ok())
             .flat_map(|entries| entries.flatten())
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -287,9 +297,15 @@ impl CgroupTree {
         found
     }
 
+    fn places(&self) -> impl Iterator<Item = &PathBuf> {
+        self.bases.values().chain(&self.earlier)
+    }
+
     /// Removes this instance's own directories. Fails, harmlessly, while a session is there.
     pub fn close(&self) {
-        for base in self.bases.values() {
+        // A worker that lives may need what one that only looks has found.
+        let places = self.places().filter(|_| !self.bases.is_empty());
+        for base in places {
             if let Err(error) = fs::remove_dir(base).or_else(ignore_missing) {
                 tracing::debug!(%error, dir = %base.display(), "a cgroup directory stays");
             }

@@ -28,6 +28,7 @@ pub const CG_DIR: &str = "/.berth/cg";
 #[derive(Clone)]
 pub struct Cgroups {
     instance: String,
+    only_looks: bool,
     /// Where the host's are mounted, if they are not ours too.
     host: Arc<OnceLock<PathBuf>>,
     tree: Arc<Mutex<Option<CgroupTree>>>,
@@ -41,8 +42,10 @@ pub struct Made {
 }
 
 impl Cgroups {
-    pub fn new(instance: &str) -> Self {
-        Self { instance: format!("{instance}-docker"), host: Arc::default(), tree: Arc::default() }
+    /// `only_looks`: makes nothing ([`CgroupTree::find`]).
+    pub fn new(instance: &str, only_looks: bool) -> Self {
+        let instance = format!("{instance}-docker");
+        Self { instance, only_looks, host: Arc::default(), tree: Arc::default() }
     }
 
     /// The host's are mounted there. Said before the tree is used, and always the same.
@@ -62,6 +65,9 @@ impl Cgroups {
         match held {
             Some(tree) => work(tree),
             None => work(held.insert(match self.host.get() {
+                mounted if self.only_looks => {
+                    CgroupTree::find(&self.instance, mounted.map(PathBuf::as_path))?
+                }
                 Some(mounted) => CgroupTree::of_host(&self.instance, mounted)?,
                 None => CgroupTree::detect(&self.instance)?,
             })),

@@ -93,6 +93,8 @@ pub struct Settings {
     pub docker_host: Option<String>,
     /// What sessions' files are in. The engine has to see what the worker mounts, or to mount it itself.
     pub files: Kind,
+    /// Sandboxes that are there are looked at and removed, and none is started.
+    pub only_looks: bool,
 }
 
 impl Settings {
@@ -105,6 +107,7 @@ impl Settings {
             runtime: None,
             docker_host: std::env::var("DOCKER_HOST").ok(),
             files: Kind::Directory,
+            only_looks: false,
         }
     }
 }
@@ -144,7 +147,7 @@ impl DockerBackend {
         let stop = CancellationToken::new();
         let inner = Inner {
             engine: Arc::new(Engine::new(settings.docker_host.as_deref())),
-            cgroups: cgroups::Cgroups::new(&settings.instance),
+            cgroups: cgroups::Cgroups::new(&settings.instance, settings.only_looks),
             cgroups_work: AtomicBool::new(false),
             settings,
             uids: Uids::default(),

@@ -58,6 +58,8 @@ pub struct Settings {
     pub scratch: PathBuf,
     /// Take sessions although a restart of this process ends them ([`container`]).
     pub in_container: bool,
+    /// Sandboxes that are there are looked at and removed, and none is started.
+    pub only_looks: bool,
 }
 
 /// See the module.
@@ -77,7 +79,11 @@ struct Inner {
 impl NativeBackend {
     /// Never fails: what this machine lacks is the preflight's to tell.
     pub fn new(settings: Settings) -> Self {
-        let cgroups = CgroupTree::detect(&settings.instance).map_err(|error| error.to_string());
+        let cgroups = match settings.only_looks {
+            true => CgroupTree::find(&settings.instance, None),
+            false => CgroupTree::detect(&settings.instance),
+        };
+        let cgroups = cgroups.map_err(|error| error.to_string());
         let launcher = Launcher::new(settings.launcher.clone());
         let short_lived = container::is_main_process();
         Self { inner: Arc::new(Inner { settings, launcher, cgroups, short_lived }) }

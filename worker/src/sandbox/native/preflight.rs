@@ -6,14 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_proto::SessionId;
+use berth_proto::{SessionId, domain::Limits};
 
 use super::{
     Inner,
     plan::{self, Plan, Reply},
     uids,
 };
-use crate::sandbox::{Preflight, Problem, cgroup::Layout, landlock, memory_files::MemoryFiles};
+use crate::sandbox::{
+    Preflight, Problem,
+    cgroup::{CgroupTree, Layout},
+    landlock,
+    memory_files::MemoryFiles,
+};
 
 impl Inner {
     pub(super) fn preflight(&self) -> Preflight {
@@ -61,7 +66,8 @@ impl Inner {
         if found.problems.is_empty()
             && let Err(what) = self.rehearse()
         {
-            let hint = "the kernel must allow user namespaces (user.max_user_namespaces) and mounts in them";
+            let hint = "the kernel must allow user namespaces (user.max_user_namespaces) and mounts in them, and cgroups below the \
+                        worker's own";
             found.problems.push(Problem { what, hint: hint.into() });
         }
         found.facts.push("user namespace per session, seccomp, no network".into());
@@ -69,39 +75,54 @@ impl Inner {
         found
     }
 
-    /// Does everything up to the exec, and nothing stays.
+    /// Does everything up to the exec, in cgroups as a session has them, and nothing stays.
     fn rehearse(&self) -> Result<(), String> {
+        let tree = self.cgroups.as_ref()?;
         let etc = tempfile_dir(&self.settings.scratch).map_err(|e| format!("no scratch directory: {e}"))?;
-        let result = (|| {
-            plan::write_etc(&etc, "user", "preflight").map_err(|e| format!("/etc of a sandbox: {e}"))?;
-            let range = uids::claim().map_err(|e| format!("host ids: {e}"))?;
-            let (links, mut mounts) = plan::host_root(&etc).map_err(|e| format!("the host's /usr: {e}"))?;
-            mounts.extend(plan::common_mounts());
-            let plan = Plan {
-                hostname: "preflight".into(),
-                uid_base: range.base,
-                uid_count: uids::SIZE,
-                links,
-                mounts,
-                cgroup: None,
-                cgroup_tasks: Vec::new(),
-                log: "/dev/null".into(),
-                memory_files: MemoryFiles::SMALLEST,
-                program: String::new(),
-            };
-            match self.launcher.launch(plan, &range.claim, None) {
-                Ok(Reply::Started { .. }) => Ok(()),
-                Ok(Reply::Failed { stage, error }) => {
-                    Err(format!("a sandbox can't be made here: {stage}: {error}"))
-                }
-                Ok(Reply::Namespace) => Err("the launcher answers what was not asked".into()),
-                Err(error) => Err(format!("the launcher failed: {error}")),
-            }
-        })();
+        let session = SessionId::new();
+        let result = self.rehearse_in(tree, &etc, &session);
         let _ = fs::remove_dir_all(&etc);
-        result
+        // Also of a launch that got as far as there and no further.
+        let removed = tree.remove(&session).map_err(|e| e.to_string());
+        result.and(removed)
+    }
+
+    fn rehearse_in(&self, tree: &CgroupTree, etc: &Path, session: &SessionId) -> Result<(), String> {
+        plan::write_etc(etc, "user", "preflight").map_err(|e| format!("/etc of a sandbox: {e}"))?;
+        let range = uids::claim().map_err(|e| format!("host ids: {e}"))?;
+        let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
+        let owner = (range.base, range.base);
+        let cgroups = tree.create(session, &LIMITS, 0, owner, Some(&namespace)).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            format!("{error}{}", cause.unwrap_or_default())
+        })?;
+        let (links, mut mounts) = plan::host_root(etc).map_err(|e| format!("the host's /usr: {e}"))?;
+        mounts.extend(plan::common_mounts());
+        let plan = Plan {
+            hostname: "preflight".into(),
+            uid_base: range.base,
+            uid_count: uids::SIZE,
+            links,
+            mounts,
+            cgroup: cgroups.agent_v2(),
+            cgroup_tasks: cgroups.agent_v1(),
+            log: "/dev/null".into(),
+            memory_files: MemoryFiles::SMALLEST,
+            program: String::new(),
+        };
+        match self.launcher.launch(plan, &range.claim, cgroups.namespace.as_ref()) {
+            Ok(Reply::Started { .. }) => Ok(()),
+            Ok(Reply::Failed { stage, error }) => {
+                Err(format!("a sandbox can't be made here: {stage}: {error}"))
+            }
+            Ok(Reply::Namespace) => Err("the launcher answers what was not asked".into()),
+            Err(error) => Err(format!("the launcher failed: {error}")),
+        }
     }
 }
+
+/// Of the rehearsal: enough for what a sandbox does to itself.
+const LIMITS: Limits = Limits { cpu_millis: 500, memory_bytes: 64 << 20, disk_bytes: 0, pids: 32 };
 
 /// How the rehearsal's directories are called.
 const SCRATCH: &str = "preflight-";
