@@ -1,6 +1,6 @@
 //! The system calls that a task may make, [`berth_proto::system_calls`], as a filter that the kernel runs.
 //!
-//! Not listed: EPERM. Newer than the list, or an x32 number: ENOSYS, so that programs
+//! Not listed: EPERM. Newer than the list, or an x32 number (a container's profile kills that): ENOSYS, so that programs
 //! fall back, as they do for clone3 (its flags are behind a pointer and can't be
 //! looked at). Another ABI (int 0x80): the process is killed.
 //!
@@ -43,6 +43,12 @@ pub struct Filters {
 impl Filters {
     pub fn build() -> Result<Self, seccompiler::BackendError> {
         Ok(Self { init: init()?, task: no_clone3() })
+    }
+
+    /// Both, for the calling thread and all that it ever makes: the server needs no more than a task.
+    pub fn take_on(&self) -> Result<(), seccompiler::Error> {
+        seccompiler::apply_filter(&self.init)?;
+        seccompiler::apply_filter(&self.task)
     }
 }
 

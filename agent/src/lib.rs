@@ -101,6 +101,9 @@ fn start(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
             if weakened!("killable-agent-without-landlock") {
                 let _ = nix::unistd::setresuid(0.into(), 0.into(), config.user.uid.into());
             }
+            if let Some(filters) = &filters {
+                filters.take_on().map_err(|e| format!("the server's system call filter: {e}"))?;
+            }
             let code = server::run(config, of_server, protections, locks.files);
             // No destructors: threads that hang in the kernel must not matter.
             sys::exit(code)

@@ -17,7 +17,7 @@ pub mod redact;
 pub mod relay;
 pub mod secret;
 pub mod spawn;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub mod system_calls;
 pub mod trace;
 pub mod transport;

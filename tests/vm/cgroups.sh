@@ -23,6 +23,9 @@ in_service() {
 }
 doctor() { say "doctor: $( (in_service berth doctor) 2>&1 | grep -A 1 'native sandboxes' | tr '\n' ' ')"; }
 
+# Of workers and doctors.
+trees() { find /sys/fs/cgroup -type d \( -name 'berth-[0-9a-f][0-9a-f]*' -o -name 'berth-doctor*' \) -prune; }
+
 started() {
     (in_service berth up >/tmp/up 2>&1) &
     fleet=$!
@@ -41,7 +44,7 @@ tried() {
     started || return
     berth create --name box --memory 128M --pids 32 >/dev/null 2>&1 || say "no session"
     doctor
-    say "where: $(find /sys/fs/cgroup -name 'berth-*' -type d -prune | tr '\n' ' ')"
+    say "where: $(trees | tr '\n' ' ')"
     task cgroup 'cat /proc/self/cgroup'
     task processes 'python3 -c "
 import os, time
@@ -61,7 +64,7 @@ finished() {
     berth rm box >/dev/null
     berth stop >/dev/null 2>&1
     wait "$fleet"
-    say "left of all: $(find /sys/fs/cgroup -name 'berth-*' -type d ! -name berth-supervisor | wc -l) $(grep -c "$BERTH_STATE_DIR" /proc/mounts)"
+    say "left of all: $(trees | wc -l) $(grep -c "$BERTH_STATE_DIR" /proc/mounts)"
 }
 
 if [ -d /sys/fs/cgroup/memory ]; then
@@ -81,7 +84,7 @@ tried kubernetes
 as=()
 
 # The same as a service of systemd has it: a cgroup of its own, which it may divide (Delegate=yes).
-service=/sys/fs/cgroup/system.slice/berth.service
+service=/sys/fs/cgroup/system.slice/berth-worker.service
 mkdir -p "$service"
 echo '+memory +pids +cpu' >/sys/fs/cgroup/cgroup.subtree_control
 echo '+memory +pids +cpu' >/sys/fs/cgroup/system.slice/cgroup.subtree_control
@@ -95,8 +98,13 @@ started && berth create --name box >/dev/null && berth run --session box --detac
 kill -9 "$fleet"
 wait "$fleet"
 service=
+orphans() { berth doctor 2>&1 | grep -c 'of sessions that are gone'; }
+session=$(echo "$BERTH_STATE_DIR"/*/sessions/*)
+mv "$session" "$BERTH_STATE_DIR/aside"
+say "doctor without its directory: $(orphans)"
+mv "$BERTH_STATE_DIR/aside" "$session"
+say "doctor: $(orphans)"
 started && task after 'pgrep -c -x sleep'
-say "doctor: $(berth doctor 2>&1 | grep -c 'of sessions that are gone')"
 finished
 say "left of tasks: $(pgrep -c -f 'sleep 4712')"
 

@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, StartError},
-    sandbox::{Preflight, Problem, SandboxBackend, docker, fake, native},
+    sandbox::{Preflight, Problem, SandboxBackend, cgroup, docker, fake, native},
     workspace::store::Kind,
 };
 
@@ -101,6 +101,7 @@ fn broken(what: &str, hint: &str) -> Preflight {
 /// nothing: the state directory need not be there, and is not made.
 /// `files`: what is to hold sessions' files.
 pub async fn preflight(config: &Config, files: Kind) -> Vec<(Backend, Preflight)> {
+    cgroup::sweep_doctors();
     // A name of its own: another doctor's end would take the cgroups from under this one.
     let instance = format!("doctor-{}", std::process::id());
     let (made, mut seen) = construct(config, &instance, &std::env::temp_dir(), files, false);

@@ -26,6 +26,7 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub struct Orphans {
     found: Vec<(Arc<dyn SandboxBackend>, Identity)>,
+    looked_at: Vec<Arc<dyn SandboxBackend>>,
     /// Why not all of them could be looked for.
     pub unseen: Vec<String>,
 }
@@ -58,6 +59,7 @@ pub async fn look(config: &Config, files: Kind) -> Orphans {
             Ok(Err(error)) => orphans.unseen.push(format!("{}: {error}", backend.backend())),
             Err(_) => orphans.unseen.push(format!("{} does not answer", backend.backend())),
         }
+        orphans.looked_at.push(backend);
     }
     orphans
 }
@@ -74,6 +76,10 @@ pub async fn remove(config: &Config, files: Kind) -> Result<(usize, Vec<String>)
             Ok(Err(error)) => failed.push(format!("session {}: {error}", identity.session())),
             Err(_) => failed.push(format!("session {}: it takes too long", identity.session())),
         }
+    }
+    // No worker has them: the state is locked.
+    for backend in orphans.looked_at {
+        backend.close().await;
     }
     Ok((removed, failed))
 }

@@ -1,7 +1,7 @@
 //! Two sessions on one worker know nothing of each other.
 
 use berth_proto::v1;
-use berth_tests::{Cluster, READY, Setup, skip, until};
+use berth_tests::{Cluster, READY, Setup, containers::ok, skip, until};
 
 use crate::util::run;
 
@@ -51,6 +51,64 @@ async fn docker_sessions_are_strangers() {
     if !skip::without_docker("e2e docker_sessions_are_strangers") {
         sessions_are_strangers("docker").await;
     }
+}
+
+/// The agent's server is PID 1's first child. What the kernel says of it.
+fn server_of(pid: &str) -> String {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("PID 1");
+    let server = children.split(' ').next().expect("its server");
+    std::fs::read_to_string(format!("/proc/{server}/status")).expect("the server")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn native_agents_have_no_more_system_calls_than_tasks() {
+    if skip::without_root("e2e native_agents_have_no_more_system_calls_than_tasks") {
+        return;
+    }
+    let cluster = Cluster::start(Setup::new("native")).await;
+    let session = cluster.session().await.id;
+    let identity = cluster.workers[0].state.join("sessions").join(&session).join("sandbox.json");
+    let identity: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(identity).expect("a record")).expect("JSON");
+    // Init's part and the tasks'.
+    let status = server_of(&identity["pid"].to_string());
+    assert!(status.contains("Seccomp:\t2\n") && status.contains("Seccomp_filters:\t2\n"), "{status}");
+    cluster.stop().await;
+}
+
+/// Red when the container is made without `seccomp=`, and when that refuses clone3.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_containers_have_no_more_system_calls_than_tasks() {
+    if skip::without_docker("e2e docker_containers_have_no_more_system_calls_than_tasks") {
+        return;
+    }
+    let cluster = Cluster::start(Setup::new("docker")).await;
+    let session = cluster.session().await.id;
+    assert_eq!(run(&cluster, &session, "echo here").await.0, "here");
+    let container = ok(&["ps", "-q", "--no-trunc", "--filter", &format!("label=berth.session={session}")]);
+    let status = server_of(&ok(&["inspect", "--format", "{{.State.Pid}}", &container]));
+    // The container's, and those two.
+    assert!(status.contains("Seccomp:\t2\n") && status.contains("Seccomp_filters:\t3\n"), "{status}");
+    let log = ok(&["logs", &container]);
+    assert!(!log.contains("can't be born"), "tasks are moved into their cgroups: {log}");
+
+    // Its profile alone, on a program that is not ours: PTRACE_TRACEME, and a raw socket.
+    let options = ok(&["inspect", "--format", "{{json .HostConfig.SecurityOpt}}", &container]);
+    let options: Vec<String> = serde_json::from_str(&options).expect("JSON");
+    let profile = options.iter().find_map(|option| option.strip_prefix("seccomp=")).expect("a profile");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("profile.json");
+    std::fs::write(&file, profile).expect("written");
+    let program = "import ctypes, socket\nlibc = ctypes.CDLL(None)\nprint(libc.ptrace(0, 0, 0, 0))\n\
+        try: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); print('raw')\nexcept PermissionError: print('none')";
+    let said = |option: &[&str]| {
+        let before = ["run", "--rm", "--network", "none"];
+        ok(&[&before[..], option, &["berth/sandbox:base", "python3", "-c", program]].concat())
+    };
+    let ours = said(&["--security-opt", &format!("seccomp={}", file.display())]);
+    assert_eq!(ours, "-1\nnone");
+    assert_eq!(said(&[]), "0\nraw", "the engine's own refuses it too");
+    cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

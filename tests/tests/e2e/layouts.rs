@@ -17,7 +17,7 @@ async fn native_sandboxes_hold_on_cgroups_of_v2() {
         // With no more rights than it has there.
         ("kubernetes", "cgroup v2,", "0::/t/task-1", "/sys/fs/cgroup/berth-"),
         // Within a service's own cgroup.
-        ("service", "cgroup v2,", "0::/t/task-1", "/sys/fs/cgroup/system.slice/berth.service/berth-"),
+        ("service", "cgroup v2,", "0::/t/task-1", "/sys/fs/cgroup/system.slice/berth-worker.service/berth-"),
         ("v2", "cgroup v2,", "0::/../t/task-1", "/sys/fs/cgroup/berth-"),
     ];
     let said = hold("native_sandboxes_hold_on_cgroups_of_v2", "v2", &layouts).await;
@@ -28,7 +28,9 @@ async fn native_sandboxes_hold_on_cgroups_of_v2() {
     let full = said.lines().find(|line| line.starts_with("vm: full: doctor: ")).unwrap_or_default();
     assert!(full.contains("✗") && full.contains("full.service/berth-doctor-"), "{said}");
     // Its session lived on, and went when it was told to. Red when only a worker's own cgroup is looked at: the directories stay.
-    for line in ["after: 1", "doctor: 0", "left of all: 0 0", "left of tasks: 0"] {
+    for line in
+        ["doctor without its directory: 1", "doctor: 0", "after: 1", "left of all: 0 0", "left of tasks: 0"]
+    {
         let line = format!("vm: moved: {line}");
         assert!(said.lines().any(|said| said.trim_end() == line), "{line}\n{said}");
     }

@@ -135,7 +135,10 @@ impl Sessions {
             let left = match tokio::time::timeout(ADOPT_TIMEOUT, backend.leftovers()).await {
                 Ok(Ok(left)) => left,
                 Ok(Err(error)) => {
-                    warn!(?error, backend = %backend.backend(), "leftovers can't be listed");
+                    // One that can't be used was told of when backends were chosen.
+                    if error.reason() != Reason::BackendUnavailable {
+                        warn!(?error, backend = %backend.backend(), "leftovers can't be listed");
+                    }
                     continue;
                 }
                 Err(_) => {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -49,28 +50,38 @@ pub(super) fn hierarchies(mountinfo: &str, own: &str) -> BTreeMap<String, Hierar
     found
 }
 
-/// Cgroups of this name anywhere in the hierarchies that sessions have cgroups in.
-pub(super) fn named(hierarchies: &BTreeMap<String, Hierarchy>, name: &str) -> Vec<PathBuf> {
-    let ours = hierarchies
-        .iter()
-        .filter(|(controller, _)| *controller == "unified" || super::V1.contains(&controller.as_str()));
-    let mut left: Vec<PathBuf> = ours.map(|(_, hierarchy)| hierarchy.mount.clone()).collect();
+/// Cgroups whose name is wanted, anywhere in the hierarchies that sessions have cgroups in, and made by this user: anybody whom a part
+/// of a hierarchy is delegated to can make one of any name.
+pub(super) fn named(
+    hierarchies: &BTreeMap<String, Hierarchy>,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Vec<PathBuf> {
+    let ours = |controller: &str| controller == "unified" || super::V1.contains(&controller);
+    let mounts = hierarchies.iter().filter(|(controller, _)| ours(controller));
+    let mut left: Vec<PathBuf> = mounts.map(|(_, hierarchy)| hierarchy.mount.clone()).collect();
     left.sort_unstable();
     left.dedup();
+    let user = nix::unistd::geteuid().as_raw();
     let mut found = Vec::new();
     while let Some(dir) = left.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(kind) = entry.file_type() else { continue };
-            match entry.file_name().to_str() {
-                Some(entry_name) if kind.is_dir() && entry_name == name => found.push(entry.path()),
-                // Another worker's: none of ours is within.
-                Some(entry_name) if entry_name.starts_with("berth-") && entry_name != &SUPERVISOR[1..] => {}
-                _ if kind.is_dir() => left.push(entry.path()),
-                _ => {}
+            let (Ok(kind), name) = (entry.file_type(), entry.file_name()) else { continue };
+            let name = name.to_str().unwrap_or_default();
+            if !kind.is_dir() {
+            } else if wanted(name) {
+                found.extend(entry.metadata().is_ok_and(|meta| meta.uid() == user).then(|| entry.path()));
+            } else if !is_of_a_worker(name) {
+                left.push(entry.path());
             }
         }
     }
     found
+}
+
+/// `berth-<instance>`, of docker too: nothing but sessions is within.
+fn is_of_a_worker(name: &str) -> bool {
+    let instance = name.strip_prefix("berth-").map(|name| name.strip_suffix("-docker").unwrap_or(name));
+    instance.is_some_and(|id| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Whether the kernel lets nobody move a process, or make one, out of or into what lies outside of the caller's cgroup
@@ -207,17 +218,22 @@ mod tests {
             .concat();
         let session = berth_proto::SessionId::new();
         let of_session = |part: &str| temp.path().join("memory").join(part).join(session.to_string());
-        for part in ["user.slice/1.scope/berth-i", "user.slice/berth-other"] {
+        let (earlier, other) = ("system.slice/berth-worker.service/berth-0123456789ab", "berth-ba9876543210");
+        for part in [earlier, other, "berth-ba9876543210/berth-0123456789ab"] {
             fs::create_dir_all(of_session(part).join("t")).unwrap();
         }
-        let tree =
-            super::super::CgroupTree::from_proc(&mounts, "1:memory,pids,cpu:/now", "i").expect("a tree");
+        let own = "1:memory,pids,cpu:/now";
+        let found = named(&hierarchies(&mounts, own), &|name| name == "berth-0123456789ab");
+        assert_eq!(found, [temp.path().join("memory").join(earlier)]);
+        let tree = super::super::CgroupTree::from_proc(&mounts, own, "0123456789ab").expect("a tree");
+        assert!(tree.sessions().is_empty());
+        let tree = tree.also_at(found);
         assert_eq!(tree.sessions(), [session]);
-        tree.remove(&session).unwrap();
-        assert!(!of_session("user.slice/1.scope/berth-i").exists() && tree.sessions().is_empty());
+        tree.remove(&session.to_string()).unwrap();
+        assert!(!of_session(earlier).exists() && tree.sessions().is_empty());
         tree.close();
-        assert!(!temp.path().join("memory/now/berth-i").exists());
-        assert!(!temp.path().join("memory/user.slice/1.scope/berth-i").exists());
-        assert!(of_session("user.slice/berth-other").exists(), "another worker's");
+        assert!(!temp.path().join("memory/now/berth-0123456789ab").exists());
+        assert!(!temp.path().join("memory").join(earlier).exists());
+        assert!(of_session(other).exists(), "another worker's");
     }
 }

@@ -42,6 +42,35 @@ use self::{
 };
 pub use self::{hierarchy::SUPERVISOR, limits::AGENT_MEMORY};
 
+/// The cgroups of an instance, wherever a process of it made them: one that was started from another cgroup, whose sandboxes may live
+/// on there. Looks through the whole of each hierarchy, which is mounted there, or anywhere.
+///
+/// # Errors
+/// FAILED_PRECONDITION when the mounts can't be read.
+pub fn earlier(instance: &str, mounted: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
+    let name = format!("berth-{instance}");
+    anywhere(mounted, &|found| found == name)
+}
+
+/// Removes the cgroups `berth-doctor-<pid>` of processes that are gone. (A doctor's own name is not that of another which runs.)
+pub fn sweep_doctors() {
+    let dead = |name: &str| {
+        let pid = name.strip_prefix("berth-doctor-").map(|rest| rest.trim_end_matches("-docker"));
+        pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
+    };
+    for dir in anywhere(None, &dead).unwrap_or_default() {
+        if let Err(error) = remove_tree(&dir, Instant::now() + KILL_WAIT) {
+            tracing::debug!(%error, dir = %dir.display(), "a cgroup of a doctor stays");
+        }
+    }
+}
+
+fn anywhere(mounted: Option<&Path>, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, Error> {
+    let mountinfo = read("/proc/self/mountinfo")?;
+    let mountinfo = mounted.map_or(mountinfo.clone(), |mounted| below(&mountinfo, mounted));
+    Ok(named(&hierarchies(&mountinfo, AT_THE_ROOT), wanted))
+}
+
 /// How long the processes of a killed session may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 /// How long a process that has ended may be told to be in its cgroup.
@@ -115,7 +144,7 @@ fn read(path: &str) -> Result<String, Error> {
 }
 
 /// /proc/self/cgroup of a process that is at the root of each hierarchy.
-const ANYWHERE: &str = "1:memory,pids,cpu:/\n0::/";
+const AT_THE_ROOT: &str = "1:memory,pids,cpu:/\n0::/";
 
 /// v1 controllers that limits need.
 const V1: [&str; 3] = ["memory", "pids", "cpu"];
@@ -131,18 +160,6 @@ impl CgroupTree {
         Self::from_proc(&mountinfo, &own, instance)
     }
 
-    /// What earlier processes of an instance made, wherever that is. Makes nothing: it is no place for a session.
-    ///
-    /// # Errors
-    /// FAILED_PRECONDITION when the mounts can't be read.
-    pub fn find(instance: &str, mounted: Option<&Path>) -> Result<Self, Error> {
-        let mountinfo = read("/proc/self/mountinfo")?;
-        let mountinfo = mounted.map_or(mountinfo.clone(), |mounted| below(&mountinfo, mounted));
-        let found = hierarchies(&mountinfo, ANYWHERE);
-        let earlier = named(&found, &format!("berth-{instance}"));
-        Ok(Self { layout: Layout::V1, bases: BTreeMap::new(), earlier, namespaces_are_walls: false })
-    }
-
     /// The same below the root of the host's hierarchies, which are mounted there: for a process in a container, whose own
     /// cgroup goes with that.
     ///
@@ -150,7 +167,7 @@ impl CgroupTree {
     /// As [`Self::detect`].
     pub fn of_host(instance: &str, mounted: &Path) -> Result<Self, Error> {
         let mountinfo = read("/proc/self/mountinfo")?;
-        Self::from_proc(&below(&mountinfo, mounted), ANYWHERE, instance)
+        Self::from_proc(&below(&mountinfo, mounted), AT_THE_ROOT, instance)
     }
 
     fn from_proc(mountinfo: &str, own: &str, instance: &str) -> Result<Self, Error> {
@@ -177,9 +194,8 @@ impl CgroupTree {
                     .hint("mount cgroup v2 at /sys/fs/cgroup, or enable these controllers"));
             }
         };
-        let mut earlier = named(&found, &name);
-        earlier.retain(|dir| bases.values().all(|base| base != dir));
-        let tree = Self { layout, bases, earlier, namespaces_are_walls: namespaces_are_walls(mountinfo) };
+        let namespaces_are_walls = namespaces_are_walls(mountinfo);
+        let tree = Self { layout, bases, earlier: Vec::new(), namespaces_are_walls };
         for base in tree.bases.values() {
             make(base)?;
         }
@@ -189,11 +205,23 @@ impl CgroupTree {
         Ok(tree)
     }
 
+    /// What earlier processes of an instance made, wherever that is ([`earlier`]). No place for a session: nothing is made.
+    pub fn found(earlier: Vec<PathBuf>) -> Self {
+        Self { layout: Layout::V1, bases: BTreeMap::new(), earlier, namespaces_are_walls: false }
+    }
+
+    /// With what earlier processes of this instance made ([`earlier`]).
+    pub fn also_at(mut self, earlier: Vec<PathBuf>) -> Self {
+        self.earlier = earlier;
+        self.earlier.retain(|dir| self.bases.values().all(|base| base != dir));
+        self
+    }
+
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// Makes a session's cgroups with its limits. `owner` is the agent, as host ids; `uploads` is what it
+    /// Makes a session's cgroups with its limits, by its id (under another name no sweep takes them for a session's). `owner` is the agent, as host ids; `uploads` is what it
     /// may have to hold beside its own [`AGENT_MEMORY`]: files that it writes into memory for a client are
     /// charged to it, and an OOM there would end the session. `namespace` makes a cgroup namespace whose root is a
     /// directory; it is called where a sandbox can't do that by itself.
@@ -202,7 +230,7 @@ impl CgroupTree {
     /// INTERNAL, and nothing of the session is left.
     pub fn create(
         &self,
-        session: &SessionId,
+        session: &str,
         limits: &Limits,
         uploads: u64,
         owner: (u32, u32),
@@ -218,7 +246,7 @@ impl CgroupTree {
 
     fn try_create(
         &self,
-        session: &SessionId,
+        session: &str,
         limits: &Limits,
         agent_memory: u64,
         owner: (u32, u32),
@@ -226,7 +254,7 @@ impl CgroupTree {
     ) -> io::Result<SessionCgroups> {
         let (mut binds, mut made) = (Vec::new(), None);
         for (&name, base) in &self.bases {
-            let dir = base.join(session.to_string());
+            let dir = base.join(session);
             let (tasks, agent) = (dir.join("t"), dir.join("agent"));
             mkdir(&dir)?;
             if let Some(make) = namespace.filter(|_| self.namespaces_are_walls && name == "unified") {
@@ -273,13 +301,17 @@ impl CgroupTree {
     ///
     /// # Errors
     /// INTERNAL when processes or directories stay.
-    pub fn remove(&self, session: &SessionId) -> Result<(), Error> {
-        let dirs = self.places().map(|base| base.join(session.to_string())).filter(|dir| dir.exists());
+    pub fn remove(&self, session: &str) -> Result<(), Error> {
         let deadline = Instant::now() + KILL_WAIT;
-        for dir in dirs.collect::<Vec<_>>() {
-            remove_tree(&dir, deadline).map_err(|cause| {
-                Error::internal(format!("the cgroup {} could not be removed", dir.display())).cause(cause)
-            })?;
+        for dir in self.places().map(|base| base.join(session)).filter(|dir| dir.exists()) {
+            let Err(cause) = remove_tree(&dir, deadline) else { continue };
+            if !self.bases.is_empty() && self.bases.values().all(|base| !dir.starts_with(base)) {
+                // Whoever else may write there must not keep a session from its end.
+                tracing::warn!(%cause, dir = %dir.display(), "a cgroup of an earlier process stays");
+                continue;
+            }
+            let what = format!("the cgroup {} could not be removed", dir.display());
+            return Err(Error::internal(what).cause(cause));
         }
         Ok(())
     }
@@ -303,9 +335,7 @@ impl CgroupTree {
 
     /// Removes this instance's own directories. Fails, harmlessly, while a session is there.
     pub fn close(&self) {
-        // A worker that lives may need what one that only looks has found.
-        let places = self.places().filter(|_| !self.bases.is_empty());
-        for base in places {
+        for base in self.places() {
             if let Err(error) = fs::remove_dir(base).or_else(ignore_missing) {
                 tracing::debug!(%error, dir = %base.display(), "a cgroup directory stays");
             }

@@ -20,7 +20,7 @@ use std::{
 use berth_proto::{Error, SessionId, agent_config, domain::Limits};
 
 use super::engine::Facts;
-use crate::sandbox::cgroup::{CgroupTree, Layout};
+use crate::sandbox::cgroup::{self, CgroupTree, Layout};
 
 /// Where the agent finds its cgroups: `<CG_DIR>/<name>`.
 pub const CG_DIR: &str = "/.berth/cg";
@@ -32,6 +32,8 @@ pub struct Cgroups {
     /// Where the host's are mounted, if they are not ours too.
     host: Arc<OnceLock<PathBuf>>,
     tree: Arc<Mutex<Option<CgroupTree>>>,
+    /// What earlier processes of this instance made.
+    earlier: Arc<OnceLock<Vec<PathBuf>>>,
 }
 
 /// What one session has: mounts and the agent's view. Empty where the tree can't be used.
@@ -42,10 +44,10 @@ pub struct Made {
 }
 
 impl Cgroups {
-    /// `only_looks`: makes nothing ([`CgroupTree::find`]).
+    /// `only_looks`: makes nothing ([`CgroupTree::found`]).
     pub fn new(instance: &str, only_looks: bool) -> Self {
         let instance = format!("{instance}-docker");
-        Self { instance, only_looks, host: Arc::default(), tree: Arc::default() }
+        Self { instance, only_looks, host: Arc::default(), tree: Arc::default(), earlier: Arc::default() }
     }
 
     /// The host's are mounted there. Said before the tree is used, and always the same.
@@ -62,16 +64,24 @@ impl Cgroups {
         held: &mut Option<CgroupTree>,
         work: impl FnOnce(&CgroupTree) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        match held {
-            Some(tree) => work(tree),
-            None => work(held.insert(match self.host.get() {
-                mounted if self.only_looks => {
-                    CgroupTree::find(&self.instance, mounted.map(PathBuf::as_path))?
-                }
-                Some(mounted) => CgroupTree::of_host(&self.instance, mounted)?,
-                None => CgroupTree::detect(&self.instance)?,
-            })),
+        if let Some(tree) = held {
+            return work(tree);
         }
+        let mounted = self.host.get().map(PathBuf::as_path);
+        // Looked for once: the whole of each hierarchy.
+        let earlier = match self.earlier.get() {
+            Some(earlier) => earlier.clone(),
+            None => {
+                let found = cgroup::earlier(&self.instance, mounted)?;
+                self.earlier.get_or_init(|| found).clone()
+            }
+        };
+        let tree = match mounted {
+            _ if self.only_looks => CgroupTree::found(earlier),
+            Some(mounted) => CgroupTree::of_host(&self.instance, mounted)?.also_at(earlier),
+            None => CgroupTree::detect(&self.instance)?.also_at(earlier),
+        };
+        work(held.insert(tree))
     }
 
     /// Makes a session's cgroups. Blocks, shortly.
@@ -80,7 +90,7 @@ impl Cgroups {
         self.with(&mut held, |tree| {
             // Container root is the host's root here: see `why_not`. The agent's own share, uploads
             // included, is the container's.
-            let made = tree.create(session, limits, 0, (0, 0), None)?;
+            let made = tree.create(&session.to_string(), limits, 0, (0, 0), None)?;
             Ok(Made { config: made.agent_config(Path::new(CG_DIR)), binds: made.binds })
         })
     }
@@ -91,7 +101,7 @@ impl Cgroups {
         let tree = self.with(&mut held, |tree| Ok(tree.clone()))?;
         drop(held);
         // Not under the lock: processes may take their time to die.
-        let removed = tree.remove(session);
+        let removed = tree.remove(&session.to_string());
         self.close_unused();
         removed
     }
@@ -122,6 +132,10 @@ impl Cgroups {
     }
 
     fn close_unused(&self) {
+        // A worker that lives may be about to need them.
+        if self.only_looks {
+            return;
+        }
         let mut held = self.tree();
         // On v2 finding our place moves this process into a leaf: that is done once.
         let unused = held.as_ref().is_some_and(|t| t.layout() != Layout::V2 && t.sessions().is_empty());

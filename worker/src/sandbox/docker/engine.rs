@@ -40,6 +40,8 @@ pub struct Facts {
     pub cgroup_driver: String,
     pub cpus: u32,
     pub seccomp: bool,
+    /// Docker's API served by podman, which takes a profile's path where Docker takes the profile.
+    pub podman: bool,
     pub rootless: bool,
     /// Container ids are not host ids.
     pub remapped: bool,
@@ -144,7 +146,10 @@ impl Engine {
     pub async fn look(&self) -> Result<Facts, Error> {
         let docker = self.client().await?;
         let info = call("say what it is", ANSWER, docker.info()).await?;
-        Ok(facts(info, docker.client_version().to_string()))
+        let version = call("say its version", ANSWER, docker.version()).await?;
+        let podman =
+            version.components.iter().flatten().any(|part| part.name.to_lowercase().contains("podman"));
+        Ok(Facts { podman, ..facts(info, docker.client_version().to_string()) })
     }
 }
 
@@ -162,6 +167,7 @@ fn facts(info: SystemInfo, api: String) -> Facts {
         cgroup_driver: info.cgroup_driver.map(|d| d.to_string()).unwrap_or_default(),
         cpus: info.ncpu.and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
         seccomp: has("seccomp"),
+        podman: false,
         rootless: has("rootless"),
         remapped: has("userns"),
         remap_base: info.docker_root_dir.as_deref().and_then(remap_base),
@@ -194,6 +200,7 @@ impl Facts {
             cgroup_driver: "cgroupfs".into(),
             cpus: 2,
             seccomp: true,
+            podman: false,
             rootless: false,
             remapped: false,
             remap_base: None,

@@ -86,6 +86,11 @@ fn describe(facts: &Facts, report: &mut Preflight) {
             hint: "use an engine and a kernel with seccomp support".into(),
         });
     }
+    if facts.podman {
+        report
+            .weaker
+            .push("the engine is podman: the agent is under its own system call profile, not Berth's".into());
+    }
     if facts.cgroup_driver == "none" {
         report.weaker.push("the engine can't limit memory, cpu and processes".into());
     }

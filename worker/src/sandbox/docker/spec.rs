@@ -128,7 +128,7 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
         cap_drop: Some(vec!["ALL".into()]),
         cap_add: Some(CAPABILITIES.map(String::from).to_vec()),
         // The same system calls as in the agent's filter, which is the inner one.
-        security_opt: Some(security_options()),
+        security_opt: Some(security_options(plan.facts)),
         privileged: Some(false),
         group_add: plan.agent_group.map(|gid| vec![gid.to_string()]),
         userns_mode: None,
@@ -179,10 +179,10 @@ fn host_config(plan: Plan<'_>) -> HostConfig {
     }
 }
 
-fn security_options() -> Vec<String> {
-    let seccomp =
-        crate::weaken::seccomp_option().unwrap_or_else(|| format!("seccomp={}", super::seccomp::profile()));
-    vec!["no-new-privileges:true".to_owned(), seccomp]
+fn security_options(facts: &Facts) -> Vec<String> {
+    let own = || (!facts.podman).then(|| format!("seccomp={}", super::seccomp::profile()));
+    let seccomp = crate::weaken::seccomp_option().or_else(own);
+    ["no-new-privileges:true".to_owned()].into_iter().chain(seccomp).collect()
 }
 
 /// Docker's own list, what the native backend hides too, and a little of /sys.

@@ -21,7 +21,7 @@ use std::{
     fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
@@ -39,7 +39,8 @@ pub use preflight::sweep_scratch;
 
 use self::launcher::Launcher;
 use super::{
-    Identity, Preflight, Problem, Running, SandboxBackend, SandboxSpec, SessionDirs, cgroup::CgroupTree,
+    Identity, Preflight, Problem, Running, SandboxBackend, SandboxSpec, SessionDirs,
+    cgroup::{self, CgroupTree},
 };
 
 /// The id of tasks' user inside (ARCHITECTURE: uid 1000 in native).
@@ -74,19 +75,24 @@ struct Inner {
     cgroups: Result<CgroupTree, String>,
     /// Sandboxes end with this process.
     short_lived: bool,
+    /// Held by a rehearsal; whether one went well. After that the canary is the better proof.
+    rehearsed: Mutex<bool>,
 }
 
 impl NativeBackend {
     /// Never fails: what this machine lacks is the preflight's to tell.
     pub fn new(settings: Settings) -> Self {
-        let cgroups = match settings.only_looks {
-            true => CgroupTree::find(&settings.instance, None),
-            false => CgroupTree::detect(&settings.instance),
-        };
+        let cgroups =
+            cgroup::earlier(&settings.instance, None).and_then(|earlier| match settings.only_looks {
+                true => Ok(CgroupTree::found(earlier)),
+                false => Ok(CgroupTree::detect(&settings.instance)?.also_at(earlier)),
+            });
         let cgroups = cgroups.map_err(|error| error.to_string());
         let launcher = Launcher::new(settings.launcher.clone());
         let short_lived = container::is_main_process();
-        Self { inner: Arc::new(Inner { settings, launcher, cgroups, short_lived }) }
+        Self {
+            inner: Arc::new(Inner { settings, launcher, cgroups, short_lived, rehearsed: Mutex::default() }),
+        }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -157,7 +163,7 @@ impl SandboxBackend for NativeBackend {
     async fn remove(&self, identity: &Identity) -> Result<(), Error> {
         let Identity::Native { session, .. } = identity else { return Ok(()) };
         let session: SessionId = session.parse()?;
-        self.blocking(move |inner| inner.tree()?.remove(&session)).await
+        self.blocking(move |inner| inner.tree()?.remove(&session.to_string())).await
     }
 
     async fn leftovers(&self) -> Result<Vec<Identity>, Error> {

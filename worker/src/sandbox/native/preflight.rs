@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::PoisonError,
 };
 
 use berth_proto::{SessionId, domain::Limits};
@@ -77,22 +78,28 @@ impl Inner {
 
     /// Does everything up to the exec, in cgroups as a session has them, and nothing stays.
     fn rehearse(&self) -> Result<(), String> {
+        let mut rehearsed = self.rehearsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *rehearsed {
+            return Ok(());
+        }
         let tree = self.cgroups.as_ref()?;
+        let removed = || tree.remove(REHEARSAL).map_err(|e| e.to_string());
+        // One that was killed may have left some.
+        removed()?;
         let etc = tempfile_dir(&self.settings.scratch).map_err(|e| format!("no scratch directory: {e}"))?;
-        let session = SessionId::new();
-        let result = self.rehearse_in(tree, &etc, &session);
+        let result = self.rehearse_in(tree, &etc);
         let _ = fs::remove_dir_all(&etc);
-        // Also of a launch that got as far as there and no further.
-        let removed = tree.remove(&session).map_err(|e| e.to_string());
-        result.and(removed)
+        result.and(removed())?;
+        *rehearsed = true;
+        Ok(())
     }
 
-    fn rehearse_in(&self, tree: &CgroupTree, etc: &Path, session: &SessionId) -> Result<(), String> {
+    fn rehearse_in(&self, tree: &CgroupTree, etc: &Path) -> Result<(), String> {
         plan::write_etc(etc, "user", "preflight").map_err(|e| format!("/etc of a sandbox: {e}"))?;
         let range = uids::claim().map_err(|e| format!("host ids: {e}"))?;
         let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
         let owner = (range.base, range.base);
-        let cgroups = tree.create(session, &LIMITS, 0, owner, Some(&namespace)).map_err(|error| {
+        let cgroups = tree.create(REHEARSAL, &LIMITS, 0, owner, Some(&namespace)).map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             format!("{error}{}", cause.unwrap_or_default())
         })?;
@@ -121,6 +128,8 @@ impl Inner {
     }
 }
 
+/// The name of its cgroups: no session's, so nobody takes them for one that was left.
+const REHEARSAL: &str = "preflight";
 /// Of the rehearsal: enough for what a sandbox does to itself.
 const LIMITS: Limits = Limits { cpu_millis: 500, memory_bytes: 64 << 20, disk_bytes: 0, pids: 32 };
 

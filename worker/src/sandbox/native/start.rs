@@ -33,11 +33,12 @@ impl Inner {
         let uploads = MemoryFiles::of(&spec.limits).charge() + spec.files_in_memory;
         let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
         let owner = (range.base, range.base);
-        let cgroups = tree.create(&spec.session, &spec.charged(), uploads, owner, Some(&namespace))?;
+        let cgroups =
+            tree.create(&spec.session.to_string(), &spec.charged(), uploads, owner, Some(&namespace))?;
         let started = self.launch(spec, &range, &cgroups);
         if started.is_err() {
             // Whatever got as far as its cgroup dies with it.
-            if let Err(error) = tree.remove(&spec.session) {
+            if let Err(error) = tree.remove(&spec.session.to_string()) {
                 tracing::warn!(?error, session.id = %spec.session, "a failed launch left something behind");
             }
         }
