@@ -1,4 +1,4 @@
-//! The system calls that a task may make, [`berth_proto::system_calls`], as a filter that the kernel runs.
+//! The system calls that a task may make, and the agent's server: [`berth_proto::system_calls`], as a filter that the kernel runs.
 //!
 //! Not listed: EPERM. Newer than the list, or an x32 number (a container's profile kills that): ENOSYS, so that programs
 //! fall back, as they do for clone3 (its flags are behind a pointer and can't be
@@ -34,9 +34,9 @@ fn rule(conditions: &[Condition]) -> Result<SeccompRule, seccompiler::BackendErr
 
 /// Both parts as BPF, ready to be loaded.
 pub struct Filters {
-    /// Init's, and inherited by tasks.
+    /// Init's, and inherited by tasks. The server has it too.
     pub init: BpfProgram,
-    /// On top of it, for tasks.
+    /// On top of it, for tasks and the server.
     pub task: BpfProgram,
 }
 

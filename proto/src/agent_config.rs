@@ -44,7 +44,7 @@ pub struct AgentConfig {
     /// Holds the spool: one directory a task.
     pub spool_dir: PathBuf,
     pub cgroups: Cgroups,
-    /// Whether tasks get the seccomp filter. False only where the kernel has none and
+    /// Whether tasks and the agent itself get the seccomp filter. False only where the kernel has none and
     /// the operator allowed that.
     pub seccomp: bool,
     /// Bytes of all output of the session that is kept on the worker's disk.

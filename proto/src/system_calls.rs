@@ -1,4 +1,4 @@
-//! The system calls that a task may make: an allow-list in the manner of container engines' default profile, without what
+//! The system calls that a task may make, and the agent: an allow-list in the manner of container engines' default profile, without what
 //! ABUSE.md wants away (namespaces, ptrace and its relatives, io_uring, bpf, keys, VSOCK, ALG, packet and raw sockets, TIOCSTI).
 //!
 //! One list, and two that make a filter of it: the agent, which puts it on tasks itself, wherever it runs, and the worker, which
@@ -63,7 +63,7 @@ macro_rules! calls {
     ($($symbol:ident)*) => { &[$(call!($symbol)),*] };
 }
 
-/// What PID 1 of a sandbox needs on top, and no task gets: to give birth to a task in its cgroup. (Its flags are behind a pointer
+/// What PID 1 of a sandbox needs on top, and neither tasks nor the agent's server get: to give birth to a task in its cgroup. (Its flags are behind a pointer
 /// and can't be looked at.)
 pub const OF_INIT: Call = call!(SYS_clone3);
 

@@ -97,13 +97,13 @@ fn broken(what: &str, hint: &str) -> Preflight {
     }
 }
 
-/// Looks at each backend as this configuration would use it, for `berth doctor`. Starts nothing, and leaves
-/// nothing: the state directory need not be there, and is not made.
+/// Looks at each backend as this configuration would use it, for `berth doctor`. Starts nothing, leaves
+/// nothing, and removes what doctors left that were killed: the state directory need not be there, and is not made.
 /// `files`: what is to hold sessions' files.
 pub async fn preflight(config: &Config, files: Kind) -> Vec<(Backend, Preflight)> {
-    cgroup::sweep_doctors();
+    let _ = tokio::task::spawn_blocking(cgroup::sweep_doctors).await;
     // A name of its own: another doctor's end would take the cgroups from under this one.
-    let instance = format!("doctor-{}", std::process::id());
+    let instance = format!("doctor-{}", &berth_proto::SessionId::new().to_string()[20..]);
     let (made, mut seen) = construct(config, &instance, &std::env::temp_dir(), files, false);
     for backend in made {
         let preflight = look(&*backend).await;

@@ -136,7 +136,7 @@ impl Sessions {
                 Ok(Ok(left)) => left,
                 Ok(Err(error)) => {
                     // One that can't be used was told of when backends were chosen.
-                    if error.reason() != Reason::BackendUnavailable {
+                    if self.inner.backends.usable().get(&backend.backend()) == Some(&true) {
                         warn!(?error, backend = %backend.backend(), "leftovers can't be listed");
                     }
                     continue;

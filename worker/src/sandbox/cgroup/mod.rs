@@ -38,7 +38,7 @@ use self::{
     file::{ignore_invalid, ignore_missing, mkdir, write},
     hierarchy::{enable, hierarchies, make, missing, named, namespaces_are_walls, v2_parent},
     limits::{AGENT_PIDS, CPU_PERIOD_US, delegate, limit_memory_v1, limit_v2, quota, quota_of_all, shares},
-    remove::{remove_tree, wait_for_change},
+    remove::{remove_dirs, remove_tree, wait_for_change},
 };
 pub use self::{hierarchy::SUPERVISOR, limits::AGENT_MEMORY};
 
@@ -52,14 +52,16 @@ pub fn earlier(instance: &str, mounted: Option<&Path>) -> Result<Vec<PathBuf>, E
     anywhere(mounted, &|found| found == name)
 }
 
-/// Removes the cgroups `berth-doctor-<pid>` of processes that are gone. (A doctor's own name is not that of another which runs.)
+/// Removes cgroups that doctors left which were killed: those in which no process is, some minutes later. (Whether one lives is not to be
+/// known by a number: it may be in a container.)
 pub fn sweep_doctors() {
-    let dead = |name: &str| {
-        let pid = name.strip_prefix("berth-doctor-").map(|rest| rest.trim_end_matches("-docker"));
-        pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
+    let old = |dir: &Path| {
+        let made = dir.metadata().and_then(|meta| meta.modified());
+        made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > DOCTOR_OVER))
     };
-    for dir in anywhere(None, &dead).unwrap_or_default() {
-        if let Err(error) = remove_tree(&dir, Instant::now() + KILL_WAIT) {
+    let found = anywhere(None, &|name| name.starts_with("berth-doctor-")).unwrap_or_default();
+    for dir in found.iter().filter(|dir| old(dir)) {
+        if let Err(error) = remove_dirs(dir) {
             tracing::debug!(%error, dir = %dir.display(), "a cgroup of a doctor stays");
         }
     }
@@ -73,6 +75,8 @@ fn anywhere(mounted: Option<&Path>, wanted: &dyn Fn(&str) -> bool) -> Result<Vec
 
 /// How long the processes of a killed session may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+/// A doctor is done by then.
+const DOCTOR_OVER: Duration = Duration::from_secs(300);
 /// How long a process that has ended may be told to be in its cgroup.
 const EMPTY_WAIT: Duration = Duration::from_secs(1);
 
@@ -304,16 +308,24 @@ impl CgroupTree {
     pub fn remove(&self, session: &str) -> Result<(), Error> {
         let deadline = Instant::now() + KILL_WAIT;
         for dir in self.places().map(|base| base.join(session)).filter(|dir| dir.exists()) {
-            let Err(cause) = remove_tree(&dir, deadline) else { continue };
-            if !self.bases.is_empty() && self.bases.values().all(|base| !dir.starts_with(base)) {
-                // Whoever else may write there must not keep a session from its end.
-                tracing::warn!(%cause, dir = %dir.display(), "a cgroup of an earlier process stays");
-                continue;
-            }
-            let what = format!("the cgroup {} could not be removed", dir.display());
-            return Err(Error::internal(what).cause(cause));
+            remove_tree(&dir, deadline).map_err(|cause| {
+                Error::internal(format!("the cgroup {} could not be removed", dir.display())).cause(cause)
+            })?;
         }
         Ok(())
+    }
+
+    /// Kills and removes all whose names begin so, as far as that goes in a moment.
+    pub fn sweep(&self, prefix: &str) {
+        let deadline = Instant::now() + EMPTY_WAIT;
+        let entries = self.places().filter_map(|base| fs::read_dir(base).ok()).flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                && let Err(error) = remove_tree(&entry.path(), deadline)
+            {
+                tracing::warn!(%error, dir = %entry.path().display(), "a cgroup stays");
+            }
+        }
     }
 
     /// Sessions that have a cgroup of this instance.

@@ -48,7 +48,7 @@ fn kill_all(dir: &Path) -> io::Result<()> {
 }
 
 /// Deepest first. A cgroup has no other entries than its children that could be removed.
-fn remove_dirs(dir: &Path) -> io::Result<()> {
+pub(super) fn remove_dirs(dir: &Path) -> io::Result<()> {
     for child in subdirs(dir)? {
         remove_dirs(&child)?;
     }

@@ -75,7 +75,7 @@ struct Inner {
     cgroups: Result<CgroupTree, String>,
     /// Sandboxes end with this process.
     short_lived: bool,
-    /// Held by a rehearsal; whether one went well. After that the canary is the better proof.
+    /// Held by a rehearsal; whether one went well, and each launch since. After that the canary is the better proof.
     rehearsed: Mutex<bool>,
 }
 

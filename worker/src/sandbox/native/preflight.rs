@@ -83,23 +83,23 @@ impl Inner {
             return Ok(());
         }
         let tree = self.cgroups.as_ref()?;
-        let removed = || tree.remove(REHEARSAL).map_err(|e| e.to_string());
         // One that was killed may have left some.
-        removed()?;
+        tree.sweep(REHEARSAL);
+        let name = format!("{REHEARSAL}{}", SessionId::new());
         let etc = tempfile_dir(&self.settings.scratch).map_err(|e| format!("no scratch directory: {e}"))?;
-        let result = self.rehearse_in(tree, &etc);
+        let result = self.rehearse_in(tree, &etc, &name);
         let _ = fs::remove_dir_all(&etc);
-        result.and(removed())?;
+        result.and(tree.remove(&name).map_err(|e| e.to_string()))?;
         *rehearsed = true;
         Ok(())
     }
 
-    fn rehearse_in(&self, tree: &CgroupTree, etc: &Path) -> Result<(), String> {
+    fn rehearse_in(&self, tree: &CgroupTree, etc: &Path, name: &str) -> Result<(), String> {
         plan::write_etc(etc, "user", "preflight").map_err(|e| format!("/etc of a sandbox: {e}"))?;
         let range = uids::claim().map_err(|e| format!("host ids: {e}"))?;
         let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
         let owner = (range.base, range.base);
-        let cgroups = tree.create(REHEARSAL, &LIMITS, 0, owner, Some(&namespace)).map_err(|error| {
+        let cgroups = tree.create(name, &LIMITS, 0, owner, Some(&namespace)).map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             format!("{error}{}", cause.unwrap_or_default())
         })?;
@@ -128,8 +128,8 @@ impl Inner {
     }
 }
 
-/// The name of its cgroups: no session's, so nobody takes them for one that was left.
-const REHEARSAL: &str = "preflight";
+/// How the names of its cgroups begin: no session's, so nobody takes them for one that was left.
+const REHEARSAL: &str = "preflight-";
 /// Of the rehearsal: enough for what a sandbox does to itself.
 const LIMITS: Limits = Limits { cpu_millis: 500, memory_bytes: 64 << 20, disk_bytes: 0, pids: 32 };
 

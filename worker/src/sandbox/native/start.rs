@@ -7,6 +7,7 @@ use std::{
         unix::fs::{DirBuilderExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
+    sync::PoisonError,
 };
 
 use berth_proto::{
@@ -28,6 +29,15 @@ use crate::{
 
 impl Inner {
     pub(super) fn start(&self, spec: &SandboxSpec) -> Result<(Identity, OwnedFd), Error> {
+        let started = self.start_in(spec);
+        if started.is_err() {
+            // What was well may not be so any more: the next preflight looks again.
+            *self.rehearsed.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        }
+        started
+    }
+
+    fn start_in(&self, spec: &SandboxSpec) -> Result<(Identity, OwnedFd), Error> {
         let tree = self.tree()?;
         let range = uids::claim().map_err(|e| Error::internal("no host ids for the session").cause(e))?;
         let uploads = MemoryFiles::of(&spec.limits).charge() + spec.files_in_memory;
