@@ -14,12 +14,7 @@ use super::{
     plan::{self, Plan, Reply},
     uids,
 };
-use crate::sandbox::{
-    Preflight, Problem,
-    cgroup::{CgroupTree, Layout},
-    landlock,
-    memory_files::MemoryFiles,
-};
+use crate::sandbox::{Preflight, Problem, cgroup::Layout, landlock, memory_files::MemoryFiles};
 
 impl Inner {
     pub(super) fn preflight(&self) -> Preflight {
@@ -87,19 +82,17 @@ impl Inner {
         tree.sweep(REHEARSAL);
         let name = format!("{REHEARSAL}{}", SessionId::new());
         let etc = tempfile_dir(&self.settings.scratch).map_err(|e| format!("no scratch directory: {e}"))?;
-        let result = self.rehearse_in(tree, &etc, &name);
+        let result = self.rehearse_as(&name, &etc);
         let _ = fs::remove_dir_all(&etc);
         result.and(tree.remove(&name).map_err(|e| e.to_string()))?;
         *rehearsed = true;
         Ok(())
     }
 
-    fn rehearse_in(&self, tree: &CgroupTree, etc: &Path, name: &str) -> Result<(), String> {
+    fn rehearse_as(&self, name: &str, etc: &Path) -> Result<(), String> {
         plan::write_etc(etc, "user", "preflight").map_err(|e| format!("/etc of a sandbox: {e}"))?;
         let range = uids::claim().map_err(|e| format!("host ids: {e}"))?;
-        let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
-        let owner = (range.base, range.base);
-        let cgroups = tree.create(name, &LIMITS, 0, owner, Some(&namespace)).map_err(|error| {
+        let cgroups = self.cgroups(name, &LIMITS, 0, &range).map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             format!("{error}{}", cause.unwrap_or_default())
         })?;
@@ -128,16 +121,13 @@ impl Inner {
     }
 }
 
-/// How the names of its cgroups begin: no session's, so nobody takes them for one that was left.
+/// How the names of its cgroups and of its directory begin: no session's, so nobody takes them for one that was left.
 const REHEARSAL: &str = "preflight-";
 /// Of the rehearsal: enough for what a sandbox does to itself.
 const LIMITS: Limits = Limits { cpu_millis: 500, memory_bytes: 64 << 20, disk_bytes: 0, pids: 32 };
 
-/// How the rehearsal's directories are called.
-const SCRATCH: &str = "preflight-";
-
 fn tempfile_dir(parent: &Path) -> io::Result<PathBuf> {
-    let dir = parent.join(format!("{SCRATCH}{}", SessionId::new()));
+    let dir = parent.join(format!("{REHEARSAL}{}", SessionId::new()));
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
     Ok(dir)
 }
@@ -146,10 +136,9 @@ fn tempfile_dir(parent: &Path) -> io::Result<PathBuf> {
 pub fn sweep_scratch(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        let ours = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.strip_prefix(SCRATCH).is_some_and(|id| id.parse::<SessionId>().is_ok()));
+        let ours = entry.file_name().to_str().is_some_and(|name| {
+            name.strip_prefix(REHEARSAL).is_some_and(|id| id.parse::<SessionId>().is_ok())
+        });
         if ours && let Err(error) = fs::remove_dir_all(entry.path()) {
             tracing::warn!(%error, path = %entry.path().display(), "a scratch directory stays");
         }

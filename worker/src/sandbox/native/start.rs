@@ -13,7 +13,7 @@ use std::{
 use berth_proto::{
     Code, Error, Reason,
     agent_config::{self, AgentConfig},
-    domain::Backend,
+    domain::{Backend, Limits},
 };
 
 use super::{
@@ -41,10 +41,7 @@ impl Inner {
         let tree = self.tree()?;
         let range = uids::claim().map_err(|e| Error::internal("no host ids for the session").cause(e))?;
         let uploads = MemoryFiles::of(&spec.limits).charge() + spec.files_in_memory;
-        let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
-        let owner = (range.base, range.base);
-        let cgroups =
-            tree.create(&spec.session.to_string(), &spec.charged(), uploads, owner, Some(&namespace))?;
+        let cgroups = self.cgroups(&spec.session.to_string(), &spec.charged(), uploads, &range)?;
         let started = self.launch(spec, &range, &cgroups);
         if started.is_err() {
             // Whatever got as far as its cgroup dies with it.
@@ -53,6 +50,18 @@ impl Inner {
             }
         }
         started
+    }
+
+    /// Cgroups of this name that belong to the range, with their namespace where one has to be made before.
+    pub(super) fn cgroups(
+        &self,
+        name: &str,
+        limits: &Limits,
+        uploads: u64,
+        range: &UidRange,
+    ) -> Result<SessionCgroups, Error> {
+        let namespace = |dir: &Path, v1: &[PathBuf]| self.launcher.cgroup_namespace(range.base, dir, v1);
+        self.tree()?.create(name, limits, uploads, (range.base, range.base), Some(&namespace))
     }
 
     fn launch(
